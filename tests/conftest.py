@@ -1,0 +1,3 @@
+"""Loads the fixtures; each subject has its plug-in."""
+
+pytest_plugins = ["tests.fix_db"]

@@ -1,0 +1,92 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trustfabric.drivers.console_lines import CUT, LINE_CAP, LineRing, clean
+
+
+def test_lines_end_with_a_line_feed_wherever_the_bytes_are_cut() -> None:
+    ring = LineRing(10)
+
+    for piece in (b"GUE", b"ST-UP\r", b"\ntick 1\r\nti"):
+        ring.feed(piece)
+
+    assert ring.tail(10) == ("GUEST-UP", "tick 1", "ti")
+    assert ring.count == 2
+
+
+def test_the_tail_is_the_newest_lines() -> None:
+    ring = LineRing(3)
+    ring.feed(b"1\n2\n3\n4\n5\n")
+
+    assert ring.tail(2) == ("4", "5")
+    assert ring.tail(99) == ("3", "4", "5")
+    assert ring.tail(0) == ()
+
+
+def test_a_reader_gets_what_came_since() -> None:
+    ring = LineRing(3)
+    ring.feed(b"1\n2\n")
+    _, position = ring.since(0)
+    ring.feed(b"3\n")
+
+    assert ring.since(position) == (("3",), 3)
+    assert ring.since(3) == ((), 3)
+
+
+def test_a_slow_reader_misses_the_oldest_and_nothing_else() -> None:
+    ring = LineRing(2)
+    ring.feed(b"1\n2\n3\n4\n")
+
+    assert ring.since(0) == (("3", "4"), 4)
+
+
+def test_an_endless_line_is_cut() -> None:
+    ring = LineRing(2)
+
+    for _ in range(100):
+        ring.feed(b"x" * 1000)
+    ring.feed(b"\nnext\n")
+
+    assert ring.tail(2) == ("x" * LINE_CAP + CUT, "next")
+
+
+def test_the_end_makes_the_begun_line_whole() -> None:
+    ring = LineRing(2)
+    ring.feed(b"no newline at end")
+
+    ring.end()
+    ring.end()
+
+    assert ring.since(0) == (("no newline at end",), 1)
+
+
+def test_bytes_that_are_no_text_are_shown_as_hex() -> None:
+    assert clean(b"bad:\xff\xfe\x80") == "bad:\\xff\\xfe\\x80"
+
+
+def test_a_line_cannot_drive_a_terminal() -> None:
+    line = (
+        b"a\x1b[31mred\x1b[0m\x1b]52;c;ZXZpbA==\x07b\x1b[2J\x1b[1;1Hc\rd\x00"
+        b"\x1b]8;;http://x\x1b\\e\x1bcf"
+    )
+
+    assert clean(line) == "aredbcdef"
+
+
+def test_a_line_cannot_reorder_its_text() -> None:
+    assert clean("a\u202eb\u2066c".encode()) == "abc"
+
+
+@given(st.lists(st.binary(max_size=6000), max_size=8), st.integers(1, 5))
+def test_any_bytes_stay_within_bounds(pieces: list[bytes], capacity: int) -> None:
+    ring = LineRing(capacity)
+
+    for piece in pieces:
+        ring.feed(piece)
+    ring.end()
+
+    tail = ring.tail(100)
+    assert len(tail) <= capacity
+    for line in tail:
+        assert len(line) <= 4 * LINE_CAP + len(CUT)
+        assert not any(ord(char) < 0x20 and char != "\t" for char in line)

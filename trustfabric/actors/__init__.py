@@ -1,0 +1,1 @@
+"""Our processes: each owns one lifetime and decides with `domain`, stores with `db`."""

@@ -1,0 +1,310 @@
+"""Attestation: challenges instances, has their evidence judged, tells trust.
+
+One appraisal per instance at a time. A challenge is consumed in the transaction
+that records its verdict; silence is `unknown`, never a failure and never trust.
+Whatever is lost here on a crash is found again by the scheduler, which asks the
+database who lacks evidence.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Protocol
+
+import structlog
+
+from trustfabric.actors.trust import ApplyChange, TrustRegistry
+from trustfabric.db import attestations, vms
+from trustfabric.db.session import Database
+from trustfabric.domain.attestation.appraisal import Expected, unreachable, verify
+from trustfabric.domain.attestation.binding import expected_of
+from trustfabric.domain.attestation.model import Appraisal, Challenge
+from trustfabric.domain.attestation.policy import AppraisalPolicy
+from trustfabric.domain.attestation.provenance import Exchange, digest, provenance
+from trustfabric.domain.evidence.anchors import Anchors
+from trustfabric.domain.evidence.model import EvidenceKind
+from trustfabric.domain.ids import InstanceId
+from trustfabric.domain.trust import AttestationStatus, Change, Lifecycle, Signal
+from trustfabric.domain.vms import PowerState
+from trustfabric.errors import ConflictError, FabricError, UnavailableError
+from trustfabric.supervision import Actor, Address, Notice, Request
+
+log = structlog.get_logger(__name__)
+
+ASK_S = 10.0
+CHALLENGE_TTL = timedelta(seconds=90)
+AT_ONCE = 32
+"""Appraisals in flight; the rest waits here, one entry per instance."""
+
+_SIGNALS: Mapping[AttestationStatus, Signal] = {
+    AttestationStatus.TRUSTED: Signal.TRUSTED_VERDICT,
+    AttestationStatus.UNTRUSTED: Signal.UNTRUSTED_VERDICT,
+    AttestationStatus.UNKNOWN: Signal.UNKNOWN_VERDICT,
+}
+
+
+class EvidenceSource(Protocol):
+    """Where an instance's evidence comes from."""
+
+    async def collect(self, name: str, extra_data: bytes) -> bytes:
+        """Answer a challenge. UnavailableError where nothing answers."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How evidence is asked for and judged."""
+
+    policy: AppraisalPolicy
+    anchors: Anchors
+    max_age: timedelta
+    timeout_s: float
+    attempts: int
+    """Re-attestations after a run that may come to nothing before it is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attest(Notice["Attestation"]):
+    """Challenge an instance now."""
+
+    instance_id: InstanceId
+    purpose: str
+    """`boot`, `scheduled`, `manual`, `post-run` or `release`."""
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight(Request["Attestation", frozenset[InstanceId]]):
+    """Which instances are being appraised, or wait for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Done(Notice["Attestation"]):
+    instance_id: InstanceId
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Evidence:
+    challenge: Challenge
+    issued: attestations.IssuedChallenge
+    raw: bytes | None
+    appraisal: Appraisal
+
+
+class Attestation(Actor):
+    def __init__(
+        self,
+        database: Database,
+        trust: Address[TrustRegistry],
+        sources: Mapping[str, EvidenceSource],
+        settings: Settings,
+        executor: Executor,
+        entropy: Callable[[int], bytes],
+    ) -> None:
+        super().__init__()
+        self._database = database
+        self._trust = trust
+        self._sources = sources
+        self._settings = settings
+        self._executor = executor
+        self._entropy = entropy
+        self._in_flight: set[InstanceId] = set()
+        self._waiting: dict[InstanceId, str] = {}
+
+    async def handle(
+        self, message: Attest | InFlight | _Done
+    ) -> frozenset[InstanceId] | None:
+        match message:
+            case Attest(instance_id, purpose):
+                # The newest reason wins; a challenge in flight is not repeated
+                # beside itself but after itself: the boot may have changed.
+                self._waiting[instance_id] = purpose
+            case InFlight():
+                return frozenset({*self._in_flight, *self._waiting})
+            case _Done(instance_id, error):
+                self._in_flight.discard(instance_id)
+                if error is not None:
+                    self._failed(instance_id, error)
+        self._start_waiting()
+        return None
+
+    def _start_waiting(self) -> None:
+        for instance_id in list(self._waiting):
+            if len(self._in_flight) >= AT_ONCE:
+                return
+            if instance_id not in self._in_flight:
+                purpose = self._waiting.pop(instance_id)
+                self._in_flight.add(instance_id)
+                self.run(
+                    self._attest(instance_id, purpose), partial(_done, instance_id)
+                )
+
+    def _failed(self, instance_id: InstanceId, error: BaseException) -> None:
+        if not isinstance(error, FabricError):
+            raise error
+        # Its challenge stays unanswered; the scheduler finds who lacks evidence.
+        log.warning("attestation.failed", instance_id=instance_id, error=str(error))
+
+    async def _attest(self, instance_id: InstanceId, purpose: str) -> None:
+        async with self._database.reading() as conn:
+            instance = await vms.get_instance(conn, None, instance_id)
+            keys = await attestations.list_keys(conn, instance_id)
+        if instance is None or instance.terminated_at is not None:
+            return
+        if instance.power_state is not PowerState.RUNNING and purpose != "post-run":
+            return
+        challenge, issued = await self._issue(instance, purpose)
+        raw = await self._collect(instance, challenge)
+        now = self.now()
+        policy = self._settings.policy
+        if raw is None:
+            appraisal = unreachable(challenge.kind, policy=policy, now=now)
+        else:
+            appraisal = await asyncio.get_running_loop().run_in_executor(
+                self._executor,
+                partial(
+                    verify,
+                    challenge.kind,
+                    raw,
+                    keys=keys,
+                    expected=Expected(binding=expected_of(challenge)),
+                    policy=policy,
+                    now=now,
+                    anchors=self._settings.anchors,
+                ),
+            )
+        await self._record(
+            instance, purpose, _Evidence(challenge, issued, raw, appraisal)
+        )
+
+    async def _issue(
+        self, instance: vms.Instance, purpose: str
+    ) -> tuple[Challenge, attestations.IssuedChallenge]:
+        now = self.now()
+        challenge = Challenge(
+            kind=_kind_of(instance),
+            instance_id=instance.name,
+            boot_id=str(instance.boot_id),
+            nonce=self._entropy(32),
+            issued_at=now,
+            expires_at=now + CHALLENGE_TTL,
+        )
+        async with self._database.writing() as conn:
+            issued = await attestations.issue_challenge(
+                conn,
+                instance_id=instance.id,
+                kind=challenge.kind,
+                purpose=purpose,
+                boot_id=instance.boot_id,
+                nonce_digest=hashlib.sha256(challenge.nonce).digest(),
+                issued_at=challenge.issued_at,
+                expires_at=challenge.expires_at,
+            )
+        return challenge, issued
+
+    async def _collect(
+        self, instance: vms.Instance, challenge: Challenge
+    ) -> bytes | None:
+        source = self._sources.get(str(instance.attestation.get("source", "agent")))
+        if source is None:
+            return None
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                return await source.collect(instance.name, expected_of(challenge))
+        except (UnavailableError, TimeoutError) as error:
+            log.info(
+                "attestation.unreachable", instance_id=instance.id, error=str(error)
+            )
+            return None
+
+    async def _record(
+        self, instance: vms.Instance, purpose: str, evidence: _Evidence
+    ) -> None:
+        appraisal, challenge = evidence.appraisal, evidence.challenge
+        deadline = None
+        if appraisal.accepted:
+            deadline = appraisal.fresh_until(challenge.issued_at, self._max_age())
+        exchange = Exchange(
+            challenge_id=evidence.issued.id,
+            issued_at=challenge.issued_at,
+            received_at=appraisal.verified_at,
+            evidence_bytes=len(evidence.raw or b""),
+            deadline=deadline,
+        )
+        document = provenance(appraisal, exchange)
+        verdict = attestations.RecordVerdict(
+            challenge=evidence.issued,
+            kind=appraisal.kind,
+            status=appraisal.status,
+            code=appraisal.code,
+            evidence=evidence.raw,
+            claims=appraisal.claims,
+            signer=appraisal.endorsements,
+            nonce_digest=hashlib.sha256(challenge.nonce).digest(),
+            deadline=deadline,
+            notes=appraisal.notes(),
+            remedies=[appraisal.consequence.remedy] if not appraisal.accepted else [],
+            now=appraisal.verified_at,
+        )
+        try:
+            applied = await self._trust.ask(
+                ApplyChange(
+                    instance_id=instance.id,
+                    change=Change(
+                        signal=_SIGNALS[appraisal.status],
+                        actor="actor:attestation",
+                        reason=appraisal.reason,
+                        deadline=deadline,
+                        provenance_ref=f"attestation:{appraisal.kind}:{evidence.issued.attestation_id}",
+                        provenance=document,
+                        attestation_id=evidence.issued.attestation_id,
+                        challenge_issued_at=challenge.issued_at,
+                        metadata={"purpose": purpose, "digest": digest(document)},
+                    ),
+                    companions=(verdict,),
+                ),
+                within_s=ASK_S,
+            )
+        except ConflictError as error:
+            # A new boot came between question and answer: ask it instead.
+            log.info("attestation.late", instance_id=instance.id, error=str(error))
+            self.address.tell(Attest(instance.id, purpose))
+            return
+        if appraisal.status is AttestationStatus.UNKNOWN and (
+            applied.after.lifecycle is Lifecycle.REMEDIATING
+        ):
+            await self._give_up_after_retries(instance.id)
+
+    async def _give_up_after_retries(self, instance_id: InstanceId) -> None:
+        async with self._database.reading() as conn:
+            count = await attestations.count_unknown_since_run(conn, instance_id)
+        if count < self._settings.attempts:
+            return
+        await self._trust.ask(
+            ApplyChange(
+                instance_id=instance_id,
+                change=Change(
+                    signal=Signal.UNVERIFIED,
+                    actor="actor:attestation",
+                    reason=f"no verdict in {count} re-attestations after the run",
+                ),
+            ),
+            within_s=ASK_S,
+        )
+
+    def _max_age(self) -> timedelta:
+        return min(
+            self._settings.max_age, timedelta(seconds=self._settings.policy.max_age_s)
+        )
+
+
+def _kind_of(instance: vms.Instance) -> EvidenceKind:
+    return EvidenceKind(str(instance.attestation.get("kind", "tpm")))
+
+
+def _done(instance_id: InstanceId, result: object) -> _Done:
+    return _Done(instance_id, result if isinstance(result, BaseException) else None)

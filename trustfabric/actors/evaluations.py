@@ -1,0 +1,101 @@
+"""The scheduler: what is due by the clock is found in the database and started.
+
+Each tick writes the decays that are due and has the instances challenged whose
+evidence runs out. A tick that is lost costs its time, nothing else: the deadlines
+are stored, and every reader compares them with the clock itself.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+
+from trustfabric.actors.attestation import Attest, Attestation
+from trustfabric.actors.trust import ApplyChange, TrustRegistry
+from trustfabric.db import attestations, trust
+from trustfabric.db.session import Database
+from trustfabric.domain.ids import InstanceId
+from trustfabric.domain.trust import Change, Signal
+from trustfabric.errors import FabricError
+from trustfabric.supervision import Actor, Address, Notice
+
+log = structlog.get_logger(__name__)
+
+ASK_S = 10.0
+BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """When things are due."""
+
+    tick_s: float
+    ahead: timedelta
+    """How long before its deadline evidence is asked for anew."""
+    quiet: timedelta
+    """How long a challenged instance is left alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tick(Notice["Scheduler"]):
+    pass
+
+
+class Scheduler(Actor):
+    def __init__(
+        self,
+        database: Database,
+        trust_registry: Address[TrustRegistry],
+        attestation: Address[Attestation],
+        cadence: Cadence,
+        runtime_id: str,
+    ) -> None:
+        super().__init__()
+        self._database = database
+        self._trust = trust_registry
+        self._attestation = attestation
+        self._cadence = cadence
+        self._runtime_id = runtime_id
+
+    async def on_start(self) -> None:
+        self.address.tell(_Tick())
+
+    async def handle(self, message: _Tick) -> None:
+        try:
+            await self._decay()
+            await self._challenge()
+        except FabricError as error:
+            log.warning("scheduler.tick-failed", error=str(error))
+        self.after(self._cadence.tick_s, message)
+
+    async def _decay(self) -> None:
+        async with self._database.reading() as conn:
+            expired = await trust.list_decayed(conn, self.now(), limit=BATCH)
+        for instance_id in expired:
+            await self._expire(instance_id)
+
+    async def _expire(self, instance_id: InstanceId) -> None:
+        await self._trust.ask(
+            ApplyChange(
+                instance_id=instance_id,
+                change=Change(
+                    signal=Signal.EXPIRED,
+                    actor="actor:scheduler",
+                    reason="freshness deadline passed",
+                ),
+            ),
+            within_s=ASK_S,
+        )
+
+    async def _challenge(self) -> None:
+        async with self._database.reading() as conn:
+            due = await attestations.list_due(
+                conn,
+                self._runtime_id,
+                self.now(),
+                ahead=self._cadence.ahead,
+                quiet=self._cadence.quiet,
+                limit=BATCH,
+            )
+        for instance_id, purpose in due:
+            self._attestation.tell(Attest(instance_id, purpose))

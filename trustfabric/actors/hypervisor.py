@@ -1,0 +1,169 @@
+"""The link to one hypervisor: opened, watched, opened again.
+
+It knows what its hypervisor last said of each domain and tells the VM's actor what
+changes. Events are hints; the snapshot taken after every opening and at intervals
+wins. A lost link means that nothing is known, never that something stopped.
+"""
+
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+import structlog
+
+from trustfabric.domain.ports import Provisioner
+from trustfabric.domain.vms import (
+    PowerChange,
+    PowerEvent,
+    PowerState,
+    power_after,
+)
+from trustfabric.errors import FabricError, UnavailableError
+from trustfabric.supervision import Actor, Address, Notice, Request
+
+log = structlog.get_logger(__name__)
+
+RECONCILE_S = 10.0
+RECONNECT_S = (0.05, 5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Watcher:
+    """Who is told of a domain's changes, and with which notices."""
+
+    address: Address[Any]
+    changed: Notice[Any]
+    rebooted: Notice[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PowerOf(Request["Hypervisor", PowerState | None]):
+    """What is known of a domain: None where the hypervisor doesn't know it.
+
+    The watcher is told of its changes from now on. UnavailableError while the link
+    is down.
+    """
+
+    name: str
+    watcher: Watcher
+    afresh: bool = False
+    """Ask the hypervisor itself: for a belief that must not rest on a late event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unwatch(Notice["Hypervisor"]):
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Open(Notice["Hypervisor"]):
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Happened(Notice["Hypervisor"]):
+    event: PowerEvent
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost(Notice["Hypervisor"]):
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Reconcile(Notice["Hypervisor"]):
+    pass
+
+
+Message = PowerOf | Unwatch | _Open | _Happened | _Lost | _Reconcile
+
+
+class Hypervisor(Actor):
+    def __init__(self, provisioner: Provisioner) -> None:
+        super().__init__()
+        self._provisioner = provisioner
+        self._watchers: dict[str, Watcher] = {}
+        self._powers: dict[str, PowerState] | None = None
+
+    async def on_start(self) -> None:
+        await self._open(0)
+
+    async def on_stop(self) -> None:
+        await self._provisioner.close()
+
+    async def handle(self, message: Message) -> PowerState | None:
+        match message:
+            case PowerOf():
+                return await self._power_of(message)
+            case Unwatch(name):
+                self._watchers.pop(name, None)
+            case _Open(attempt):
+                await self._open(attempt)
+            case _Happened(event):
+                self._happened(event)
+            case _Lost(reason):
+                log.warning("hypervisor.lost", reason=reason)
+                self._powers = None
+                self._tell_all()
+                await self._open(0)
+            case _Reconcile():
+                await self._reconcile()
+                self.after(RECONCILE_S, _Reconcile())
+            case _:
+                assert_never(message)
+        return None
+
+    async def _power_of(self, message: PowerOf) -> PowerState | None:
+        self._watchers[message.name] = message.watcher
+        if message.afresh:
+            await self._reconcile()
+        if self._powers is None:
+            raise UnavailableError(f"{self._provisioner.endpoint}: the link is down")
+        return self._powers.get(message.name)
+
+    async def _open(self, attempt: int) -> None:
+        me = self.address
+        try:
+            await self._provisioner.open(
+                lambda event: _told(me.tell(_Happened(event))),
+                lambda reason: _told(me.tell(_Lost(reason))),
+            )
+        except FabricError as error:
+            log.warning("hypervisor.unreachable", error=str(error), attempt=attempt)
+            low, high = RECONNECT_S
+            self.after(min(high, low * 2**attempt), _Open(min(attempt + 1, 16)))
+            return
+        await self._reconcile()
+        self.after(RECONCILE_S, _Reconcile())
+
+    async def _reconcile(self) -> None:
+        try:
+            seen = dict(await self._provisioner.observe())
+        except UnavailableError as error:
+            log.warning("hypervisor.unobserved", error=str(error))
+            return
+        before, self._powers = self._powers, seen
+        for name, watcher in self._watchers.items():
+            if before is None or before.get(name) is not seen.get(name):
+                watcher.address.tell(watcher.changed)
+
+    def _happened(self, event: PowerEvent) -> None:
+        if self._powers is None:
+            return
+        before = self._powers.get(event.name, PowerState.DEFINED)
+        after = power_after(before, event.change)
+        if after is PowerState.VANISHED:
+            self._powers.pop(event.name, None)
+        else:
+            self._powers[event.name] = after
+        watcher = self._watchers.get(event.name)
+        if watcher is not None:
+            rebooted = event.change is PowerChange.REBOOTED
+            watcher.address.tell(watcher.rebooted if rebooted else watcher.changed)
+
+    def _tell_all(self) -> None:
+        for watcher in self._watchers.values():
+            watcher.address.tell(watcher.changed)
+
+
+def _told(_: object) -> None:
+    """Drop whether a notice was delivered: a dead letter is counted where it dies."""

@@ -1,0 +1,334 @@
+"""The streams: committed rows, read in order and handed to everyone who follows.
+
+The Listener hears NOTIFY and reads on from where the Broadcaster stands; the
+Broadcaster hands each event to its followers and remembers the position. So a
+Listener that dies, a lost connection or a lost notification costs a little time
+and never an event; what followers missed for other reasons they read themselves.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol, assert_never
+
+import structlog
+
+from trustfabric.db.listen import (
+    Wakeups,
+    advance_position,
+    read_horizon,
+    read_position,
+)
+from trustfabric.db.session import Connection, Database
+from trustfabric.domain.events import Position, RemediationEvent, TrustEvent
+from trustfabric.errors import FabricError, UnavailableError
+from trustfabric.supervision import Actor, Address, Notice, Request
+
+log = structlog.get_logger(__name__)
+
+Event = TrustEvent | RemediationEvent
+
+POLL_S = 2.0
+"""Notifications are hints; this is how late a lost one is found."""
+
+HORIZON_S = 0.02
+"""Wait before looking again when a heard row is still above the snapshot horizon."""
+
+BATCH = 1000
+RECONNECT_S = (0.05, 5.0)
+ASK_S = 5.0
+
+
+class Stream(StrEnum):
+    """What can be followed."""
+
+    TRUST = "trust"
+    REMEDIATION = "remediation"
+
+
+class Follower(Protocol):
+    """Someone who wants a stream's events."""
+
+    @property
+    def stream(self) -> Stream:
+        """Which stream."""
+        ...
+
+    def offer(self, events: Sequence[Event]) -> bool:
+        """Take the events, without waiting; False: forget this follower."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ActorFollower:
+    """Hands events to an actor as one notice; equal ones count once."""
+
+    stream: Stream
+    address: Address[Any]
+    wrap: Callable[[tuple[Event, ...]], Notice[Any]]
+
+    def offer(self, events: Sequence[Event]) -> bool:
+        self.address.tell(self.wrap(tuple(events)))
+        return True
+
+
+class Subscription:
+    """A bounded buffer between the Broadcaster and one slow reader.
+
+    Past its bound it keeps nothing more and says so: the reader goes back to the
+    database, where everything is.
+    """
+
+    __slots__ = ("_accepts", "_buffer", "_capacity", "_ready", "closed", "lagged", "stream")
+
+    def __init__(
+        self, stream: Stream, accepts: Callable[[Event], bool], capacity: int
+    ) -> None:
+        self.stream = stream
+        self.lagged = False
+        self.closed = False
+        self._accepts = accepts
+        self._capacity = capacity
+        self._buffer: deque[Event] = deque()
+        self._ready = asyncio.Event()
+
+    def offer(self, events: Sequence[Event]) -> bool:
+        if self.closed:
+            return False
+        if not self.lagged:
+            self._buffer.extend(event for event in events if self._accepts(event))
+            if len(self._buffer) > self._capacity:
+                self._buffer.clear()
+                self.lagged = True
+        if self._buffer or self.lagged:
+            self._ready.set()
+        return True
+
+    async def wait(self) -> None:
+        """Return when there is something to `take`, or it lagged or closed."""
+        await self._ready.wait()
+
+    def take(self) -> list[Event]:
+        """Return what has come, and forget that it lagged."""
+        events = list(self._buffer)
+        self._buffer.clear()
+        self.lagged = False
+        self._ready.clear()
+        return events
+
+    def close(self) -> None:
+        """Let the reader go and take nothing more."""
+        self.closed = True
+        self._buffer.clear()
+        self._ready.set()
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Where a stream's events come from."""
+
+    stream: Stream
+    channel: str
+    read: Callable[[Connection, Position, int], Awaitable[Sequence[Event]]]
+    """Events after a position, in order, at most so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Follow(Request["Broadcaster", Position]):
+    """Follow a stream; the answer is where it stands: later events are offered.
+
+    Repeating it is harmless, and finds out whether something was missed.
+    """
+
+    follower: Follower
+
+
+@dataclass(frozen=True, slots=True)
+class Unfollow(Notice["Broadcaster"]):
+    follower: Follower
+
+
+@dataclass(frozen=True, slots=True)
+class Head(Request["Broadcaster", Position]):
+    """Where a stream stands."""
+
+    stream: Stream
+
+
+@dataclass(frozen=True, slots=True)
+class Publish(Request["Broadcaster", None]):
+    """Hand events on; what was handed on before is left out."""
+
+    stream: Stream
+    events: Sequence[Event]
+
+
+class Broadcaster(Actor):
+    def __init__(self, database: Database, feeds: Sequence[Feed], name: str) -> None:
+        super().__init__()
+        self._database = database
+        self._streams = tuple(feed.stream for feed in feeds)
+        self._name = name
+        self._heads: dict[Stream, Position] = {}
+        self._followers: dict[Stream, dict[Follower, None]] = {
+            stream: {} for stream in self._streams
+        }
+
+    async def on_start(self) -> None:
+        async with self._database.reading() as conn:
+            for stream in self._streams:
+                known = await read_position(conn, position_name(self._name, stream))
+                self._heads[stream] = known or await read_horizon(conn)
+
+    async def on_stop(self) -> None:
+        for followers in self._followers.values():
+            for follower in followers:
+                if isinstance(follower, Subscription):
+                    follower.close()
+
+    async def handle(
+        self, message: Follow | Unfollow | Head | Publish
+    ) -> Position | None:
+        match message:
+            case Follow(follower):
+                self._followers[follower.stream][follower] = None
+                return self._heads[follower.stream]
+            case Unfollow(follower):
+                self._followers[follower.stream].pop(follower, None)
+                return None
+            case Head(stream):
+                return self._heads[stream]
+            case Publish(stream, events):
+                self._publish(stream, events)
+                return None
+            case _:
+                assert_never(message)
+
+    def _publish(self, stream: Stream, events: Sequence[Event]) -> None:
+        fresh = [event for event in events if event.position > self._heads[stream]]
+        if not fresh:
+            return
+        self._heads[stream] = fresh[-1].position
+        followers = self._followers[stream]
+        gone = [follower for follower in followers if not follower.offer(fresh)]
+        for follower in gone:
+            del followers[follower]
+
+
+@dataclass(frozen=True, slots=True)
+class _Connect(Notice["Listener"]):
+    attempt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Woken(Notice["Listener"]):
+    heard: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost(Notice["Listener"]):
+    error: BaseException
+
+
+class Listener(Actor):
+    """Hears that rows were committed, and reads them for the Broadcaster."""
+
+    def __init__(
+        self,
+        database: Database,
+        broadcaster: Address[Broadcaster],
+        feeds: Sequence[Feed],
+        name: str,
+        open_wakeups: Callable[[Sequence[str]], Awaitable[Wakeups]],
+    ) -> None:
+        super().__init__()
+        self._database = database
+        self._open_wakeups = open_wakeups
+        self._broadcaster = broadcaster
+        self._feeds = tuple(feeds)
+        self._name = name
+        self._wakeups: Wakeups | None = None
+
+    async def on_start(self) -> None:
+        self.address.tell(_Connect())
+
+    async def on_stop(self) -> None:
+        if self._wakeups is not None:
+            await self._wakeups.close()
+
+    async def handle(self, message: _Connect | _Woken | _Lost) -> None:
+        match message:
+            case _Connect(attempt):
+                await self._connect(attempt)
+            case _Woken(heard):
+                await self._read_on(heard)
+            case _Lost(error):
+                log.warning("listener.lost", error=str(error))
+                await self._drop()
+                self.address.tell(_Connect())
+            case _:
+                assert_never(message)
+
+    async def _connect(self, attempt: int) -> None:
+        try:
+            # LISTEN first, then look: what commits in between is heard.
+            self._wakeups = await self._open_wakeups(
+                tuple(feed.channel for feed in self._feeds)
+            )
+        except UnavailableError as error:
+            log.warning("listener.unreachable", error=str(error), attempt=attempt)
+            low, high = RECONNECT_S
+            self.after(min(high, low * 2**attempt), _Connect(min(attempt + 1, 16)))
+            return
+        await self._read_on(frozenset())
+
+    async def _read_on(self, heard: frozenset[str]) -> None:
+        try:
+            counts = [await self._drain(feed) for feed in self._feeds]
+        except FabricError as error:
+            self.address.tell(_Lost(error))
+            return
+        late = bool(heard) and not any(counts)
+        self._wait(HORIZON_S if late else POLL_S)
+
+    async def _drain(self, feed: Feed) -> int:
+        """Publish all that is new; return how many events that were."""
+        count = 0
+        while True:
+            head = await self._broadcaster.ask(Head(feed.stream), within_s=ASK_S)
+            async with self._database.reading() as conn:
+                events = await feed.read(conn, head, BATCH)
+            if not events:
+                return count
+            count += len(events)
+            await self._broadcaster.ask(
+                Publish(feed.stream, events), within_s=ASK_S
+            )
+            async with self._database.writing() as conn:
+                await advance_position(
+                    conn, position_name(self._name, feed.stream), events[-1].position
+                )
+
+    def _wait(self, timeout_s: float) -> None:
+        if self._wakeups is None:
+            self.address.tell(_Connect())
+            return
+        self.run(self._wakeups.wait(timeout_s), _woken)
+
+    async def _drop(self) -> None:
+        if self._wakeups is not None:
+            await self._wakeups.close()
+            self._wakeups = None
+
+
+def _woken(result: frozenset[str] | BaseException) -> _Woken | _Lost:
+    if isinstance(result, BaseException):
+        return _Lost(result)
+    return _Woken(result)
+
+
+def position_name(runtime: str, stream: Stream) -> str:
+    """Return the key of a runtime's durable position in a stream."""
+    return f"{runtime}/{stream}"

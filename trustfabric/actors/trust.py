@@ -1,0 +1,195 @@
+"""The trust registry actor: the one writer of trust in this process.
+
+While a transaction is in flight, changes queue in the mailbox; the next one takes
+them all. Nobody is answered before the commit. Across processes the row locks and
+the version column decide, not this actor.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import assert_never
+
+import structlog
+
+from trustfabric.db import trust
+from trustfabric.db.session import Connection, Database, savepoint
+from trustfabric.domain.ids import InstanceId, OwnerId
+from trustfabric.domain.trust import Change, Facts, Snapshot, Wish, advance, order
+from trustfabric.errors import (
+    ConflictError,
+    FabricError,
+    NotFoundError,
+    VersionConflictError,
+    VersionRequiredError,
+)
+from trustfabric.supervision import Actor, Request
+
+log = structlog.get_logger(__name__)
+
+BATCH = 1000
+"""Changes in one transaction at most; the rest waits for the next (postgres.md §2b)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """A committed change; `before` and `after` are the same where nothing moved."""
+
+    before: Snapshot
+    after: Snapshot
+    written: tuple[int | None, ...] = ()
+    """What each companion returned."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplyChange(Request["TrustRegistry", Applied]):
+    """Change one instance's trust, with whatever must be one commit with it."""
+
+    instance_id: InstanceId
+    change: Change | Wish
+    owner_id: OwnerId | None = None
+    """Narrow to this owner's instances; None: the caller may see all."""
+    expected_version: int | None = None
+    requires_version: bool = False
+    """Refuse when no expected_version is given: people must say what they saw."""
+    companions: tuple[trust.Companion, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenInstance(Request["TrustRegistry", InstanceId]):
+    """Make an instance and its registry row in one commit; answered with its id."""
+
+    insert: trust.InstanceInsert
+    actor: str
+
+
+Message = ApplyChange | OpenInstance
+Outcome = Applied | FabricError
+
+
+class TrustRegistry(Actor):
+    def __init__(self, database: Database) -> None:
+        super().__init__()
+        self._database = database
+
+    async def handle(self, message: Message) -> Applied | InstanceId:
+        match message:
+            case ApplyChange():
+                return await self._apply(message)
+            case OpenInstance():
+                return await self._open(message)
+            case _:
+                assert_never(message)
+
+    async def _open(self, message: OpenInstance) -> InstanceId:
+        async with self._database.writing() as conn:
+            instance_id = await message.insert.write(conn)
+            await trust.open_row(conn, instance_id, message.actor, self.now())
+        return instance_id
+
+    async def _apply(self, first: ApplyChange) -> Applied:
+        queued = self.take(ApplyChange, BATCH - 1)
+        outcomes = await self._commit_all([first, *(item.message for item in queued)])
+        for item, outcome in zip(queued, outcomes[1:], strict=True):
+            if isinstance(outcome, FabricError):
+                item.refuse(outcome)
+            else:
+                item.answer(outcome)
+        if isinstance(outcomes[0], FabricError):
+            raise outcomes[0]
+        return outcomes[0]
+
+    async def _commit_all(self, orders: Sequence[ApplyChange]) -> list[Outcome]:
+        """Commit in rounds, one change per instance in each, in arrival order."""
+        outcomes: dict[int, Outcome] = {}
+        waiting = list(range(len(orders)))
+        while waiting:
+            taken: dict[InstanceId, int] = {}
+            for at in waiting:
+                taken.setdefault(orders[at].instance_id, at)
+            indices = list(taken.values())
+            round_ = await self._commit_or_part([orders[at] for at in indices])
+            outcomes.update(zip(indices, round_, strict=True))
+            waiting = [at for at in waiting if at not in outcomes]
+        return [outcomes[at] for at in range(len(orders))]
+
+    async def _commit_or_part(self, orders: Sequence[ApplyChange]) -> list[Outcome]:
+        """Commit together; where one row spoils the statement, each on its own."""
+        try:
+            # A commit must not be cut off half-way by a cancelled handler: whether
+            # it happened would be unknown.
+            return await asyncio.shield(self._commit(orders, self.now()))
+        except FabricError as error:
+            if len(orders) == 1 or not isinstance(error, ConflictError):
+                return [error] * len(orders)
+        return [(await self._commit_or_part([one]))[0] for one in orders]
+
+    async def _commit(
+        self, orders: Sequence[ApplyChange], now: datetime
+    ) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        moves: list[trust.Transition] = []
+        async with self._database.writing() as conn:
+            rows = await trust.lock(conn, [one.instance_id for one in orders])
+            for one in orders:
+                try:
+                    applied, change = await _decide(conn, one, rows, now)
+                except FabricError as error:
+                    outcomes.append(error)
+                    continue
+                outcomes.append(applied)
+                if applied.after is not applied.before:
+                    moves.append(
+                        trust.Transition(applied.before, applied.after, change)
+                    )
+            if moves and len(await trust.save(conn, moves)) != len(moves):
+                raise ConflictError("the registry was written past its lock")
+        for move in moves:
+            log.info(
+                "trust.changed",
+                instance_id=move.after.instance_id,
+                signal=move.change.signal,
+                lifecycle=move.after.lifecycle,
+                status=move.after.attestation_status,
+                version=move.after.version,
+            )
+        return outcomes
+
+
+async def _decide(
+    conn: Connection,
+    message: ApplyChange,
+    rows: dict[InstanceId, tuple[Snapshot, Facts]],
+    now: datetime,
+) -> tuple[Applied, Change]:
+    found = rows.get(message.instance_id)
+    if found is None or message.owner_id not in (None, found[0].owner_id):
+        raise NotFoundError(f"no instance {message.instance_id}")
+    before, facts = found
+    _check_version(message, before)
+    change = message.change
+    if isinstance(change, Wish):
+        change = order(before, change)
+    after = advance(before, facts, change, now)
+    if not message.companions:
+        return Applied(before=before, after=after), change
+    async with savepoint(conn):
+        written = [await each.write(conn, before) for each in message.companions]
+    return Applied(before=before, after=after, written=tuple(written)), change
+
+
+def _check_version(message: ApplyChange, before: Snapshot) -> None:
+    expected, current = message.expected_version, before.version
+    if expected is None and message.requires_version:
+        raise VersionRequiredError(
+            "expected_version is required: send the version you decided on",
+            expected=None,
+            current=current,
+        )
+    if expected is not None and expected != current:
+        raise VersionConflictError(
+            f"instance {before.instance_id} is at version {current}, not {expected}",
+            expected=expected,
+            current=current,
+        )

@@ -1,0 +1,320 @@
+"""One VM instance: makes its power what is wanted, and tells trust what happened.
+
+The actor holds nothing that the database doesn't: on every restart it reads its row,
+asks the hypervisor what is, and goes on with the next step (domain/power.py). A new
+boot is committed, and trust falls, before the domain is started.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, assert_never
+from uuid import UUID
+
+import structlog
+
+from trustfabric.actors.attestation import Attest, Attestation
+from trustfabric.actors.hypervisor import Hypervisor, PowerOf, Unwatch, Watcher
+from trustfabric.actors.placement import ask_gate
+from trustfabric.actors.trust import ApplyChange, TrustRegistry
+from trustfabric.db import attestations, servers, vms
+from trustfabric.db.session import Database
+from trustfabric.domain.evidence.keys import EnrolledKey
+from trustfabric.domain.ids import InstanceId
+from trustfabric.domain.ports import Provisioner
+from trustfabric.domain.power import Desired, Step, next_step
+from trustfabric.domain.servers import ServerStatus, status_for
+from trustfabric.domain.trust import Change, Signal
+from trustfabric.domain.vms import PowerState, VmSpec, is_structural
+from trustfabric.errors import AlreadyRunningError, FabricError, NotFoundError
+from trustfabric.supervision import Actor, Address, Notice
+
+log = structlog.get_logger(__name__)
+
+ASK_S = 10.0
+GRACE_S = 10.0
+RETRY_S = (0.5, 30.0)
+
+
+class Tpm(Protocol):
+    """The software TPM beside an instance, where its configuration asks for one."""
+
+    async def start(self, name: str) -> None:
+        """Boot it afresh: what was extended is reset, its keys are the same."""
+
+    async def enroll(self, name: str) -> EnrolledKey:
+        """Return its attestation key."""
+        ...
+
+    async def stop(self, name: str) -> None:
+        """Switch it off; fine when it was."""
+
+    async def remove(self, name: str) -> None:
+        """Switch it off and delete its state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """What every VM actor works with."""
+
+    database: Database
+    provisioner: Provisioner
+    hypervisor: Address[Hypervisor]
+    trust: Address[TrustRegistry]
+    attestation: Address[Attestation]
+    tpms: Tpm
+    spec_of: Callable[[vms.Instance], VmSpec]
+    new_boot_id: Callable[[], UUID]
+    gone: Callable[[InstanceId], None]
+    """Called when an instance is removed for good: its actor is to be let go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look(Notice["Vm"]):
+    """Something may have changed: look, and take the next step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rebooted(Notice["Vm"]):
+    """The guest booted again inside its running domain."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Done(Notice["Vm"]):
+    step: Step
+    error: BaseException | None
+
+
+class Vm(Actor):
+    def __init__(self, instance_id: InstanceId, equipment: Equipment) -> None:
+        super().__init__()
+        self._id = instance_id
+        self._use = equipment
+        self._busy: Step | None = None
+        self._look_again = False
+        self._failures = 0
+
+    async def on_start(self) -> None:
+        self.address.tell(Look())
+
+    async def handle(self, message: Look | Rebooted | _Done) -> None:
+        match message:
+            case Look():
+                await self._look()
+            case Rebooted():
+                await self._signal(Signal.BOOTED, "guest rebooted", boots=True)
+                self._use.attestation.tell(Attest(self._id, "boot"))
+            case _Done():
+                self._done(message)
+            case _:
+                assert_never(message)
+
+    async def _look(self) -> None:
+        if self._busy is not None:
+            self._look_again = True
+            return
+        try:
+            instance = await self._read()
+            if instance is None or instance.terminated_at is not None:
+                self._use.gone(self._id)
+                return
+            step = await self._next(instance)
+        except FabricError as error:
+            self._retry(error)
+            return
+        if step is Step.NOTHING:
+            self._failures = 0
+            return
+        self._busy = step
+        self.run(self._take(step, instance), lambda result: _done(step, result))
+
+    async def _read(self) -> vms.Instance | None:
+        async with self._use.database.reading() as conn:
+            return await vms.get_instance(conn, None, self._id)
+
+    async def _next(self, instance: vms.Instance) -> Step:
+        observed = await self._power_of(instance.name)
+        step = self._step(instance, observed)
+        if step is Step.NOTE_CRASH:
+            # The event of our own start may still be on its way.
+            observed = await self._power_of(instance.name, afresh=True)
+            step = self._step(instance, observed)
+        return step
+
+    def _step(self, instance: vms.Instance, observed: PowerState | None) -> Step:
+        return next_step(
+            Desired(instance.desired_state),
+            instance.power_state,
+            observed,
+            volatile=self._use.provisioner.volatile,
+        )
+
+    async def _power_of(self, name: str, *, afresh: bool = False) -> PowerState | None:
+        watcher = Watcher(self.address, Look(), Rebooted())
+        return await self._use.hypervisor.ask(
+            PowerOf(name, watcher, afresh), within_s=ASK_S
+        )
+
+    def _done(self, message: _Done) -> None:
+        self._busy = None
+        error = message.error
+        if isinstance(error, FabricError):
+            self._retry(error)
+        elif error is not None:
+            raise error
+        else:
+            self._look_again = False
+            self.address.tell(Look())
+
+    def _retry(self, error: FabricError) -> None:
+        low, high = RETRY_S
+        delay = min(high, low * 2.0**self._failures) * (1 + 0.2 * self.random.random())
+        self._failures = min(self._failures + 1, 16)
+        log.warning(
+            "vm.retries", instance_id=self._id, error=str(error), after_s=delay
+        )
+        if not is_structural(error):
+            self.after(delay, Look())
+        elif self._look_again:
+            self._look_again = False
+            self.address.tell(Look())
+
+    async def _take(self, step: Step, instance: vms.Instance) -> None:
+        match step:
+            case Step.BOOT:
+                await self._boot(instance)
+            case Step.RELAUNCH:
+                if await self._gate_lets_relaunch(instance):
+                    await self._boot(instance)
+            case Step.NOTE_CRASH:
+                await self._note_crash(instance)
+            case Step.NOTE_RUNNING:
+                await self._note_running(instance)
+            case Step.NOTE_STRANGE_BOOT:
+                await self._signal(Signal.BOOTED, "booted outside", boots=True)
+                await self._note_running(instance)
+            case Step.STOP:
+                await self._stop(instance)
+            case Step.NOTE_STOPPED:
+                await self._note(instance, PowerState.STOPPED, "stopped")
+            case Step.REMOVE:
+                await self._remove(instance)
+            case Step.NOTHING:
+                pass
+            case _:
+                assert_never(step)
+
+    async def _boot(self, instance: vms.Instance) -> None:
+        try:
+            await self._use.provisioner.define(self._use.spec_of(instance))
+            await self._signal(Signal.BOOTED, "new boot", boots=True)
+            if instance.attestation.get("source") == "swtpm":
+                await self._boot_tpm(instance)
+            try:
+                await self._use.provisioner.start(instance.name)
+            except AlreadyRunningError:
+                log.info("vm.ran-already", instance_id=self._id)
+        except FabricError as error:
+            if is_structural(error):
+                await self._note_blocked(instance, error)
+            raise
+        await self._note_running(instance)
+
+    async def _boot_tpm(self, instance: vms.Instance) -> None:
+        await self._use.tpms.start(instance.name)
+        async with self._use.database.reading() as conn:
+            known = await attestations.list_keys(conn, self._id)
+        if not known:
+            # Enrolled once, when the VM is defined; no later boot brings its own.
+            key = await self._use.tpms.enroll(instance.name)
+            async with self._use.database.writing() as conn:
+                await attestations.add_key(conn, self._id, key)
+
+    async def _note_running(self, instance: vms.Instance) -> None:
+        await self._note(instance, PowerState.RUNNING, "started")
+        self._use.attestation.tell(Attest(self._id, "boot"))
+
+    async def _note_crash(self, instance: vms.Instance) -> None:
+        observed = await self._power_of(instance.name)
+        gone = observed is None
+        await self._signal(
+            Signal.VANISHED if gone else Signal.CRASHED,
+            "domain vanished" if gone else "domain crashed",
+        )
+        power = PowerState.VANISHED if gone else PowerState.CRASHED
+        await self._note(instance, power, "vanished" if gone else "crashed")
+
+    async def _gate_lets_relaunch(self, instance: vms.Instance) -> bool:
+        decision = await ask_gate(
+            self._use.database,
+            instance.server_id,
+            self.now(),
+            backend=instance.driver,
+            tier=instance.isolation_tier,
+        )
+        if not decision.allowed:
+            async with self._use.database.writing() as conn:
+                await vms.set_desired(conn, self._id, Desired.STOPPED)
+                await servers.set_status(conn, instance.server_id, decision.status)
+        return decision.allowed
+
+    async def _stop(self, instance: vms.Instance) -> None:
+        async with self._use.database.writing() as conn:
+            await vms.set_power(conn, self._id, PowerState.STOPPING, self.now())
+            await servers.set_status(
+                conn, instance.server_id, ServerStatus.STOPPING
+            )
+        try:
+            await self._use.provisioner.stop(instance.name, grace_s=GRACE_S)
+        except NotFoundError:
+            log.info("vm.was-gone", instance_id=self._id)
+        await self._use.tpms.stop(instance.name)
+        await self._note(instance, PowerState.STOPPED, "stopped")
+
+    async def _remove(self, instance: vms.Instance) -> None:
+        await self._use.provisioner.undefine(instance.name)
+        await self._use.tpms.remove(instance.name)
+        async with self._use.database.writing() as conn:
+            await vms.set_power(
+                conn, self._id, PowerState.STOPPED, self.now(), terminated=True
+            )
+            await vms.log_event(conn, self._id, "torn-down")
+        self._use.hypervisor.tell(Unwatch(instance.name))
+
+    async def _note(
+        self, instance: vms.Instance, power: PowerState, event: str
+    ) -> None:
+        async with self._use.database.writing() as conn:
+            await vms.set_power(conn, self._id, power, self.now())
+            await vms.log_event(conn, self._id, event)
+            status = status_for(power)
+            newest = await vms.list_newest(conn, instance.server_id, limit=1)
+            if status is not None and newest and newest[0].id == self._id:
+                await servers.set_status(conn, instance.server_id, status)
+        log.info(f"vm.{event}", instance_id=self._id, name=instance.name)
+
+    async def _note_blocked(self, instance: vms.Instance, error: FabricError) -> None:
+        async with self._use.database.writing() as conn:
+            await vms.set_desired(conn, self._id, Desired.STOPPED)
+            await vms.set_power(
+                conn, self._id, PowerState.STOPPED, self.now(), error=str(error)
+            )
+            await servers.set_status(conn, instance.server_id, ServerStatus.BLOCKED)
+
+    async def _signal(
+        self, signal: Signal, reason: str, *, boots: bool = False
+    ) -> None:
+        companions = ()
+        if boots:
+            companions = (vms.SetBoot(self._use.new_boot_id(), self.now()),)
+        await self._use.trust.ask(
+            ApplyChange(
+                instance_id=self._id,
+                change=Change(signal=signal, actor=f"vm:{self._id}", reason=reason),
+                companions=companions,
+            ),
+            within_s=ASK_S,
+        )
+
+
+def _done(step: Step, result: object) -> _Done:
+    return _Done(step, result if isinstance(result, BaseException) else None)

@@ -1,0 +1,1 @@
+"""The guest agent: small, and knows nothing of ours but evidence."""

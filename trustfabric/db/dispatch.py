@@ -1,0 +1,223 @@
+"""What the dispatcher looks for: distrust without a run, and runs without progress."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, LiteralString
+
+from psycopg.rows import dict_row
+
+from trustfabric.db.run_writes import SLA_BREACHED
+from trustfabric.db.runs import RUN_COLUMNS, RUN_TABLES, read_run
+from trustfabric.db.session import Connection
+from trustfabric.domain.ids import InstanceId, OwnerId, RunId
+from trustfabric.domain.runs import Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distrusted:
+    """A quarantined instance for which nothing was decided since it became so."""
+
+    instance_id: InstanceId
+    owner_id: OwnerId
+    version: int
+    attempts: int
+    held: bool
+    """Somebody holds the instance, its owner or everything."""
+    noted_held: bool
+    active_run: RunId | None
+    """A run staged before the quarantine began; it can be taken up."""
+    active_run_waits: bool
+    history_id: int
+    """The transition that quarantined it."""
+    reason: str
+
+
+_DISTRUSTED_SQL: LiteralString = """
+SELECT r.runtime_vm_instance_id AS instance_id, s.owner_id, r.version,
+       r.remediation_attempts AS attempts, q.history_id, q.reason,
+       EXISTS (SELECT 1 FROM trust_holds o
+                WHERE o.released_at IS NULL AND (o.until IS NULL OR o.until > %(now)s)
+                  AND (o.scope = 'all' OR o.owner_id = s.owner_id
+                       OR o.runtime_vm_instance_id = i.id)) AS held,
+       r.remediation_state = 'remediation:held' AS noted_held,
+       a.id AS active_run, coalesce(a.approval_state = 'pending', false)
+           AS active_run_waits
+  FROM runtime_vm_trust_registry r
+  JOIN runtime_vm_instances i ON i.id = r.runtime_vm_instance_id
+  JOIN servers s ON s.id = i.server_id
+  LEFT JOIN runtime_vm_remediation_runs a
+         ON a.runtime_vm_instance_id = i.id AND a.status IN ('pending', 'running')
+ CROSS JOIN LATERAL (
+       SELECT h.id AS history_id, h.transition_reason AS reason,
+              h.remediation_state, h.metadata
+         FROM runtime_vm_trust_history h
+        WHERE h.runtime_vm_instance_id = i.id
+          AND h.current_lifecycle_state = 'quarantined'
+          AND h.previous_lifecycle_state IS DISTINCT FROM 'quarantined'
+        ORDER BY h.registry_version DESC LIMIT 1) q
+ WHERE r.lifecycle_state = 'quarantined' AND i.terminated_at IS NULL
+   AND NOT coalesce(q.metadata ? 'run_id', false)
+   AND q.remediation_state <> 'remediation:unverified'
+   AND r.remediation_state NOT IN (
+       'remediation:no-playbook', 'remediation:attempts-exhausted')
+ ORDER BY r.runtime_vm_instance_id
+ LIMIT %(limit)s
+"""
+
+
+async def list_distrusted(
+    conn: Connection, now: datetime, *, limit: int
+) -> list[Distrusted]:
+    """Return quarantines by verdict or by hand that nothing was decided about.
+
+    One that the end of a run made carries the run's id in its metadata, and waits
+    for a person; so does one already found to have no playbook or attempts left.
+    """
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(_DISTRUSTED_SQL, {"now": now, "limit": limit})
+        return [
+            found
+            for found in map(_distrusted, await cursor.fetchall())
+            if not (found.held and found.noted_held)
+        ]
+
+
+def _distrusted(row: Mapping[str, Any]) -> Distrusted:
+    return Distrusted(**row)
+
+
+_READY_SQL: LiteralString = (
+    "SELECT * FROM (SELECT"
+    + RUN_COLUMNS
+    + """,
+       row_number() OVER (PARTITION BY s.owner_id
+           ORDER BY r.sla_deadline NULLS LAST, r.priority, r.id) AS turn
+"""
+    + RUN_TABLES
+    + """
+ WHERE r.status = 'pending' AND r.approval_state IN ('approved', 'auto-approved')
+   AND (r.not_before IS NULL OR r.not_before <= %(now)s)
+   AND NOT EXISTS (SELECT 1 FROM trust_holds o
+        WHERE o.released_at IS NULL AND (o.until IS NULL OR o.until > %(now)s)
+          AND (o.scope = 'all' OR o.owner_id = s.owner_id
+               OR o.runtime_vm_instance_id = i.id))
+) ready
+ WHERE turn <= %(per_owner)s
+ ORDER BY sla_deadline NULLS LAST, priority, id
+ LIMIT %(limit)s
+"""
+)
+
+
+async def list_ready(
+    conn: Connection, now: datetime, *, per_owner: int, limit: int
+) -> list[Run]:
+    """Return runs that may start, in order, a few of each owner."""
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            _READY_SQL, {"now": now, "per_owner": per_owner, "limit": limit}
+        )
+        rows = await cursor.fetchall()
+    return [
+        read_run({name: row[name] for name in row if name != "turn"}) for row in rows
+    ]
+
+
+_RUNNING_SQL: LiteralString = (
+    "SELECT" + RUN_COLUMNS + RUN_TABLES + " WHERE r.status = 'running' ORDER BY r.id"
+)
+
+
+async def list_running(conn: Connection) -> list[Run]:
+    """Return every run under a lease, of all runtimes."""
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(_RUNNING_SQL)
+        return [read_run(row) for row in await cursor.fetchall()]
+
+
+_NEXT_SQL: LiteralString = """
+SELECT min(not_before) FROM runtime_vm_remediation_runs
+ WHERE status = 'pending' AND approval_state IN ('approved', 'auto-approved')
+   AND not_before > %(now)s
+"""
+
+
+async def next_retry(conn: Connection, now: datetime) -> datetime | None:
+    """Return when the next run that waits for its retry becomes ready."""
+    cursor = await conn.execute(_NEXT_SQL, {"now": now})
+    row = await cursor.fetchone()
+    return None if row is None else row[0]
+
+
+_OVERDUE_SQL: LiteralString = (
+    "SELECT"
+    + RUN_COLUMNS
+    + RUN_TABLES
+    + """
+ WHERE r.status = 'pending'
+   AND CASE r.approval_state
+       WHEN 'pending' THEN r.queued_at <= %(asked_before)s
+       ELSE r.attempt = 0
+            AND coalesce(r.approval_decided_at, r.queued_at) <= %(queued_before)s END
+ ORDER BY r.id
+ LIMIT %(limit)s
+"""
+)
+
+
+async def list_overdue(
+    conn: Connection,
+    now: datetime,
+    *,
+    approval_ttl_s: float,
+    queue_ttl_s: float,
+    limit: int,
+) -> list[Run]:
+    """Return runs that waited too long for a person, or for their first turn."""
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            _OVERDUE_SQL,
+            {
+                "asked_before": now - timedelta(seconds=approval_ttl_s),
+                "queued_before": now - timedelta(seconds=queue_ttl_s),
+                "limit": limit,
+            },
+        )
+        return [read_run(row) for row in await cursor.fetchall()]
+
+
+_BREACHED_SQL: LiteralString = """
+SELECT r.id FROM runtime_vm_remediation_runs r
+ WHERE r.status IN ('pending', 'running') AND r.sla_deadline <= %(now)s
+   AND NOT EXISTS (SELECT 1 FROM runtime_vm_remediation_events e
+        WHERE e.run_id = r.id AND e.kind = 'status' AND e.message = %(breached)s)
+ ORDER BY r.id
+ LIMIT %(limit)s
+"""
+
+
+async def list_breached(conn: Connection, now: datetime, *, limit: int) -> list[RunId]:
+    """Return active runs past their SLA deadline whose events don't say so yet."""
+    cursor = await conn.execute(
+        _BREACHED_SQL, {"now": now, "breached": SLA_BREACHED, "limit": limit}
+    )
+    return [RunId(row[0]) for row in await cursor.fetchall()]
+
+
+_UNVERIFIED_SQL: LiteralString = """
+SELECT r.runtime_vm_instance_id
+  FROM runtime_vm_trust_registry r
+  JOIN runtime_vm_instances i ON i.id = r.runtime_vm_instance_id
+ WHERE r.lifecycle_state = 'remediating' AND i.terminated_at IS NULL
+   AND NOT EXISTS (SELECT 1 FROM runtime_vm_remediation_runs a
+        WHERE a.runtime_vm_instance_id = i.id AND a.status IN ('pending', 'running'))
+ ORDER BY r.runtime_vm_instance_id
+ LIMIT %(limit)s
+"""
+
+
+async def list_unverified(conn: Connection, *, limit: int) -> list[InstanceId]:
+    """Return instances whose run is over and whose evidence is still to be seen."""
+    cursor = await conn.execute(_UNVERIFIED_SQL, {"limit": limit})
+    return [InstanceId(row[0]) for row in await cursor.fetchall()]

@@ -1,0 +1,150 @@
+"""What the placement gate looks at: one statement, so one moment."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, LiteralString
+
+from psycopg.rows import dict_row
+
+from trustfabric.db.session import Connection
+from trustfabric.domain.ids import HistoryId, RunId, ServerId
+from trustfabric.domain.placement import (
+    Accelerator,
+    ActiveRun,
+    Decision,
+    Failure,
+    Situation,
+    Trust,
+)
+from trustfabric.domain.trust import AttestationStatus, Lifecycle
+from trustfabric.errors import NotFoundError
+
+_READ_SQL: LiteralString = """
+SELECT s.released_at, i.id AS instance_id, i.terminated_at,
+       coalesce(i.power_state IN ('starting', 'running', 'paused', 'stopping'), false)
+           AS is_running,
+       r.attestation_status, r.lifecycle_state, r.remediation_state,
+       r.remediation_attempts, r.freshness_deadline, r.provenance_ref,
+       h.id AS event_id, h.transition_reason, h.previous_lifecycle_state,
+       a.id AS run_id, a.status AS run_status, a.approval_state,
+       f.failure_reason, f.ended_at AS failed_at,
+       ARRAY(SELECT DISTINCT o.scope FROM trust_holds o
+              WHERE o.released_at IS NULL AND (o.until IS NULL OR o.until > %(now)s)
+                AND (o.scope = 'all' OR o.owner_id = s.owner_id
+                     OR o.runtime_vm_instance_id = i.id)
+              ORDER BY o.scope) AS holds,
+       (SELECT jsonb_agg(jsonb_build_array(
+                   p.accelerator_id, p.posture, p.policy_feedback)
+                   ORDER BY p.accelerator_id)
+          FROM runtime_vm_accelerator_posture p
+         WHERE p.runtime_vm_instance_id = i.id AND i.terminated_at IS NULL)
+           AS accelerators
+  FROM servers s
+  LEFT JOIN LATERAL (
+       SELECT * FROM runtime_vm_instances n
+        WHERE n.server_id = s.id ORDER BY n.id DESC LIMIT 1) i ON true
+  LEFT JOIN runtime_vm_trust_registry r ON r.runtime_vm_instance_id = i.id
+  LEFT JOIN runtime_vm_trust_history h
+         ON h.runtime_vm_instance_id = i.id AND h.registry_version = r.version
+  LEFT JOIN runtime_vm_remediation_runs a
+         ON a.runtime_vm_instance_id = i.id AND a.status IN ('pending', 'running')
+  LEFT JOIN LATERAL (
+       SELECT l.failure_reason, l.status, coalesce(l.completed_at, l.cancelled_at)
+                  AS ended_at
+         FROM runtime_vm_remediation_runs l
+        WHERE l.runtime_vm_instance_id = i.id
+          AND l.status IN ('completed', 'failed', 'cancelled')
+        ORDER BY l.id DESC LIMIT 1) f
+         ON f.failure_reason IS NOT NULL
+        AND NOT EXISTS (
+            SELECT 1 FROM runtime_vm_trust_history t
+             WHERE t.runtime_vm_instance_id = i.id AND t.attestation_id IS NOT NULL
+               AND t.current_status = 'trusted' AND t.triggered_at > f.ended_at)
+ WHERE s.id = %(server_id)s AND s.deleted_at IS NULL
+"""
+
+
+async def read_situation(
+    conn: Connection, server_id: ServerId, now: datetime
+) -> Situation:
+    """Read what the gate decides on. NotFoundError for an unknown server."""
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(_READ_SQL, {"server_id": server_id, "now": now})
+        row = await cursor.fetchone()
+    if row is None:
+        raise NotFoundError(f"no server {server_id}")
+    return Situation(
+        server_id=server_id,
+        trust=_trust(row),
+        running=row["is_running"],
+        terminated_at=row["terminated_at"],
+        released_at=row["released_at"],
+        active_run=_active_run(row),
+        failure=_failure(row),
+        holds=row["holds"],
+        accelerators=[
+            Accelerator(name, posture, tuple(reasons))
+            for name, posture, reasons in row["accelerators"] or ()
+        ],
+    )
+
+
+_RECORD_SQL: LiteralString = """
+INSERT INTO runtime_policy_decisions (server_id, backend, tier, notes, allowed, decided_at)
+VALUES (%(server_id)s, %(backend)s, %(tier)s, %(notes)s, %(allowed)s, %(now)s)
+"""
+
+
+async def record_decision(
+    conn: Connection,
+    situation: Situation,
+    decision: Decision,
+    *,
+    backend: str,
+    tier: str,
+    notes: tuple[str, ...],
+    now: datetime,
+) -> None:
+    """Keep what was decided and why."""
+    await conn.execute(
+        _RECORD_SQL,
+        {
+            "server_id": situation.server_id,
+            "backend": backend,
+            "tier": tier,
+            "notes": list(notes),
+            "allowed": decision.allowed,
+            "now": now,
+        },
+    )
+
+
+def _trust(row: Mapping[str, Any]) -> Trust | None:
+    if row["lifecycle_state"] is None:
+        return None
+    previous = row["previous_lifecycle_state"]
+    return Trust(
+        status=AttestationStatus(row["attestation_status"]),
+        lifecycle=Lifecycle(row["lifecycle_state"]),
+        previous_lifecycle=None if previous is None else Lifecycle(previous),
+        remediation_state=row["remediation_state"],
+        remediation_attempts=row["remediation_attempts"],
+        freshness_deadline=row["freshness_deadline"],
+        provenance_ref=row["provenance_ref"],
+        event_id=HistoryId(row["event_id"]),
+        reason=row["transition_reason"],
+    )
+
+
+def _active_run(row: Mapping[str, Any]) -> ActiveRun | None:
+    if row["run_id"] is None:
+        return None
+    return ActiveRun(
+        RunId(row["run_id"]), row["run_status"], row["approval_state"] == "pending"
+    )
+
+
+def _failure(row: Mapping[str, Any]) -> Failure | None:
+    if row["failure_reason"] is None:
+        return None
+    return Failure(row["failure_reason"], row["failed_at"])

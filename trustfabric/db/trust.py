@@ -1,0 +1,450 @@
+"""The trust registry and its history: the statements, and the rows as values.
+
+Only `actors/trust.py` calls the writing half. One transaction reads the rows it
+will change under lock, in id order (so that two runtimes can't deadlock), and
+writes them all with one statement; the history trigger notifies.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, LiteralString, Protocol
+
+import orjson
+from psycopg.rows import dict_row
+
+from trustfabric.db.session import Connection
+from trustfabric.domain.events import Position, TrustEvent
+from trustfabric.domain.ids import HistoryId, InstanceId, OwnerId, RunId, ServerId
+from trustfabric.domain.trust import (
+    REASON_LIMIT,
+    AttestationStatus,
+    Change,
+    Facts,
+    Lifecycle,
+    Snapshot,
+    Tag,
+)
+
+Row = Mapping[str, Any]
+
+
+class Companion(Protocol):
+    """A write that must be one commit with a change of trust.
+
+    It runs before the registry row is saved, inside a savepoint of its own; a
+    FabricError raised here refuses the whole change and nothing of it stays.
+    """
+
+    async def write(self, conn: Connection, before: Snapshot) -> int | None:
+        """Write, and return the id of a row that was made, if one was."""
+        ...
+
+
+class InstanceInsert(Protocol):
+    """The insert of a new instance, which shares its commit with its first row."""
+
+    async def write(self, conn: Connection) -> InstanceId:
+        """Insert the instance and return its id."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One decided change, ready to be saved."""
+
+    before: Snapshot
+    after: Snapshot
+    change: Change
+
+
+@dataclass(frozen=True, slots=True)
+class Posture:
+    """A registry row with the names that people know its instance by."""
+
+    snapshot: Snapshot
+    server_name: str
+    instance_name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostureFilter:
+    """What a list or stream of postures is narrowed to; None means any."""
+
+    owner_id: OwnerId | None = None
+    server_id: ServerId | None = None
+    lifecycle: Lifecycle | None = None
+    status: AttestationStatus | None = None
+    stale: bool | None = None
+
+
+_SNAPSHOT_COLUMNS: LiteralString = """
+    r.runtime_vm_instance_id AS instance_id, i.server_id, s.owner_id,
+    r.attestation_status, r.lifecycle_state, r.remediation_state,
+    r.remediation_attempts, r.freshness_deadline, r.provenance_ref, r.provenance,
+    r.version, r.updated_at
+"""
+
+_LOCK_SQL: LiteralString = (
+    "SELECT"
+    + _SNAPSHOT_COLUMNS
+    + """,
+       i.desired_state = 'running' AND i.terminated_at IS NULL AS is_running,
+       (SELECT min(a.id) FROM runtime_vm_remediation_runs a
+         WHERE a.runtime_vm_instance_id = r.runtime_vm_instance_id
+           AND a.status IN ('pending', 'running')) AS active_run,
+       (SELECT max(coalesce(e.completed_at, e.cancelled_at))
+          FROM runtime_vm_remediation_runs e
+         WHERE e.runtime_vm_instance_id = r.runtime_vm_instance_id
+           AND e.status IN ('completed', 'failed', 'cancelled')) AS last_run_ended_at
+  FROM runtime_vm_trust_registry r
+  JOIN runtime_vm_instances i ON i.id = r.runtime_vm_instance_id
+  JOIN servers s ON s.id = i.server_id
+ WHERE r.runtime_vm_instance_id = ANY(%(ids)s)
+ ORDER BY r.runtime_vm_instance_id
+   FOR UPDATE OF r
+"""
+)
+
+
+async def lock(
+    conn: Connection, ids: Iterable[InstanceId]
+) -> dict[InstanceId, tuple[Snapshot, Facts]]:
+    """Read and lock the rows of `ids` in id order; a missing one is left out."""
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(_LOCK_SQL, {"ids": sorted(ids)})
+        rows = await cursor.fetchall()
+    return {row["instance_id"]: (_snapshot(row), _facts(row)) for row in rows}
+
+
+_SAVE_SQL: LiteralString = """
+WITH change AS MATERIALIZED (
+    SELECT * FROM unnest(
+        %(instance_id)s::bigint[], %(read_version)s::bigint[], %(status)s::text[],
+        %(lifecycle)s::text[], %(tag)s::text[], %(attempts)s::int[],
+        %(deadline)s::timestamptz[], %(provenance_ref)s::text[],
+        %(provenance)s::jsonb[], %(updated_at)s::timestamptz[],
+        %(previous_status)s::text[], %(previous_lifecycle)s::text[],
+        %(reason)s::text[], %(actor)s::text[], %(attestation_id)s::bigint[],
+        %(metadata)s::jsonb[])
+    AS t(instance_id, read_version, status, lifecycle, tag, attempts, deadline,
+         provenance_ref, provenance, updated_at, previous_status,
+         previous_lifecycle, reason, actor, attestation_id, metadata)
+), saved AS (
+    UPDATE runtime_vm_trust_registry r
+       SET attestation_status = c.status, lifecycle_state = c.lifecycle,
+           remediation_state = c.tag, remediation_attempts = c.attempts,
+           freshness_deadline = c.deadline, provenance_ref = c.provenance_ref,
+           provenance = c.provenance, version = r.version + 1,
+           updated_at = c.updated_at
+      FROM change c
+     WHERE r.runtime_vm_instance_id = c.instance_id AND r.version = c.read_version
+ RETURNING c.instance_id, r.version
+), told AS (
+    INSERT INTO runtime_vm_trust_history
+           (runtime_vm_instance_id, attestation_id, previous_status, current_status,
+            previous_lifecycle_state, current_lifecycle_state, transition_reason,
+            remediation_state, remediation_attempts, freshness_deadline,
+            provenance_ref, provenance, metadata, registry_version, actor,
+            triggered_at)
+    SELECT c.instance_id, c.attestation_id, c.previous_status, c.status,
+           c.previous_lifecycle, c.lifecycle, c.reason, c.tag, c.attempts,
+           c.deadline, c.provenance_ref, c.provenance, c.metadata, s.version,
+           c.actor, c.updated_at
+      FROM change c JOIN saved s USING (instance_id)
+     ORDER BY c.instance_id
+)
+SELECT instance_id FROM saved
+"""
+
+
+async def save(conn: Connection, batch: Sequence[Transition]) -> set[InstanceId]:
+    """Write the batch and its history; return which instances were still unchanged.
+
+    At most one transition per instance; the rows were read by `lock` in this same
+    transaction, so a missing one means that somebody writes past the registry.
+    """
+    cursor = await conn.execute(
+        _SAVE_SQL,
+        {
+            "instance_id": [t.after.instance_id for t in batch],
+            "read_version": [t.before.version for t in batch],
+            "status": [t.after.attestation_status for t in batch],
+            "lifecycle": [t.after.lifecycle for t in batch],
+            "tag": [t.after.remediation_state for t in batch],
+            "attempts": [t.after.remediation_attempts for t in batch],
+            "deadline": [t.after.freshness_deadline for t in batch],
+            "provenance_ref": [t.after.provenance_ref for t in batch],
+            "provenance": [_json(t.after.provenance) for t in batch],
+            "updated_at": [t.after.updated_at for t in batch],
+            "previous_status": [t.before.attestation_status for t in batch],
+            "previous_lifecycle": [t.before.lifecycle for t in batch],
+            "reason": [t.change.reason[:REASON_LIMIT] for t in batch],
+            "actor": [t.change.actor for t in batch],
+            "attestation_id": [t.change.attestation_id for t in batch],
+            "metadata": [_json(t.change.metadata) for t in batch],
+        },
+    )
+    return {InstanceId(row[0]) for row in await cursor.fetchall()}
+
+
+_OPEN_SQL: LiteralString = """
+WITH opened AS (
+    INSERT INTO runtime_vm_trust_registry
+           (runtime_vm_instance_id, attestation_status, lifecycle_state,
+            remediation_state, remediation_attempts, version, updated_at)
+    VALUES (%(instance_id)s, 'pending', 'suspect', 'remediation:none', 0, 1, %(now)s)
+ RETURNING runtime_vm_instance_id
+)
+INSERT INTO runtime_vm_trust_history
+       (runtime_vm_instance_id, previous_status, current_status,
+        previous_lifecycle_state, current_lifecycle_state, transition_reason,
+        remediation_state, remediation_attempts, metadata, registry_version, actor,
+        triggered_at)
+SELECT runtime_vm_instance_id, NULL, 'pending', NULL, 'suspect', 'provisioned',
+       'remediation:none', 0, '{}', 1, %(actor)s, %(now)s
+  FROM opened
+"""
+
+
+async def open_row(
+    conn: Connection, instance_id: InstanceId, actor: str, now: datetime
+) -> None:
+    """Give a new instance its registry row: suspect, pending, version 1."""
+    await conn.execute(
+        _OPEN_SQL, {"instance_id": instance_id, "actor": actor, "now": now}
+    )
+
+
+_POSTURE_SQL: LiteralString = (
+    "SELECT"
+    + _SNAPSHOT_COLUMNS
+    + """, s.name AS server_name, i.instance_id AS instance_name
+  FROM runtime_vm_trust_registry r
+  JOIN runtime_vm_instances i ON i.id = r.runtime_vm_instance_id
+  JOIN servers s ON s.id = i.server_id
+ WHERE (%(owner_id)s::bigint IS NULL OR s.owner_id = %(owner_id)s)
+"""
+)
+
+_LIST_SQL: LiteralString = (
+    _POSTURE_SQL
+    + """
+   AND (%(server_id)s::bigint IS NULL OR i.server_id = %(server_id)s)
+   AND (%(lifecycle)s::text IS NULL OR r.lifecycle_state = %(lifecycle)s)
+   AND (%(status)s::text IS NULL OR r.attestation_status = %(status)s)
+   AND (%(stale)s::boolean IS NULL
+        OR coalesce(r.freshness_deadline <= %(now)s, false) = %(stale)s)
+   AND i.terminated_at IS NULL
+   AND r.runtime_vm_instance_id > %(after)s
+ ORDER BY r.runtime_vm_instance_id
+ LIMIT %(limit)s
+"""
+)
+
+
+async def list_postures(
+    conn: Connection,
+    wanted: PostureFilter,
+    now: datetime,
+    *,
+    after: int = 0,
+    limit: int = 100,
+) -> list[Posture]:
+    """Return the living instances' rows that match, by id, from beyond `after`."""
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            _LIST_SQL,
+            {
+                "owner_id": wanted.owner_id,
+                "server_id": wanted.server_id,
+                "lifecycle": wanted.lifecycle,
+                "status": wanted.status,
+                "stale": wanted.stale,
+                "now": now,
+                "after": after,
+                "limit": limit,
+            },
+        )
+        return [_posture(row) for row in await cursor.fetchall()]
+
+
+_GET_SQL: LiteralString = (
+    _POSTURE_SQL + " AND r.runtime_vm_instance_id = %(instance_id)s"
+)
+
+
+async def get_posture(
+    conn: Connection, owner_id: OwnerId | None, instance_id: InstanceId
+) -> Posture | None:
+    """Return one row; None where it isn't, or isn't this owner's."""
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            _GET_SQL, {"owner_id": owner_id, "instance_id": instance_id}
+        )
+        row = await cursor.fetchone()
+    return None if row is None else _posture(row)
+
+
+_EVENT_SQL: LiteralString = """
+SELECT h.id AS history_id, h.xid::text AS xid,
+       h.runtime_vm_instance_id AS instance_id, i.instance_id AS instance_name,
+       i.server_id, s.name AS server_name, s.owner_id, h.previous_status,
+       h.current_status, h.previous_lifecycle_state, h.current_lifecycle_state,
+       h.transition_reason, h.remediation_state, h.remediation_attempts,
+       h.freshness_deadline, h.provenance_ref, h.provenance, h.registry_version,
+       h.actor, h.attestation_id, h.metadata, h.triggered_at
+  FROM runtime_vm_trust_history h
+  JOIN runtime_vm_instances i ON i.id = h.runtime_vm_instance_id
+  JOIN servers s ON s.id = i.server_id
+"""
+
+_HISTORY_SQL: LiteralString = (
+    _EVENT_SQL
+    + """
+ WHERE h.runtime_vm_instance_id = %(instance_id)s
+   AND (%(owner_id)s::bigint IS NULL OR s.owner_id = %(owner_id)s)
+   AND h.id < %(before)s
+ ORDER BY h.id DESC
+ LIMIT %(limit)s
+"""
+)
+
+
+async def list_history(
+    conn: Connection,
+    owner_id: OwnerId | None,
+    instance_id: InstanceId,
+    *,
+    before: int = 2**62,
+    limit: int = 25,
+) -> list[TrustEvent]:
+    """Return an instance's transitions, newest first, older than id `before`."""
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            _HISTORY_SQL,
+            {
+                "instance_id": instance_id,
+                "owner_id": owner_id,
+                "before": before,
+                "limit": limit,
+            },
+        )
+        return [_event(row) for row in await cursor.fetchall()]
+
+
+_AFTER_SQL: LiteralString = (
+    _EVENT_SQL
+    + """
+ WHERE (h.xid, h.id) > (%(xid)s::text::xid8, %(id)s)
+   AND (h.xid, h.id) <= (%(upto_xid)s::text::xid8, %(upto_id)s)
+   AND h.xid < pg_snapshot_xmin(pg_current_snapshot())
+ ORDER BY h.xid, h.id
+ LIMIT %(limit)s
+"""
+)
+
+
+async def events_after(
+    conn: Connection, position: Position, *, upto: Position | None = None, limit: int
+) -> list[TrustEvent]:
+    """Return what was committed after `position`, in order, none ever skipped.
+
+    Only rows below the snapshot horizon are shown: a transaction still open could
+    yet commit an older one (postgres.md §2f).
+    """
+    last = upto or Position.LAST
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(
+            _AFTER_SQL,
+            {
+                "xid": str(position.xid),
+                "id": position.id,
+                "upto_xid": str(last.xid),
+                "upto_id": last.id,
+                "limit": limit,
+            },
+        )
+        return [_event(row) for row in await cursor.fetchall()]
+
+
+_DECAYED_SQL: LiteralString = """
+SELECT r.runtime_vm_instance_id
+  FROM runtime_vm_trust_registry r
+  JOIN runtime_vm_instances i ON i.id = r.runtime_vm_instance_id
+ WHERE r.freshness_deadline <= %(now)s
+   AND r.lifecycle_state = 'restored'
+   AND i.desired_state = 'running' AND i.terminated_at IS NULL
+ ORDER BY r.freshness_deadline
+ LIMIT %(limit)s
+"""
+
+
+async def list_decayed(
+    conn: Connection, now: datetime, *, limit: int
+) -> list[InstanceId]:
+    """Return running instances that are still `restored` past their deadline."""
+    cursor = await conn.execute(_DECAYED_SQL, {"now": now, "limit": limit})
+    return [InstanceId(row[0]) for row in await cursor.fetchall()]
+
+
+def _snapshot(row: Row) -> Snapshot:
+    return Snapshot(
+        instance_id=InstanceId(row["instance_id"]),
+        server_id=ServerId(row["server_id"]),
+        owner_id=OwnerId(row["owner_id"]),
+        attestation_status=AttestationStatus(row["attestation_status"]),
+        lifecycle=Lifecycle(row["lifecycle_state"]),
+        remediation_state=Tag(row["remediation_state"]),
+        remediation_attempts=row["remediation_attempts"],
+        freshness_deadline=row["freshness_deadline"],
+        provenance_ref=row["provenance_ref"],
+        provenance=row["provenance"],
+        version=row["version"],
+        updated_at=row["updated_at"],
+    )
+
+
+def _facts(row: Row) -> Facts:
+    active = row["active_run"]
+    return Facts(
+        active_run=None if active is None else RunId(active),
+        last_run_ended_at=row["last_run_ended_at"],
+        running=row["is_running"],
+    )
+
+
+def _posture(row: Row) -> Posture:
+    return Posture(_snapshot(row), row["server_name"], row["instance_name"])
+
+
+def _event(row: Row) -> TrustEvent:
+    previous = row["previous_status"], row["previous_lifecycle_state"]
+    return TrustEvent(
+        position=Position(int(row["xid"]), row["history_id"]),
+        history_id=HistoryId(row["history_id"]),
+        instance_id=InstanceId(row["instance_id"]),
+        instance_name=row["instance_name"],
+        server_id=ServerId(row["server_id"]),
+        server_name=row["server_name"],
+        owner_id=OwnerId(row["owner_id"]),
+        previous_status=AttestationStatus(previous[0]) if previous[0] else None,
+        status=AttestationStatus(row["current_status"]),
+        previous_lifecycle=Lifecycle(previous[1]) if previous[1] else None,
+        lifecycle=Lifecycle(row["current_lifecycle_state"]),
+        reason=row["transition_reason"],
+        remediation_state=Tag(row["remediation_state"]),
+        remediation_attempts=row["remediation_attempts"],
+        freshness_deadline=row["freshness_deadline"],
+        provenance_ref=row["provenance_ref"],
+        provenance=row["provenance"],
+        version=row["registry_version"],
+        actor=row["actor"],
+        attestation_id=row["attestation_id"],
+        metadata=row["metadata"] or {},
+        triggered_at=row["triggered_at"],
+    )
+
+
+def _json(value: Mapping[str, Any] | None) -> str | None:
+    return None if value is None else orjson.dumps(dict(value)).decode()

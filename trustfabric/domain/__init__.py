@@ -1,0 +1,1 @@
+"""What trustfabric knows and decides: values and pure functions, no IO, no clock."""

@@ -1,0 +1,1 @@
+"""Judging evidence: policy over authenticated claims, and what follows from it."""

@@ -1,0 +1,67 @@
+"""Single checks of authenticated claims, and the code that a row of them gives."""
+
+from collections.abc import Iterable, Sequence
+from hmac import compare_digest
+
+from trustfabric.domain.attestation.model import Check, Code
+
+
+def check(
+    name: str, code: Code, *, passed: bool, expected: str = "", actual: str = ""
+) -> Check:
+    return Check(name=name, passed=passed, code=code, expected=expected, actual=actual)
+
+
+def nonce_check(expected: bytes, actual: bytes, least: int) -> Check:
+    """Exact length, constant time; a nonce too short to be fresh never passes."""
+    enough = len(expected) >= least and len(actual) >= least
+    return check(
+        "nonce",
+        Code.NONCE_MISMATCH,
+        passed=enough and bool(actual) and compare_digest(expected, actual),
+        expected=expected.hex() if enough else f"at least {least} bytes",
+        actual=actual.hex(),
+    )
+
+
+def one_of(name: str, code: Code, allowed: Sequence[str], actual: str) -> Check:
+    return check(
+        name,
+        code,
+        passed=actual in allowed,
+        expected=" or ".join(allowed) or "nothing",
+        actual=actual,
+    )
+
+
+def off(name: str, code: Code, *, on: bool, allowed: bool) -> Check:
+    """A switch that must be off unless the policy allows it on."""
+    return check(
+        name,
+        code,
+        passed=allowed or not on,
+        expected="on or off" if allowed else "off",
+        actual="on" if on else "off",
+    )
+
+
+def measured(name: str, allowed: Sequence[str], actual: str, *, needed: bool) -> Check:
+    """A measurement against its reference values; without any there is no verdict."""
+    if allowed:
+        return one_of(name, Code.MEASUREMENT_UNKNOWN, allowed, actual)
+    return check(
+        name,
+        Code.NO_REFERENCE_VALUES,
+        passed=not needed,
+        expected="a reference value" if needed else "",
+        actual=actual,
+    )
+
+
+def code_of(checks: Iterable[Check], advisories: Sequence[str] = ()) -> Code:
+    """Of the first failure; what was presented and failed outweighs what is missing."""
+    failed = [each.code for each in checks if not each.passed]
+    if not failed:
+        return Code.OK_WITH_ADVISORIES if advisories else Code.OK
+    present = [code for code in failed if code is not Code.NO_REFERENCE_VALUES]
+    return present[0] if present else failed[0]

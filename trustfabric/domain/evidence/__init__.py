@@ -1,0 +1,1 @@
+"""Evidence: parsed, then authenticated, by pure functions that only ever Reject."""

@@ -1,0 +1,36 @@
+"""What evidence is authenticated with: ours, enrolled or shipped, never the evidence's."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from trustfabric.domain.evidence.keys import EnrolledKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AmdRoots:
+    """One product's certificates (DER or PEM)."""
+
+    ark: bytes
+    intermediates: tuple[bytes, ...] = ()
+    """What it signed: ASK (signs the keys of chips, VCEK) and ASVK (the keys of
+    cloud providers, VLEK)."""
+    crl: bytes | None = None
+    """The root's newest revocation list (DER)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchors:
+    """Everything that a verdict may rest on."""
+
+    keys: tuple[EnrolledKey, ...] = ()
+    """Attestation keys enrolled for this one attester (`tpm`), or of another
+    verifier (`ear`)."""
+    amd: Mapping[str, AmdRoots] = field(default_factory=dict)
+    """By product."""
+    intel: bytes | None = None
+    """DER certificate of the root."""
+    nvidia: bytes | None = None
+    """DER certificate of the root."""
+
+
+NO_ANCHORS = Anchors()

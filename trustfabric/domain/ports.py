@@ -1,0 +1,123 @@
+"""The Protocols of drivers: what actors may ask of a hypervisor.
+
+Errors are FabricErrors. UnavailableError: the link is down or slow, the same call
+may work later (`facts["cause"] == "credentials"` when it refused ours). What
+`domain.vms.is_structural` accepts will not get better by itself.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from trustfabric.domain.vms import IsolationTier, PowerEvent, PowerState, VmSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defined:
+    """What a hypervisor made of a specification."""
+
+    hypervisor_name: str
+    """How every other call names the VM."""
+    tier: IsolationTier
+    """As the hypervisor confirms it: always the one asked for."""
+    attestation_hint: str | None = None
+    simulated: bool = False
+    """Nothing runs: isolation claims of this VM count for nothing."""
+    adopted: bool = False
+    """It was there already, ours and as specified."""
+    notes: tuple[str, ...] = ()
+    """For `capability_notes`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleTail:
+    """The newest console lines, oldest first, without line ends or escapes."""
+
+    lines: tuple[str, ...]
+    why_empty: str | None = None
+    """Set when there are no lines and a reason is known."""
+
+
+class Provisioner(Protocol):
+    """A hypervisor's link; opened again after each loss, by whoever owns it."""
+
+    @property
+    def name(self) -> str:
+        """`libvirt` or `http`: the `driver` column."""
+
+    @property
+    def endpoint(self) -> str:
+        """Where it connects, without secrets: the `hypervisor_endpoint` column."""
+
+    @property
+    def credentials(self) -> Mapping[str, object]:
+        """Snapshot without secrets: the `hypervisor_credentials` column."""
+
+    @property
+    def simulated(self) -> bool:
+        """Its domains don't run anything."""
+
+    @property
+    def volatile(self) -> bool:
+        """Its domains die with our process and are defined afresh after it."""
+
+    @property
+    def observes(self) -> bool:
+        """`observe` is a whole snapshot: who is missing in it is gone.
+
+        When false it only echoes what this driver did since it was made.
+        """
+
+    @property
+    def pauses(self) -> bool:
+        """`pause` and `resume` work; otherwise they raise UnsupportedError."""
+
+    async def open(
+        self,
+        on_event: Callable[[PowerEvent], None],
+        on_lost: Callable[[str], None],
+    ) -> None:
+        """Connect; both callbacks come on the event loop, never inside a call.
+
+        `on_lost(reason)` comes at most once per opening: from then on every call
+        raises UnavailableError until the next `open`. Events of an earlier opening
+        are never delivered.
+        """
+
+    async def close(self) -> None:
+        """Let go of the link; domains are left as they are."""
+
+    async def define(self, spec: VmSpec) -> Defined:
+        """Make it known, not running. Safe to repeat after any failure.
+
+        ConflictError when a stranger has its name or UUID; UnsupportedError when
+        its tier can't be had here; InvalidError when the hypervisor made less of
+        it than asked (it is removed again).
+        """
+
+    async def start(self, name: str) -> None:
+        """Boot it, or resume it if paused. AlreadyRunningError, NotFoundError."""
+
+    async def stop(self, name: str, *, grace_s: float) -> None:
+        """Ask the guest to stop, cut the power after `grace_s`.
+
+        Returns when it is off; fine when it was. NotFoundError.
+        """
+
+    async def pause(self, name: str) -> None:
+        """Freeze its processors; fine when they are. ConflictError when off."""
+
+    async def resume(self, name: str) -> None:
+        """Undo `pause`; fine when it runs. ConflictError when off."""
+
+    async def undefine(self, name: str) -> None:
+        """Switch off at once, remove with its firmware and TPM state; fine if gone."""
+
+    async def observe(self) -> Mapping[str, PowerState]:
+        """Return every domain of ours (strangers never appear) and its power."""
+
+    async def console_tail(self, name: str, lines: int) -> ConsoleTail:
+        """Return up to `lines` newest lines. NotFoundError."""
+
+    def console_follow(self, name: str) -> AsyncIterator[str]:
+        """Yield lines as they come, from now on; ends when the console does."""

@@ -1,0 +1,82 @@
+"""What to do next so that a VM's power becomes what is wanted: one pure step."""
+
+from enum import StrEnum
+
+from trustfabric.domain.vms import PowerState
+
+
+class Desired(StrEnum):
+    """What shall be (`runtime_vm_instances.desired_state`)."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    TERMINATED = "terminated"
+
+
+class Step(StrEnum):
+    """One thing to do; afterwards the situation is looked at again."""
+
+    NOTHING = "nothing"
+    BOOT = "boot"
+    RELAUNCH = "relaunch"
+    """Boot again after a crash: the gate is asked first."""
+    NOTE_CRASH = "note-crash"
+    NOTE_RUNNING = "note-running"
+    """Its boot was committed and it runs; say so and have it attested."""
+    NOTE_STRANGE_BOOT = "note-strange-boot"
+    """It runs although nobody here started it: a new boot all the same."""
+    STOP = "stop"
+    NOTE_STOPPED = "note-stopped"
+    REMOVE = "remove"
+
+
+_NOT_YET_BOOTED = frozenset(
+    {
+        PowerState.UNKNOWN,
+        PowerState.DEFINED,
+        PowerState.STARTING,
+        PowerState.STOPPED,
+        PowerState.STOPPING,
+    }
+)
+
+
+def next_step(
+    desired: Desired,
+    recorded: PowerState,
+    observed: PowerState | None,
+    *,
+    volatile: bool,
+) -> Step:
+    """Return the next step towards `desired`.
+
+    `recorded` is what the database says; `observed` what the hypervisor says, None
+    where it does not know the domain. A volatile driver's domains die with our
+    process: one that is missing was running when we died, and goes on.
+    """
+    active = observed is not None and observed.active
+    match desired:
+        case Desired.TERMINATED:
+            return Step.REMOVE
+        case Desired.STOPPED:
+            if active:
+                return Step.STOP
+            return Step.NOTE_STOPPED if recorded.active else Step.NOTHING
+        case Desired.RUNNING:
+            return _towards_running(recorded, observed, volatile=volatile)
+
+
+def _towards_running(
+    recorded: PowerState, observed: PowerState | None, *, volatile: bool
+) -> Step:
+    if observed is not None and observed.active:
+        if recorded is PowerState.STARTING:
+            return Step.NOTE_RUNNING
+        known = recorded in {PowerState.RUNNING, PowerState.PAUSED}
+        return Step.NOTHING if known else Step.NOTE_STRANGE_BOOT
+    if recorded in _NOT_YET_BOOTED:
+        return Step.BOOT
+    if recorded in {PowerState.CRASHED, PowerState.VANISHED}:
+        died_with_us = volatile and recorded is PowerState.VANISHED
+        return Step.BOOT if died_with_us else Step.RELAUNCH
+    return Step.NOTE_CRASH

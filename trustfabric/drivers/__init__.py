@@ -1,0 +1,1 @@
+"""The outside world; each file talks to one thing in it."""

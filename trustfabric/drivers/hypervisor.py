@@ -1,0 +1,391 @@
+"""The HTTP driver: VMs behind a hypervisor's REST API.
+
+The API lists nothing and announces nothing, so power is what this driver did, told
+as events; `observe` only checks that somebody answers and echoes it.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import aiohttp
+import orjson
+
+from trustfabric.domain.ports import ConsoleTail, Defined
+from trustfabric.domain.vms import (
+    IsolationTier,
+    PowerChange,
+    PowerEvent,
+    PowerState,
+    VmSpec,
+    power_after,
+)
+from trustfabric.drivers.console_lines import LineRing
+from trustfabric.drivers.secrets import Secret
+from trustfabric.errors import (
+    AlreadyRunningError,
+    ConflictError,
+    FabricError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+    UnsupportedError,
+)
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_BODY_CAP: Final = 1 << 20
+_DETAIL_CAP: Final = 300
+_FOLLOW_LINES: Final = 1000
+_ATTEMPTS: Final = 3
+_BACKOFF_S: Final = 0.1
+_CREDENTIALS_REFUSED: Final = frozenset({401, 403})
+_TRANSIENT: Final = frozenset({408, 425, 429})
+_NO_CONTENT: Final = 204
+_NOT_FOUND: Final = 404
+_CONFLICT: Final = 409
+_CLIENT_ERROR: Final = 400
+_SERVER_ERROR: Final = 500
+_REDIRECT: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response that was read whole."""
+
+    status: int
+    body: bytes
+
+
+class HttpProvisioner:
+    """A `Provisioner` for one endpoint; its power states don't outlive it."""
+
+    name = "http"
+    simulated = False
+    volatile = False
+    observes = False
+    pauses = False
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        token: Callable[[], Secret | None] | None = None,
+        timeout_s: float = 10.0,
+    ) -> None:
+        self._base = _base_url(endpoint)
+        self._token = token
+        self._timeout_s = timeout_s
+        self._session: aiohttp.ClientSession | None = None
+        self._generation = 0
+        self._lost: str | None = "never opened"
+        self._on_event: Callable[[PowerEvent], None] | None = None
+        self._on_lost: Callable[[str], None] | None = None
+        self._defined: dict[UUID, Defined] = {}
+        self._power: dict[str, PowerState] = {}
+
+    @property
+    def endpoint(self) -> str:
+        return self._base
+
+    @property
+    def credentials(self) -> Mapping[str, object]:
+        given = self._token is not None
+        method = "bearer" if given else "none"
+        return {"username": None, "method": method, "secret_provided": given}
+
+    async def open(
+        self,
+        on_event: Callable[[PowerEvent], None],
+        on_lost: Callable[[str], None],
+    ) -> None:
+        await self.close()
+        self._generation += 1
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s),
+            headers=self._headers(),
+            json_serialize=lambda value: orjson.dumps(value).decode(),
+        )
+        self._lost = None
+        try:
+            await self._probe()
+        except FabricError:
+            await self.close()
+            raise
+        self._on_event, self._on_lost = on_event, on_lost
+
+    async def close(self) -> None:
+        session, self._session = self._session, None
+        self._on_event = self._on_lost = None
+        self._lost = "closed"
+        if session is not None:
+            await session.close()
+
+    async def define(self, spec: VmSpec) -> Defined:
+        known = self._defined.get(spec.uuid)
+        if known is not None:
+            return known
+        answer = await self._send(
+            "POST",
+            "/instances",
+            json=_order(spec),
+            headers={"Idempotency-Key": str(spec.uuid)},
+        )
+        defined = _defined(_object(answer.body), spec)
+        if defined is None:
+            await self._discard(_object(answer.body).get("instance_id"))
+            raise InvalidError(
+                f"{spec.name}: the hypervisor made less of it than asked",
+                downgraded=["isolation_tier"],
+            )
+        self._defined[spec.uuid] = defined
+        self._power.setdefault(defined.hypervisor_name, PowerState.DEFINED)
+        return defined
+
+    async def start(self, name: str) -> None:
+        try:
+            await self._send("POST", f"{_path(name)}/start")
+        except ConflictError as error:
+            raise AlreadyRunningError(f"{name} runs already") from error
+        self._happened(name, PowerChange.STARTED)
+
+    async def stop(self, name: str, *, grace_s: float) -> None:
+        within_s = self._timeout_s + grace_s
+        await self._send("POST", f"{_path(name)}/stop", again=True, within_s=within_s)
+        self._happened(name, PowerChange.SHUT_DOWN)
+
+    async def pause(self, name: str) -> None:
+        raise UnsupportedError(f"{name}: this hypervisor's API can't pause")
+
+    async def resume(self, name: str) -> None:
+        raise UnsupportedError(f"{name}: this hypervisor's API can't resume")
+
+    async def undefine(self, name: str) -> None:
+        await self._discard(name)
+        self._happened(name, PowerChange.DESTROYED)
+        self._happened(name, PowerChange.UNDEFINED)
+        self._power.pop(name, None)
+        self._defined = {
+            uuid: defined
+            for uuid, defined in self._defined.items()
+            if defined.hypervisor_name != name
+        }
+
+    async def observe(self) -> Mapping[str, PowerState]:
+        await self._probe()
+        return dict(self._power)
+
+    async def console_tail(self, name: str, lines: int) -> ConsoleTail:
+        if lines <= 0:
+            return ConsoleTail(())
+        ring = LineRing(lines)
+        path = f"{_path(name)}/logs?tail={lines}"
+        async with self._streaming(path, self._timeout_s) as response:
+            async for chunk in response.content.iter_any():
+                ring.feed(chunk)
+        ring.end()
+        tail = ring.tail(lines)
+        return ConsoleTail(tail, None if tail else "the hypervisor has no lines of it")
+
+    async def console_follow(self, name: str) -> AsyncIterator[str]:
+        ring, position = LineRing(_FOLLOW_LINES), 0
+        async with self._streaming(f"{_path(name)}/logs/stream", None) as response:
+            if response.status == _NO_CONTENT:
+                return
+            async for chunk in response.content.iter_any():
+                ring.feed(chunk)
+                lines, position = ring.since(position)
+                for line in lines:
+                    yield line
+        ring.end()
+        lines, position = ring.since(position)
+        for line in lines:
+            yield line
+
+    async def _probe(self) -> None:
+        """Find out whether anybody answers: what, hardly matters."""
+        try:
+            await self._send("GET", "/", again=True)
+        except (NotFoundError, InvalidError, ConflictError):
+            return
+
+    async def _discard(self, name: object) -> None:
+        if isinstance(name, str) and _NAME.fullmatch(name) is not None:
+            try:
+                await self._send("DELETE", _path(name), again=True)
+            except NotFoundError:
+                return
+
+    def _happened(self, name: str, change: PowerChange) -> None:
+        before = self._power.get(name, PowerState.UNKNOWN)
+        if change is PowerChange.DESTROYED and not before.active:
+            return
+        self._power[name] = power_after(before, change)
+        if self._on_event is not None:
+            event = PowerEvent(name, self._generation, change)
+            asyncio.get_running_loop().call_soon(self._on_event, event)
+
+    def _headers(self) -> dict[str, str]:
+        secret = None if self._token is None else self._token()
+        if secret is None:
+            return {}
+        return {"Authorization": f"Bearer {secret.get_secret_value()}"}
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: object = None,
+        headers: Mapping[str, str] | None = None,
+        again: bool = False,
+        within_s: float | None = None,
+    ) -> Answer:
+        """Ask once, or up to three times where asking twice does no harm."""
+        options: dict[str, Any] = {"json": json, "headers": headers}
+        if within_s is not None:
+            options["timeout"] = aiohttp.ClientTimeout(total=within_s)
+        attempts = _ATTEMPTS if again else 1
+        for attempt in range(attempts):
+            last = attempt == attempts - 1
+            try:
+                answer = await self._ask(method, path, options)
+            except UnavailableError as error:
+                if last or error.facts.get("cause") != "network":
+                    self._note_loss(error)
+                    raise
+            else:
+                if last or answer.status < _SERVER_ERROR:
+                    _raise_for(answer.status, answer.body, f"{method} {path}")
+                    return answer
+            await asyncio.sleep(_BACKOFF_S * 2**attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _ask(self, method: str, path: str, options: dict[str, Any]) -> Answer:
+        async with self._request(method, path, options) as response:
+            return Answer(response.status, await _read(response))
+
+    @asynccontextmanager
+    async def _streaming(
+        self, path: str, within_s: float | None
+    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+        timeout = aiohttp.ClientTimeout(total=within_s, sock_connect=self._timeout_s)
+        async with self._request("GET", path, {"timeout": timeout}) as response:
+            if response.status >= _REDIRECT:
+                _raise_for(response.status, await _read(response), f"GET {path}")
+            yield response
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, path: str, options: dict[str, Any]
+    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+        """Translate what the network does; redirects are not followed."""
+        if self._session is None or self._lost is not None:
+            raise UnavailableError(f"{method} {path}: the link is down: {self._lost}")
+        url = self._base + path
+        try:
+            async with self._session.request(
+                method, url, allow_redirects=False, **options
+            ) as response:
+                yield response
+        except TimeoutError as error:
+            raise UnavailableError(
+                f"{method} {path}: no answer in time", cause="deadline"
+            ) from error
+        except aiohttp.ClientError as error:
+            raise UnavailableError(
+                f"{method} {path}: {type(error).__name__}",
+                cause="network",
+                unreachable=isinstance(error, aiohttp.ClientConnectorError),
+            ) from error
+
+    def _note_loss(self, error: UnavailableError) -> None:
+        """Nobody listens at the endpoint: that is the link, not this call."""
+        if error.facts.get("unreachable") and self._lost is None:
+            self._lost = str(error)
+            if self._on_lost is not None:
+                asyncio.get_running_loop().call_soon(self._on_lost, self._lost)
+
+
+def _base_url(endpoint: str) -> str:
+    parts = urlsplit(endpoint)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise InvalidError(f"not an http(s) endpoint: {endpoint!r}")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise InvalidError("the endpoint is a plain URL: secrets go in its token")
+    return endpoint.rstrip("/")
+
+
+def _path(name: str) -> str:
+    if _NAME.fullmatch(name) is None:
+        raise InvalidError(f"not an instance of this hypervisor: {name[:80]!r}")
+    return f"/instances/{name}"
+
+
+def _order(spec: VmSpec) -> dict[str, object]:
+    return {
+        "server_id": spec.server_id,
+        "image": spec.image,
+        "tier": spec.tier.value,
+        "capabilities": list(spec.capabilities),
+        "config": {
+            "name": spec.name,
+            "memory_mib": spec.memory_mib,
+            "vcpu_count": spec.vcpu_count,
+            "attestation": {"kind": spec.attestation_kind},
+        },
+    }
+
+
+def _defined(made: Mapping[str, object], spec: VmSpec) -> Defined | None:
+    """Return what was made; None when it is isolated otherwise than asked."""
+    name, attestation = made.get("instance_id"), made.get("attestation")
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        raise InvalidError("the hypervisor named no instance_id that can be used")
+    if made.get("isolation_tier") != spec.tier.value:
+        return None
+    return Defined(
+        hypervisor_name=name,
+        tier=IsolationTier(spec.tier),
+        attestation_hint=None if attestation is None else str(attestation)[:200],
+    )
+
+
+def _object(body: bytes) -> Mapping[str, object]:
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidError("the hypervisor's answer is no JSON") from error
+    if not isinstance(value, dict):
+        raise InvalidError("the hypervisor's answer is no JSON object")
+    return value
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    """Read a small body whole; a big one is refused rather than kept."""
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > _BODY_CAP:
+            raise InvalidError("the hypervisor's answer is too long")
+    return bytes(body)
+
+
+def _raise_for(status: int, body: bytes, doing: str) -> None:
+    if status < _REDIRECT:
+        return
+    detail = body[:_DETAIL_CAP].decode("utf-8", "replace")
+    text = f"{doing}: the hypervisor answered {status}: {detail}"
+    if status in _CREDENTIALS_REFUSED:
+        raise UnavailableError(text, cause="credentials")
+    if status == _NOT_FOUND:
+        raise NotFoundError(text)
+    if status == _CONFLICT:
+        raise ConflictError(text)
+    if _CLIENT_ERROR <= status < _SERVER_ERROR and status not in _TRANSIENT:
+        raise InvalidError(text)
+    raise UnavailableError(text, cause="answer")

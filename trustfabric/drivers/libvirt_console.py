@@ -1,0 +1,107 @@
+"""A guest's console over libvirt's stream, drained into a bounded ring.
+
+A reader that stalls would not stall the guest: this process would buffer without
+bound. So it is drained on libvirt's thread, and what nobody read is forgotten.
+"""
+
+import asyncio
+from typing import Any, Final
+
+from trustfabric.drivers import libvirt_errors as codes
+from trustfabric.drivers.console_lines import LineRing
+from trustfabric.drivers.libvirt_events import EventLoop
+
+_NONBLOCK: Final = 1
+_READABLE: Final = 1
+_ANY_EVENT: Final = 1 | 4 | 8
+"""Readable, error, hang-up."""
+_CHUNK: Final = 65536
+_CHUNKS_A_TURN: Final = 16
+_WHY_NOT: Final = {
+    codes.INTERNAL_ERROR: "its serial port is no pty: see LIBVIRT_CONSOLE_SOURCE",
+    codes.NO_SUPPORT: "its hypervisor offers no console",
+    codes.OPERATION_FAILED: "another client holds its console",
+    codes.OPERATION_INVALID: "it is off",
+}
+
+
+class Console:
+    """One guest's lines, over as many attachments as it takes."""
+
+    def __init__(self, error: type[Exception], events: EventLoop, keep: int) -> None:
+        self._error = error
+        self._events = events
+        self._stream: Any | None = None
+        self._changed = asyncio.Event()
+        self._told = False
+        self.ring = LineRing(keep)
+        self.why_not: str | None = None
+        """Why the last attempt to attach failed."""
+
+    @property
+    def attached(self) -> bool:
+        return self._stream is not None
+
+    def attach(self, conn: Any, uuid: str) -> None:
+        """Open the stream unless it is open; blocks, and never raises libvirt's."""
+        if self._stream is not None:
+            return
+        try:
+            domain = conn.lookupByUUIDString(uuid)
+            stream = conn.newStream(_NONBLOCK)
+            domain.openConsole(None, stream, 0)
+            self._stream = stream
+            stream.eventAddCallback(_ANY_EVENT, self._readable, None)
+            self.why_not = None
+        except self._error as error:
+            self._stream = None
+            code = error.get_error_code()  # type: ignore[attr-defined] # libvirt's
+            self.why_not = _WHY_NOT.get(code, f"libvirt error {code}")
+
+    def drop(self) -> None:
+        """Forget the stream of a lost link: libvirt never ends it."""
+        self._stream = None
+        self._tell()
+
+    def next_change(self) -> asyncio.Event:
+        """Return what is set when more came, or the end; take it, then look."""
+        return self._changed
+
+    def _readable(self, stream: Any, events: int, _opaque: Any) -> None:
+        if not events & _READABLE or not self._drain(stream):
+            self._end(stream)
+        self._tell()
+
+    def _drain(self, stream: Any) -> bool:
+        """Read what there is, up to a bound; False at the end of the stream."""
+        for _ in range(_CHUNKS_A_TURN):
+            try:
+                data = stream.recv(_CHUNK)
+            except self._error:
+                return False
+            if isinstance(data, int):  # nothing more for now
+                return True
+            if not data:
+                return False
+            self.ring.feed(data)
+        return True
+
+    def _end(self, stream: Any) -> None:
+        for act in (stream.eventRemoveCallback, stream.abort):
+            try:
+                act()
+            except self._error:
+                continue
+        self.ring.end()
+        if self._stream is stream:
+            self._stream = None
+
+    def _tell(self) -> None:
+        if not self._told:
+            self._told = True
+            self._events.deliver(self._wake)
+
+    def _wake(self) -> None:
+        self._told = False
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()

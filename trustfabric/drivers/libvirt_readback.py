@@ -1,0 +1,80 @@
+"""What a hypervisor left out of, or added to, the domain that was asked for.
+
+libvirt drops what it doesn't know without a word, so what it made is compared with
+what was asked before anything of it runs. It may add details (addresses, aliases);
+it may neither lose one nor add a disk, a host device or another isolation.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Final
+from xml.etree.ElementTree import Element
+
+_WHOLE: Final = ("os", "launchSecurity")
+_DEVICES: Final = ("disk", "interface", "serial", "tpm", "hostdev", "iommu")
+_UNSTABLE: Final = {"machine"}
+"""`q35` comes back as the version that it stands for."""
+
+
+def differences(wanted: Element, made: Element) -> tuple[str, ...]:
+    """Return what is not as asked, a phrase each; empty when all is."""
+    return (*_whole(wanted, made), *_devices(wanted, made))
+
+
+def _whole(wanted: Element, made: Element) -> Iterable[str]:
+    for tag in _WHOLE:
+        asked, got = wanted.find(tag), made.find(tag)
+        if asked is None and got is not None and tag == "launchSecurity":
+            yield f"{tag} was added"
+        elif asked is not None and (got is None or not _covers(got, asked)):
+            yield f"{tag} is not as asked"
+
+
+def _devices(wanted: Element, made: Element) -> Iterable[str]:
+    asked = Counter(device.tag for device in wanted.findall("devices/*"))
+    got = Counter(device.tag for device in made.findall("devices/*"))
+    for tag in _DEVICES:
+        if asked[tag] != got[tag]:
+            yield f"{got[tag]} {tag} instead of {asked[tag]}"
+        elif not _all_covered(
+            wanted.findall(f"devices/{tag}"), made.findall(f"devices/{tag}")
+        ):
+            yield f"{tag} is not as asked"
+
+
+def _covers(got: Element, asked: Element) -> bool:
+    """Tell whether `got` says all that `asked` does, and maybe more."""
+    return (
+        got.tag == asked.tag
+        and _same(got.text, asked.text)
+        and all(
+            _same(got.get(key), value)
+            for key, value in asked.attrib.items()
+            if key not in _UNSTABLE
+        )
+        and _all_covered(list(asked), list(got))
+    )
+
+
+def _all_covered(asked: Sequence[Element], got: Sequence[Element]) -> bool:
+    left = list(got)
+    for element in asked:
+        match = next((other for other in left if _covers(other, element)), None)
+        if match is None:
+            return False
+        left.remove(match)
+    return True
+
+
+def _same(got: str | None, asked: str | None) -> bool:
+    first, second = (got or "").strip(), (asked or "").strip()
+    return first == second or (
+        second.startswith("0x") and _number(first) == _number(second)
+    )
+
+
+def _number(text: str) -> int | None:
+    try:
+        return int(text, 0)
+    except ValueError:
+        return None

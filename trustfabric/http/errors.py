@@ -1,0 +1,138 @@
+"""Errors as problem documents (RFC 9457): which status each kind has, in one table."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from trustfabric.errors import (
+    ConflictError,
+    FabricError,
+    ForbiddenError,
+    InvalidError,
+    MalformedError,
+    NotFoundError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnknownPlaybookError,
+)
+from trustfabric.http.reply import dump
+from trustfabric.supervision import (
+    ActorCrashedError,
+    ActorDeadError,
+    ActorKilledError,
+    AskTimeoutError,
+    MailboxFullError,
+)
+
+log = structlog.get_logger(__name__)
+
+STATUS: Mapping[type[Exception], tuple[int, str]] = {
+    UnauthenticatedError: (401, "The caller is not known"),
+    ForbiddenError: (403, "Not allowed"),
+    NotFoundError: (404, "Not found"),
+    ConflictError: (409, "The state does not allow this"),
+    MalformedError: (400, "The request can't be read"),
+    UnknownPlaybookError: (400, "Unknown playbook"),
+    InvalidError: (422, "The request has a wrong shape"),
+    UnavailableError: (503, "Something needed is not available"),
+    MailboxFullError: (503, "Too busy"),
+    ActorKilledError: (503, "Interrupted: the outcome is unknown"),
+    ActorCrashedError: (503, "Interrupted: the outcome is unknown"),
+    ActorDeadError: (503, "Restarting"),
+    AskTimeoutError: (504, "No answer in time: the outcome is unknown"),
+}
+"""By class, the nearest in its MRO counts: status and title."""
+
+_CODES: Mapping[type[Exception], str] = {
+    MailboxFullError: "overloaded",
+    ActorKilledError: "interrupted",
+    ActorCrashedError: "interrupted",
+    ActorDeadError: "unavailable",
+    AskTimeoutError: "timeout",
+}
+
+_HTTP_CODES = {
+    404: "not-found",
+    405: "method-not-allowed",
+    413: "too-large",
+    415: "unsupported-media-type",
+}
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn what a handler raises into its problem document."""
+    try:
+        return await handler(request)
+    except tuple(STATUS) as error:
+        return _known(request, error)
+    except web.HTTPException as error:
+        return _framework(request, error)
+    except ConnectionError:
+        raise
+    except Exception:
+        # The one place where a bug of ours meets the outside: it is logged whole
+        # and told as nothing.
+        log.exception("http.bug", method=request.method, path=request.path)
+        return problem(request, 500, "internal", "A fault of ours", "see the log")
+
+
+def _known(request: web.Request, error: Exception) -> web.Response:
+    for kind in type(error).__mro__:
+        if kind in STATUS:
+            status, title = STATUS[kind]
+            break
+    facts = dict(error.facts) if isinstance(error, FabricError) else {}
+    code = getattr(error, "code", None) or next(
+        _CODES[kind] for kind in type(error).__mro__ if kind in _CODES
+    )
+    headers = {}
+    if status == 401:  # noqa: PLR2004
+        headers["WWW-Authenticate"] = "Bearer"
+    if status == 503:  # noqa: PLR2004
+        headers["Retry-After"] = "1"
+    return problem(
+        request, status, code, title, str(error), facts=facts, headers=headers
+    )
+
+
+def _framework(request: web.Request, error: web.HTTPException) -> web.StreamResponse:
+    if error.status < 400:  # noqa: PLR2004
+        raise error
+    code = _HTTP_CODES.get(error.status, "refused")
+    headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+    return problem(
+        request, error.status, code, error.reason, error.reason, headers=headers
+    )
+
+
+def problem(
+    request: web.Request,
+    status: int,
+    code: str,
+    title: str,
+    detail: str,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> web.Response:
+    """Build a problem document; `error` repeats the detail for older clients."""
+    body = {
+        **(facts or {}),
+        "type": code,
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": request.path,
+        "error": detail,
+    }
+    return web.Response(
+        body=dump(body),
+        status=status,
+        content_type="application/problem+json",
+        headers=headers,
+    )

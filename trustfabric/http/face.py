@@ -1,0 +1,54 @@
+"""What handlers work with, under one typed key of the application."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from aiohttp import web
+
+from trustfabric.actors.attestation import Attestation
+from trustfabric.actors.dispatch import Dispatcher
+from trustfabric.actors.servers import Servers
+from trustfabric.actors.streams import Broadcaster, Subscription
+from trustfabric.actors.trust import TrustRegistry
+from trustfabric.db.session import Database
+from trustfabric.domain.ids import OwnerId
+from trustfabric.domain.ports import Provisioner
+from trustfabric.http.auth import Tokens
+from trustfabric.supervision import Address, Runtime
+
+ASK_S = 15.0
+"""How long a handler waits for an actor; a longer wait is 504."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes of the front end, from the settings."""
+
+    history_max: int
+    stream_buffer: int
+    heartbeat_s: float
+    log_tail: int
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    database: Database
+    trust: Address[TrustRegistry]
+    broadcaster: Address[Broadcaster]
+    attestation: Address[Attestation]
+    servers: Address[Servers]
+    dispatcher: Address[Dispatcher]
+    provisioner: Provisioner
+    runtime: Runtime
+    tokens: Tokens
+    limits: Limits
+    chaos: bool
+    requester_may_approve: bool
+    now: Callable[[], datetime]
+    streams: set[Subscription] = field(default_factory=set)
+    """Open streams, to be ended before the site stops."""
+    known_users: set[OwnerId] = field(default_factory=set)
+
+
+FACE: web.AppKey[Face] = web.AppKey("face", Face)

@@ -1,0 +1,187 @@
+"""Server-Sent Events: catch up from the store, then follow live, without a seam.
+
+The order is what makes it whole: first follow (what is committed from here on is
+buffered), then read what lies between the client's position and that head, then
+drain the buffer. A client that falls behind its buffer is told `lagged` and read
+from the store again. Every event carries its position as its id.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from trustfabric.actors.streams import Event, Follow, Stream, Subscription, Unfollow
+from trustfabric.db.session import Connection
+from trustfabric.domain.events import Position
+from trustfabric.http.auth import PRINCIPAL
+from trustfabric.http.face import ASK_S, FACE, Face
+from trustfabric.http.parse import Query
+from trustfabric.http.reply import dump
+
+RETRY_MS = 2000
+WRITE_S = 10.0
+BATCH = 500
+
+Read = Callable[[Connection, Position, Position, int], Awaitable[Sequence[Event]]]
+Snapshot = Callable[[Connection], Awaitable[Sequence[Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One stream as one client sees it."""
+
+    stream: Stream
+    accepts: Callable[[Event], bool]
+    read: Read
+    """Events after a position up to another, in order, at most so many."""
+    view: Callable[[Event], Any]
+    snapshot: Snapshot | None = None
+    """What `?snapshot=true` sends first."""
+
+
+def last_position(request: web.Request, query: Query) -> Position | None:
+    """Return what the client has seen, by header or by query. MalformedError."""
+    header = request.headers.get("Last-Event-ID")
+    text = header if header else query.text("last_event_id")
+    return Position.read(text) if text else None
+
+
+async def follow(
+    request: web.Request, channel: Channel, since: Position | None
+) -> web.StreamResponse:
+    """Stream the channel until the client or the runtime goes away."""
+    face = request.app[FACE]
+    subscription = Subscription(
+        channel.stream, channel.accepts, face.limits.stream_buffer
+    )
+    head = await face.broadcaster.ask(Follow(subscription), within_s=ASK_S)
+    response = web.StreamResponse(
+        headers={
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "Cache-Control": "no-store",
+            "X-Accel-Buffering": "no",
+        }
+    )
+    face.streams.add(subscription)
+    try:
+        await response.prepare(request)
+        session = _Session(request, response, channel, subscription, face)
+        await session.run(head, since)
+    except (ConnectionError, TimeoutError):
+        pass  # the client went away, or takes nothing: it will come back
+    finally:
+        subscription.close()
+        face.streams.discard(subscription)
+        face.broadcaster.tell(Unfollow(subscription))
+    return response
+
+
+class _Session:
+    """One client's stream while it lasts."""
+
+    def __init__(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        channel: Channel,
+        subscription: Subscription,
+        face: Face,
+    ) -> None:
+        self._request = request
+        self._response = response
+        self._channel = channel
+        self._subscription = subscription
+        self._face = face
+        self._sent = Position.FIRST
+
+    async def run(self, head: Position, since: Position | None) -> None:
+        await self._write(b"retry: %d\n\n" % RETRY_MS)
+        self._sent = head if since is None else since
+        if since is not None and since > head:
+            # A position that this store never gave out: start over, and say so.
+            self._sent = head
+            await self._write(_frame("reset", str(head), {"reason": "unknown position"}))
+        if self._channel.snapshot is not None:
+            await self._send_snapshot(self._channel.snapshot, head)
+        await self._catch_up(head)
+        while not self._subscription.closed:
+            await self._live()
+
+    async def _live(self) -> None:
+        try:
+            async with asyncio.timeout(self._face.limits.heartbeat_s):
+                await self._subscription.wait()
+        except TimeoutError:
+            await self._heartbeat()
+            return
+        lagged = self._subscription.lagged
+        events = self._subscription.take()
+        if lagged:
+            head = await self._refollow()
+            await self._write(_frame("lagged", str(self._sent), {"upto": str(head)}))
+            await self._catch_up(head)
+        else:
+            await self._send(events)
+
+    async def _heartbeat(self) -> None:
+        if self._request[PRINCIPAL].expires_at <= self._face.now():
+            self._subscription.close()
+            return
+        await self._write(b": heartbeat\n\n")
+        # Also finds out whether a broadcaster's death made us miss something.
+        head = await self._refollow()
+        if not self._subscription.lagged:
+            await self._catch_up(head)
+
+    async def _refollow(self) -> Position:
+        return await self._face.broadcaster.ask(
+            Follow(self._subscription), within_s=ASK_S
+        )
+
+    async def _catch_up(self, head: Position) -> None:
+        """Send what the store has between what was sent and `head`."""
+        while self._sent < head:
+            async with self._face.database.reading() as conn:
+                events = await self._channel.read(conn, self._sent, head, BATCH)
+            await self._send([e for e in events if self._channel.accepts(e)])
+            if len(events) < BATCH:
+                self._sent = head
+                return
+            self._sent = events[-1].position
+
+    async def _send_snapshot(self, snapshot: Snapshot, head: Position) -> None:
+        async with self._face.database.reading() as conn:
+            rows = await snapshot(conn)
+        for row in rows:
+            await self._write(_frame(self._channel.stream, str(head), row))
+        await self._write(_frame("bookmark", str(head), {"snapshot": len(rows)}))
+
+    async def _send(self, events: Sequence[Event]) -> None:
+        frames = []
+        for event in events:
+            if event.position > self._sent:
+                frames.append(
+                    _frame(
+                        self._channel.stream,
+                        str(event.position),
+                        self._channel.view(event),
+                    )
+                )
+                self._sent = event.position
+        if frames:
+            await self._write(b"".join(frames))
+
+    async def _write(self, data: bytes) -> None:
+        async with asyncio.timeout(WRITE_S):
+            await self._response.write(data)
+
+
+def _frame(event: str, position: str, data: Any) -> bytes:
+    return b"id: %b\nevent: %b\ndata: %b\n\n" % (
+        position.encode(),
+        event.encode(),
+        dump(data),
+    )

@@ -1,0 +1,276 @@
+"""The trust registry over HTTP: lists, details, history, transitions, the stream."""
+
+from datetime import datetime
+from typing import Any
+
+from aiohttp import web
+from pydantic import Field
+
+from trustfabric.actors.attestation import Attest
+from trustfabric.actors.streams import Event, Stream
+from trustfabric.actors.trust import ApplyChange
+from trustfabric.db import runs, trust
+from trustfabric.db.session import Connection
+from trustfabric.domain.events import Position, TrustEvent
+from trustfabric.domain.ids import InstanceId, OwnerId, ServerId
+from trustfabric.domain.trust import (
+    AttestationStatus,
+    Lifecycle,
+    Tag,
+    Wish,
+    is_stale,
+)
+from trustfabric.errors import InvalidError, MalformedError, NotFoundError
+from trustfabric.http.auth import PRINCIPAL, Role, require
+from trustfabric.http.face import ASK_S, FACE
+from trustfabric.http.parse import (
+    Body,
+    Query,
+    check_aware,
+    expected_version,
+    path_id,
+    read_body,
+)
+from trustfabric.http.reply import page, reply
+from trustfabric.http.sse import Channel, follow, last_position
+from trustfabric.http.views import View, history_view, posture_view, trust_event_view
+
+routes = web.RouteTableDef()
+
+_FILTERS = ("server_id", "lifecycle_state", "attestation_status", "stale")
+SNAPSHOT_MAX = 100_000
+
+
+@routes.get("/api/trust/registry")
+async def list_registry(request: web.Request) -> web.Response:
+    face = request.app[FACE]
+    query = Query(request, *_FILTERS, "limit", "cursor")
+    wanted, limit = _filter(request, query), query.limit()
+
+    async with face.database.reading() as conn:
+        rows = await trust.list_postures(
+            conn, wanted, face.now(), after=query.cursor() or 0, limit=limit
+        )
+    return page(
+        request,
+        [posture_view(row, face.now()) for row in rows],
+        count=len(rows),
+        limit=limit,
+        last=rows[-1].snapshot.instance_id if rows else 0,
+    )
+
+
+@routes.get("/api/trust/registry/stream")
+async def stream_registry(request: web.Request) -> web.StreamResponse:
+    face = request.app[FACE]
+    query = Query(request, *_FILTERS, "snapshot", "include", "last_event_id")
+    wanted = _filter(request, query)
+    provenance = _includes_provenance(query)
+
+    def view(event: Event) -> View:
+        assert isinstance(event, TrustEvent)
+        return trust_event_view(event, face.now(), provenance=provenance)
+
+    async def snapshot(conn: Connection) -> list[View]:
+        rows = await trust.list_postures(conn, wanted, face.now(), limit=SNAPSHOT_MAX)
+        return [posture_view(row, face.now()) for row in rows]
+
+    channel = Channel(
+        stream=Stream.TRUST,
+        accepts=lambda event: _accepts(wanted, event, face.now()),
+        read=_read_events,
+        view=view,
+        snapshot=snapshot if query.flag("snapshot") else None,
+    )
+    return await follow(request, channel, last_position(request, query))
+
+
+@routes.get(r"/api/trust/registry/{id:\d+}")
+async def get_registry(request: web.Request) -> web.Response:
+    Query(request)
+    face = request.app[FACE]
+    posture = await _posture(request, InstanceId(path_id(request)))
+    return reply(posture_view(posture, face.now()), version=posture.snapshot.version)
+
+
+@routes.get(r"/api/trust/registry/{id:\d+}/history")
+async def get_history(request: web.Request) -> web.Response:
+    face = request.app[FACE]
+    query = Query(request, "limit", "cursor")
+    limit = query.limit(default=25, maximum=face.limits.history_max)
+    instance_id = InstanceId(path_id(request))
+
+    posture = await _posture(request, instance_id)
+    async with face.database.reading() as conn:
+        events = await trust.list_history(
+            conn,
+            request[PRINCIPAL].owner,
+            instance_id,
+            before=query.cursor() or 2**62,
+            limit=limit,
+        )
+    body = {
+        "server_id": posture.snapshot.server_id,
+        "server_name": posture.server_name,
+        "instance_id": posture.instance_name,
+        "vm_instance_id": instance_id,
+        "events": [history_view(event) for event in events],
+    }
+    last = events[-1].history_id if events else 0
+    return page(request, body, count=len(events), limit=limit, last=last)
+
+
+class Transition(Body):
+    attestation_status: AttestationStatus
+    lifecycle_state: Lifecycle
+    remediation_state: str | None = Field(None, max_length=64)
+    remediation_attempts: int | None = Field(None, ge=0, le=2**31 - 1)
+    freshness_deadline: datetime | None = None
+    provenance_ref: str | None = Field(None, max_length=200)
+    provenance: dict[str, Any] | None = None
+    transition_reason: str | None = Field(None, min_length=1, max_length=500)
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    expected_version: int | None = Field(None, ge=1, le=2**62)
+    override: bool = False
+
+
+@routes.post(r"/api/trust/registry/{id:\d+}/transition")
+async def apply_transition(request: web.Request) -> web.Response:
+    principal = require(request, Role.OPERATOR)
+    face = request.app[FACE]
+    body = await read_body(request, Transition)
+    check_aware("freshness_deadline", body.freshness_deadline)
+    instance_id = InstanceId(path_id(request))
+    wish = Wish(
+        lifecycle=body.lifecycle_state,
+        status=body.attestation_status,
+        actor=principal.actor,
+        is_admin=principal.role is Role.ADMIN,
+        override=body.override,
+        reason=body.transition_reason,
+        tag=_tag(body.remediation_state),
+        attempts=body.remediation_attempts,
+        deadline=body.freshness_deadline,
+        provenance_ref=body.provenance_ref,
+        provenance=body.provenance,
+        metadata=body.metadata,
+    )
+
+    await _apply(request, instance_id, wish, body.expected_version)
+    posture = await _posture(request, instance_id)
+    return reply(posture_view(posture, face.now()), version=posture.snapshot.version)
+
+
+class Release(Body):
+    reason: str = Field(min_length=1, max_length=500)
+    expected_version: int | None = Field(None, ge=1, le=2**62)
+
+
+@routes.post(r"/api/trust/registry/{id:\d+}/release")
+async def release(request: web.Request) -> web.Response:
+    principal = require(request, Role.OPERATOR)
+    face = request.app[FACE]
+    body = await read_body(request, Release)
+    instance_id = InstanceId(path_id(request))
+    before = await _posture(request, instance_id)
+    wish = Wish(
+        lifecycle=Lifecycle.SUSPECT,
+        status=before.snapshot.attestation_status,
+        actor=principal.actor,
+        is_admin=principal.role is Role.ADMIN,
+        reason=body.reason,
+    )
+
+    await _apply(request, instance_id, wish, body.expected_version)
+    face.attestation.tell(Attest(instance_id, "release"))
+    posture = await _posture(request, instance_id)
+    return reply(posture_view(posture, face.now()), version=posture.snapshot.version)
+
+
+async def _apply(
+    request: web.Request, instance_id: InstanceId, wish: Wish, version: int | None
+) -> None:
+    principal, face = request[PRINCIPAL], request.app[FACE]
+    ends_repair = wish.lifecycle in {Lifecycle.QUARANTINED, Lifecycle.RESTORED}
+    await face.trust.ask(
+        ApplyChange(
+            instance_id=instance_id,
+            change=wish,
+            owner_id=principal.owner,
+            expected_version=expected_version(request, version),
+            requires_version=True,
+            companions=(
+                (
+                    runs.CancelActiveRun(
+                        by=principal.actor,
+                        reason=wish.reason or "manual",
+                        now=face.now(),
+                    ),
+                )
+                if ends_repair
+                else ()
+            ),
+        ),
+        within_s=ASK_S,
+    )
+
+
+async def _posture(request: web.Request, instance_id: InstanceId) -> trust.Posture:
+    async with request.app[FACE].database.reading() as conn:
+        posture = await trust.get_posture(conn, request[PRINCIPAL].owner, instance_id)
+    if posture is None:
+        raise NotFoundError(f"no instance {instance_id}")
+    return posture
+
+
+def _filter(request: web.Request, query: Query) -> trust.PostureFilter:
+    server_id = query.integer("server_id", minimum=1)
+    return trust.PostureFilter(
+        owner_id=request[PRINCIPAL].owner,
+        server_id=None if server_id is None else ServerId(server_id),
+        lifecycle=query.choice("lifecycle_state", Lifecycle),
+        status=query.choice("attestation_status", AttestationStatus),
+        stale=query.flag("stale"),
+    )
+
+
+def _accepts(wanted: trust.PostureFilter, event: Event, now: datetime) -> bool:
+    """Match on the previous or the current value, so that leaving is seen."""
+    assert isinstance(event, TrustEvent)
+    return (
+        _owned(wanted.owner_id, event)
+        and wanted.server_id in (None, event.server_id)
+        and wanted.lifecycle in (None, event.lifecycle, event.previous_lifecycle)
+        and wanted.status in (None, event.status, event.previous_status)
+        and wanted.stale in (None, is_stale(event.freshness_deadline, now))
+    )
+
+
+def _owned(owner_id: OwnerId | None, event: TrustEvent) -> bool:
+    return owner_id in (None, event.owner_id)
+
+
+async def _read_events(
+    conn: Connection, after: Position, upto: Position, limit: int
+) -> list[TrustEvent]:
+    return await trust.events_after(conn, after, upto=upto, limit=limit)
+
+
+def _includes_provenance(query: Query) -> bool:
+    match query.text("include"):
+        case None:
+            return False
+        case "provenance":
+            return True
+        case _:
+            raise MalformedError("include: only provenance can be included")
+
+
+def _tag(text: str | None) -> Tag | None:
+    if text is None:
+        return None
+    try:
+        return Tag.read(text)
+    except ValueError:
+        words = ", ".join(Tag)
+        raise InvalidError(f"remediation_state: not one of {words}") from None

@@ -1,0 +1,188 @@
+"""`mcpctl`: the operator's groups, and the commands that work on this machine.
+
+What a local command needs is imported when it runs: `--help` does without.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from trustfabric.cli.main import command_table, run
+from trustfabric.cli.session import Session
+from trustfabric.cli.terminal import escape_json
+
+if TYPE_CHECKING:
+    from trustfabric.config import Settings
+
+_DAY_S = 86_400
+
+data_dir_option = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where state is kept; wins over TRUSTFABRIC_DATA_DIR.",
+)
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run one command line and exit with its code."""
+    root = command_table()
+    for command in (serve, demo, token, scenarios, attest):
+        root.add_command(command)
+    sys.exit(run(root, sys.argv[1:] if args is None else args))
+
+
+@click.command()
+@data_dir_option
+@click.option("--demo", "with_demo", is_flag=True, help="As `mcpctl demo`.")
+@click.pass_obj
+def serve(session: Session, /, data_dir: Path | None, *, with_demo: bool) -> int:
+    """Run the runtime in the foreground; SIGTERM stops it."""
+    _own_terminal(session)
+    if with_demo:
+        return _demo(data_dir)
+    settings = _settings(data_dir)
+    from trustfabric import app  # noqa: PLC0415
+
+    return app.serve(settings)
+
+
+@click.command()
+@data_dir_option
+@click.pass_obj
+def demo(session: Session, /, data_dir: Path | None) -> int:
+    """Run it with a small fleet that lives the story, again and again."""
+    _own_terminal(session)
+    return _demo(data_dir)
+
+
+def _demo(data_dir: Path | None) -> int:
+    from trustfabric.scenarios import demo as story  # noqa: PLC0415
+
+    return story.main(data_dir)
+
+
+@click.command()
+@click.option("--sub", type=click.IntRange(min=1), required=True, help="User id.")
+@click.option(
+    "--role", type=click.Choice(["viewer", "operator", "user", "admin"]), required=True
+)
+@click.option(
+    "--ttl",
+    "ttl_s",
+    type=click.IntRange(min=1),
+    default=_DAY_S,
+    show_default=True,
+    metavar="S",
+    help="Seconds until it expires.",
+)
+@data_dir_option
+def token(sub: int, role: str, ttl_s: int, data_dir: Path | None) -> None:
+    """Print a bearer token signed with the configured secret."""
+    settings = _settings(data_dir)
+    from trustfabric import app  # noqa: PLC0415
+
+    click.echo(app.issue_token(settings, sub, role, ttl_s))
+
+
+@click.group()
+def scenarios() -> None:
+    """Break it on purpose, and see it recover."""
+
+
+directory_option = click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Scenario documents; wins over REM_FABRIC_SCENARIO_DIR.",
+)
+
+
+@scenarios.command("list")
+@directory_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_scenarios(directory: Path | None, *, as_json: bool) -> int:
+    """List the scenarios, once all of their documents are valid."""
+    from trustfabric.scenarios import harness  # noqa: PLC0415
+
+    return harness.main("list", directory=directory, as_json=as_json)
+
+
+@scenarios.command("run")
+@directory_option
+@click.argument("names", nargs=-1)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where manifest and transcript are written.",
+)
+@click.pass_obj
+def run_scenarios(
+    session: Session,
+    /,
+    directory: Path | None,
+    names: tuple[str, ...],
+    output: Path | None,
+) -> int:
+    """Run the matrix against a runtime of its own: all scenarios, or those named."""
+    _own_terminal(session)
+    from trustfabric.scenarios import harness  # noqa: PLC0415
+
+    return harness.main("run", directory=directory, names=names, output=output)
+
+
+@scenarios.command("manifest")
+@directory_option
+def manifest(directory: Path | None) -> int:
+    """Print the manifest of the documents, unrun."""
+    from trustfabric.scenarios import harness  # noqa: PLC0415
+
+    return harness.main("manifest", directory=directory)
+
+
+@click.group()
+def attest() -> None:
+    """Verify evidence offline."""
+
+
+@attest.command()
+@click.argument("cases", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option(
+    "--anchors",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Folder of trust anchors; absent: those that come with the product.",
+)
+@click.option("--only", metavar="ID", help="Only the case with this id.")
+def verify(cases: Path, anchors: Path | None, only: str | None) -> int:
+    """Verify each case of a document; one JSON object a line, 1 if one failed."""
+    import json  # noqa: PLC0415
+
+    from trustfabric.domain.evidence.cases import verify_cases  # noqa: PLC0415
+    from trustfabric.errors import ConfigError, InvalidError  # noqa: PLC0415
+
+    accepted = True
+    try:
+        for verdict in verify_cases(cases, anchors=anchors, only=only):
+            accepted = accepted and bool(verdict["accept"])
+            click.echo(escape_json(json.dumps(verdict, ensure_ascii=False)))
+    except (InvalidError, OSError, ValueError) as error:
+        raise ConfigError([f"{cases}: {error}"]) from error
+    return 0 if accepted else 1
+
+
+def _own_terminal(session: Session) -> None:
+    if session.in_shell:
+        raise click.UsageError("this one needs a terminal of its own")
+
+
+def _settings(data_dir: Path | None) -> "Settings":
+    from trustfabric.config import load_settings  # noqa: PLC0415
+
+    given = {} if data_dir is None else {"TRUSTFABRIC_DATA_DIR": str(data_dir)}
+    return load_settings(flags=given)
+
+
+if __name__ == "__main__":
+    main()

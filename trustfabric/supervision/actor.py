@@ -1,0 +1,203 @@
+"""The base of every actor: pykka's Actor, on the event loop."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import ContextVar
+from datetime import datetime
+from random import Random
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast
+
+import pykka
+import structlog
+
+from trustfabric.supervision import exits
+from trustfabric.supervision.address import Address
+from trustfabric.supervision.cell import BIRTH, CALLER, Cell, contain, unwrapped
+from trustfabric.supervision.exits import Exit, ExitKind
+from trustfabric.supervision.future import ThreadFuture
+from trustfabric.supervision.mailbox import Envelope, MailboxSpec
+from trustfabric.supervision.messages import Notice, Request
+from trustfabric.supervision.timers import OnDown, Timer, Watch
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+Spawn = Callable[[Callable[[], Any], str], "Address[Any]"]
+SPAWN: ContextVar[Spawn | None] = ContextVar("spawn", default=None)
+"""Starts an unsupervised actor in the runtime of this context."""
+
+
+class Actor(pykka.Actor):
+    """One message at a time, each handled by `handle`, which may be async.
+
+    Exceptions of the runtime's `answers` go to the asker. Any other one ends this
+    incarnation; what its supervisor does then is in its spec.
+    """
+
+    mailbox: ClassVar[MailboxSpec] = MailboxSpec()
+
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+        cell = BIRTH.get()
+        if cell is None:
+            raise RuntimeError("actors are constructed by their spec's start")
+        BIRTH.set(None)
+        self._cell: Cell = cell
+        self._actor_ref = cell.address
+
+    # --- for subclasses to fill in --------------------------------------------
+
+    def on_start(self) -> Awaitable[None] | None:  # type: ignore[override]
+        """Run before the first message; may be async. A failure is a crash."""
+        return None
+
+    def on_stop(self) -> Awaitable[None] | None:  # type: ignore[override]
+        """Run at an orderly end, after the last message; may be async."""
+        return None
+
+    def handle(self, message: Any) -> Any:
+        """Handle one message and return the answer; may be async."""
+        log.warning("actor.unexpected", path=str(self.address), message=repr(message))
+
+    def on_receive(self, message: Any) -> Any:
+        """Handle what is neither a Request nor a Notice, as in pykka."""
+        return self.handle(message)
+
+    # --- services for subclasses ----------------------------------------------
+
+    @property
+    def address(self) -> Address[Self]:
+        return cast("Address[Self]", self._cell.address)
+
+    @property
+    def random(self) -> Random:
+        return self._cell.scheduler.random
+
+    def now(self) -> datetime:
+        return self._cell.scheduler.clock.now()
+
+    def monotonic(self) -> float:
+        return self._cell.scheduler.clock.monotonic()
+
+    def after(self, delay_s: float, notice: Notice[Any]) -> Timer:
+        """Send a notice to this incarnation of the actor, later."""
+        return Timer(self._cell, delay_s, notice)
+
+    def watch(self, address: Address[Any], done: OnDown) -> Watch:
+        """Be told once when an actor is gone for good, also if it is already."""
+        return Watch(self._cell, address.cell, done)
+
+    def run(
+        self, coro: Coroutine[Any, Any, T], done: Callable[[T | BaseException], Any]
+    ) -> asyncio.Task[T]:
+        """Work beside the mailbox; the notice `done` makes of its end comes by mail.
+
+        Exactly one notice comes while this incarnation lives, also if the task is
+        cancelled. The task is cancelled when the incarnation ends, which waits for it.
+        """
+        return Owned(self._cell, coro, done).task
+
+    async def sleep(self, delay_s: float) -> None:
+        """Wait by the runtime's clock; the mailbox stands still meanwhile."""
+        scheduler = self._cell.scheduler
+        wake: asyncio.Future[None] = scheduler.loop.create_future()
+        handle = scheduler.clock.call_at(
+            scheduler.clock.monotonic() + delay_s,
+            lambda: None if wake.done() else wake.set_result(None),
+        )
+        try:
+            await wake
+        finally:
+            handle.cancel()
+
+    # --- pykka's side ---------------------------------------------------------
+
+    @classmethod
+    def start(cls, *args: Any, **kwargs: Any) -> pykka.ActorRef[Self]:
+        """Start without a supervisor, in the runtime of this context."""
+        spawn = SPAWN.get()
+        if spawn is None:
+            raise RuntimeError("no runtime was started in this context")
+        return spawn(lambda: cls(*args, **kwargs), cls.__name__)
+
+    def receive(self, message: Any) -> Any:
+        if isinstance(message, Request | Notice):
+            return self.handle(message)
+        return self._handle_receive(message)
+
+    def on_death(self, exit_: Exit) -> None:
+        """Call pykka's `on_failure`; a supervisor also lets go of its children."""
+        if exit_.kind is not ExitKind.CRASHED or exit_.error is None:
+            return
+        error = exit_.error
+        try:
+            self.on_failure(type(error), error, error.__traceback__)
+        except BaseException:  # noqa: BLE001  # a bug while reporting a bug
+            log.error("actor.on_failure", path=self._cell.path, exc_info=sys.exc_info())
+
+    @property
+    def actor_urn(self) -> str:  # type: ignore[override]
+        return self.address.actor_urn
+
+    @property
+    def actor_inbox(self) -> Any:  # type: ignore[override]
+        return self._actor_ref
+
+    @property
+    def actor_stopped(self) -> Any:  # type: ignore[override]
+        return self._actor_ref
+
+    @staticmethod
+    def _create_actor_inbox() -> Any:
+        raise NotImplementedError("the address is the inbox")
+
+    @staticmethod
+    def _create_future() -> ThreadFuture[Any]:
+        return ThreadFuture()
+
+    def _start_actor_loop(self) -> None:
+        raise NotImplementedError("there is one loop, the event loop")
+
+
+class Owned(Generic[T]):
+    """A task of one incarnation."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        coro: Coroutine[Any, Any, T],
+        done: Callable[[T | BaseException], Any],
+    ) -> None:
+        scheduler = cell.scheduler
+        context = scheduler.context.copy()
+        context.run(CALLER.set, None)
+        self._cell = cell
+        self._epoch = cell.epoch
+        self._coro = coro
+        self._done = done
+        self.task: asyncio.Task[T] = scheduler.loop.create_task(
+            contain(coro), name=cell.path, context=context
+        )
+        self.task.add_done_callback(self._ended, context=scheduler.context)
+        cell.hold(self.task)
+
+    def _ended(self, task: asyncio.Task[T]) -> None:
+        self._coro.close()  # a no-op, unless cancelled before its first step
+        outcome: T | BaseException
+        if task.cancelled():
+            outcome = asyncio.CancelledError()
+        else:
+            outcome = unwrapped(task.exception()) or task.result()
+        cell = self._cell
+        if cell.epoch == self._epoch and cell.may_speak:
+            self._report(outcome)
+        cell.release(task)
+
+    def _report(self, outcome: T | BaseException) -> None:
+        try:
+            notice = self._done(outcome)
+        except BaseException as error:  # noqa: BLE001  # a bug of the actor
+            self._cell.kill(exits.crashed(error, "run"))
+        else:
+            self._cell.put_system(Envelope(notice, epoch=self._epoch))

@@ -1,0 +1,304 @@
+"""An address: a name to send to, which outlives restarts."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
+
+import pykka
+from pykka.messages import _ActorStop
+
+from trustfabric.supervision import exits
+from trustfabric.supervision.cell import ALIVE, CALLER, Cell, State
+from trustfabric.supervision.errors import (
+    ActorDeadError,
+    AskCycleError,
+    AskTimeoutError,
+    WouldDeadlockError,
+)
+from trustfabric.supervision.future import LoopReply, ThreadFuture
+from trustfabric.supervision.mailbox import Envelope, Overflow
+from trustfabric.supervision.messages import Notice, Request
+
+A = TypeVar("A", bound=pykka.Actor)
+R = TypeVar("R")
+
+
+class Address(pykka.ActorRef[A]):
+    """pykka's ActorRef of an actor on the loop.
+
+    Typed requests and notices go by the signatures here; other messages by those of
+    `pykka.ActorRef`, which is what `Actor.start` returns.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.cell = Cell(name, self)
+
+    @property
+    def path(self) -> str:
+        """The full path, once placed in a tree."""
+        return self.cell.path
+
+    @property
+    def state(self) -> State:
+        return self.cell.state
+
+    # --- typed messages -------------------------------------------------------
+
+    @overload  # type: ignore[override]
+    def ask(
+        self, request: Request[A, R], *, within_s: float
+    ) -> Coroutine[Any, Any, R]: ...
+
+    @overload
+    def ask(
+        self,
+        request: Request[A, R],
+        *,
+        block: Literal[True],
+        timeout: float | None = None,
+    ) -> R: ...
+
+    @overload
+    def ask(
+        self,
+        request: Request[A, R],
+        *,
+        block: Literal[False],
+        timeout: float | None = None,
+    ) -> pykka.Future[R]: ...
+
+    def ask(
+        self,
+        request: Any,
+        *,
+        within_s: float | None = None,
+        block: bool = True,
+        timeout: float | None = None,
+    ) -> Any:
+        """Ask on the loop with `within_s`, from other threads with `block`.
+
+        The deadline travels with the request: once it has passed, the actor skips it.
+
+        AskTimeoutError: no answer in time. ActorCrashedError, ActorKilledError: the
+        actor fell with the request in hand. ActorDeadError: not running and not coming
+        back. MailboxFullError: by its mailbox's policy. Anything else raised is the
+        actor's answer.
+        """
+        if within_s is not None:
+            return self._ask_here(request, within_s)
+        if block and self._is_here():
+            raise WouldDeadlockError(f"{self}: await the answer on the loop's thread")
+        future = self._ask_anywhere(request, timeout)
+        return future.get(timeout=timeout) if block else future
+
+    def tell(self, notice: Notice[A]) -> bool:  # type: ignore[override]
+        """Send and go on; False if it became a dead letter at once.
+
+        Never raises for a Notice. Any other message follows pykka: ActorDeadError.
+        """
+        scheduler = self.cell.scheduler
+        if not isinstance(notice, Notice) and not self.is_alive():
+            raise ActorDeadError(f"{self} not found")
+        if scheduler is None:
+            return False
+        if scheduler.here and not scheduler.closed:
+            return self.cell.put(Envelope(notice))
+        return scheduler.post(self.cell, Envelope(notice))
+
+    def kill(self, reason: str = "killed") -> bool:
+        """End the present incarnation; False if none is up. On the loop's thread."""
+        return self.cell.kill(exits.killed(reason))
+
+    async def _ask_here(self, request: Any, within_s: float) -> Any:
+        cell, asker = self.cell, CALLER.get()
+        scheduler = cell.scheduler
+        if scheduler is None or cell.state in (State.NEW, State.DEAD):
+            raise ActorDeadError(f"{self}: not running")
+        reply = LoopReply(loop=scheduler.loop)
+        deadline = scheduler.clock.monotonic() + within_s
+        timer = scheduler.clock.call_at(
+            deadline,
+            lambda: reply.reject(AskTimeoutError(f"{self}: {within_s} s")),
+        )
+        asking = _begin_asking(asker, cell, reply)
+        try:
+            if cell.mailbox.spec.overflow is Overflow.WAIT:
+                await self._room(reply)
+            if not reply.done():
+                cell.put(Envelope(request, reply, deadline))
+            return await reply
+        finally:
+            reply.cancel()
+            timer.cancel()
+            if asking is not None:
+                del asking[id(reply)]
+
+    async def _room(self, reply: LoopReply) -> None:
+        """Wait for room behind those who do, or until the reply is out of time."""
+        mailbox = self.cell.mailbox
+        must_wait = mailbox.must_wait
+        while must_wait and not reply.done():
+            room: asyncio.Future[None] = reply.get_loop().create_future()
+            reply.add_done_callback(lambda _, room=room: room.cancel())
+            mailbox.wait_for_room(room)
+            try:
+                await asyncio.wait((room,))
+            except asyncio.CancelledError:
+                mailbox.let_one_in()
+                raise
+            must_wait = mailbox.full
+        if reply.done():
+            mailbox.let_one_in()
+
+    def _ask_anywhere(self, message: Any, timeout: float | None) -> ThreadFuture[Any]:
+        future: ThreadFuture[Any] = ThreadFuture()
+        cell, scheduler = self.cell, self.cell.scheduler
+        if scheduler is None:
+            future.reject(ActorDeadError(f"{self} not found"))
+            return future
+        deadline = None if timeout is None else scheduler.clock.monotonic() + timeout
+        envelope = Envelope(message, future, deadline)
+        if scheduler.here and not scheduler.closed:
+            cell.put(envelope)
+        elif not scheduler.post(cell, envelope):
+            cell.refuse(envelope, "the runtime stopped")
+        return future
+
+    def _is_here(self) -> bool:
+        return self.cell.scheduler is not None and self.cell.scheduler.here
+
+    # --- the rest of pykka's ActorRef -----------------------------------------
+
+    def is_alive(self) -> bool:
+        return self.cell.state in ALIVE or self.cell.state is State.WAITING
+
+    def stop(self, *, block: bool = True, timeout: float | None = None) -> Any:
+        """Stop this incarnation after the mail before; False if already dead."""
+        if block and self._is_here():
+            raise WouldDeadlockError(f"{self}: await stop(block=False) on the loop")
+        if not self.is_alive():
+            future: ThreadFuture[bool] = ThreadFuture()
+            future.resolve(False)
+        else:
+            future = self._ask_anywhere(_ActorStop(), None)
+        return future.get(timeout=timeout) if block else future
+
+    @property
+    def actor_class(self) -> type[A]:  # type: ignore[override]
+        actor = self._actor_weakref()
+        return cast("type[A]", pykka.Actor if actor is None else type(actor))
+
+    @property
+    def actor_urn(self) -> str:  # type: ignore[override]
+        return f"urn:actor:{self.path}"
+
+    @property
+    def actor_inbox(self) -> "Address[A]":  # type: ignore[override]
+        return self
+
+    @property
+    def actor_stopped(self) -> "Address[A]":  # type: ignore[override]
+        return self
+
+    def is_set(self) -> bool:
+        """As pykka's stopped event."""
+        return not self.is_alive()
+
+    def _actor_weakref(self) -> A | None:
+        return cast("A | None", self.cell.actor)
+
+    def __str__(self) -> str:
+        return self.path
+
+    def __repr__(self) -> str:
+        return f"<Address {self.path} {self.state}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Place(Generic[A]):
+    """A keyed child: what its supervisor's next incarnation starts again."""
+
+    address: Address[A]
+    start: Callable[[], A]
+
+
+class Keeper(Protocol):
+    """What a DynamicAddress needs of the supervisor behind it."""
+
+    def place(self, key: str, start: Callable[[], Any]) -> Place[Any]: ...
+
+    def remove(self, key: str) -> Awaitable[None]: ...
+
+
+class DynamicAddress(Generic[A]):
+    """The name of a supervisor of keyed children, and the book of them.
+
+    The book outlives the supervisor's restarts, so its children come back with it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.address: Address[Any] = Address(name)
+        self.places: dict[str, Place[A]] = {}
+
+    @property
+    def path(self) -> str:
+        return self.address.path
+
+    async def start_child(self, key: str, start: Callable[[], A]) -> Address[A]:
+        """Start a child, or return the one that has the key.
+
+        Returns once the child has its place: mail sent from now on is kept until it
+        is up. Raise ActorDeadError while this supervisor itself is down.
+        """
+        place = self.places.get(key)
+        if place is not None and place.address.is_alive():
+            return place.address
+        return self._keeper().place(key, start).address
+
+    async def stop_child(self, key: str) -> None:
+        """Stop a child and wait for its end; nothing happens if there is none."""
+        if key in self.places:
+            await self._keeper().remove(key)
+
+    def child(self, key: str) -> Address[A] | None:
+        place = self.places.get(key)
+        return None if place is None else place.address
+
+    def children(self) -> Mapping[str, Address[A]]:
+        return {key: place.address for key, place in self.places.items()}
+
+    def _keeper(self) -> Keeper:
+        cell = self.address.cell
+        if cell.actor is None or not cell.may_speak:
+            raise ActorDeadError(f"{self.path}: not running")
+        return cast("Keeper", cell.actor)
+
+
+def _begin_asking(
+    asker: Cell | None, target: Cell, reply: LoopReply
+) -> dict[int, Cell] | None:
+    """Note down who waits for whom, or raise AskCycleError."""
+    if asker is None:
+        return None
+    chain = _chain(target, asker, set())
+    if chain is not None:
+        names = " -> ".join(cell.path for cell in (asker, *chain))
+        raise AskCycleError(f"{names}: each waits for the next")
+    if asker.asking is None:
+        asker.asking = {}
+    asker.asking[id(reply)] = target
+    return asker.asking
+
+
+def _chain(start: Cell, goal: Cell, seen: set[Cell]) -> list[Cell] | None:
+    """Return the way from one cell to another along what each waits for."""
+    if start is goal:
+        return [start]
+    seen.add(start)
+    for target in (start.asking or {}).values():
+        if target not in seen and (rest := _chain(target, goal, seen)) is not None:
+            return [start, *rest]
+    return None

@@ -1,0 +1,136 @@
+"""One child in a supervisor's book: how it is started, stopped and started again."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from trustfabric.supervision import exits
+from trustfabric.supervision.cell import ALIVE, Cell
+from trustfabric.supervision.clock import Handle
+from trustfabric.supervision.exits import Exit, ExitKind
+from trustfabric.supervision.spec import Backoff, Restart
+
+log = structlog.get_logger(__name__)
+
+KEPT_RESTARTS = 20
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Child:
+    cell: Cell
+    construct: Callable[[], Any]
+    restart: Restart
+    shutdown_s: float
+    backoff: Backoff
+    significant: bool = False
+    booted: bool = False
+    """Has been up once."""
+    leaving: bool = False
+    """Is to be down before anything is started."""
+    gone: bool = False
+    """Is not to be started again."""
+    attempts: int = 0
+    up_since: float | None = None
+    timer: Handle | None = None
+    """Of the wait before its restart, or of the patience with its stop."""
+
+    def __post_init__(self) -> None:
+        self.cell.grace_s = self.shutdown_s
+
+    @property
+    def alive(self) -> bool:
+        return self.cell.state in ALIVE
+
+    @property
+    def waiting(self) -> bool:
+        return self.timer is not None and not self.alive
+
+    def start(self) -> None:
+        self.cancel_timer()
+        self.cell.start(self.construct)
+
+    def came_up(self) -> None:
+        self.booted = True
+        self.up_since = self.cell.scheduler.clock.monotonic()
+
+    def went_down(self) -> None:
+        self.cancel_timer()
+        clock = self.cell.scheduler.clock
+        if self.up_since is not None:
+            if clock.monotonic() - self.up_since >= self.backoff.reset_after_s:
+                self.attempts = 0
+            self.up_since = None
+
+    def start_later(self, reason: str, when_due: Callable[[], None]) -> float:
+        """Count a restart and wait for its turn; return for how long."""
+        scheduler = self.cell.scheduler
+        delay_s = self.backoff.delay_s(self.attempts, scheduler.random)
+        self.attempts += 1
+        restarts = [*(self.cell.restarts or ()), (scheduler.clock.now(), reason)]
+        self.cell.restarts = restarts[-KEPT_RESTARTS:]
+        self.cell.restart_count += 1
+        if delay_s > 0.0:
+            self.timer = scheduler.clock.call_at(
+                scheduler.clock.monotonic() + delay_s,
+                lambda: self._due(when_due),
+            )
+        return delay_s
+
+    def _due(self, when_due: Callable[[], None]) -> None:
+        self.timer = None
+        when_due()
+
+    def stop(self) -> None:
+        """Ask it to stop; by force once its patience is over. Down is reported."""
+        if not self.alive or self.timer is not None or self.cell.stop_asked is not None:
+            return
+        if self.shutdown_s == 0:
+            self.cell.kill(exits.killed("brutal kill"), 0.0)
+            return
+        self.cell.request_stop(exits.shutdown())
+        if self.alive and self.shutdown_s < math.inf:
+            clock = self.cell.scheduler.clock
+            self.timer = clock.call_at(
+                clock.monotonic() + self.shutdown_s, self._overrun
+            )
+
+    def _overrun(self) -> None:
+        self.timer = None
+        self.cell.kill(exits.killed("did not stop in time"), 0.0)
+
+    def give_up(self, exit_: Exit) -> None:
+        self.gone = True
+        self.cancel_timer()
+        self.cell.bury(exit_)
+
+    def cancel_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+def log_down(child: Child, exit_: Exit, then: str, restart_in_s: float | None) -> None:
+    """Log a fall once, with what happens next; an orderly end is no news."""
+    if exit_.kind is ExitKind.CRASHED:
+        log.error(
+            "actor.crashed",
+            path=child.cell.path,
+            epoch=child.cell.epoch,
+            reason=exit_.reason,
+            message=exit_.message,
+            then=then,
+            restart_in_s=restart_in_s,
+            exc_info=exit_.error,
+        )
+    elif exit_.kind is ExitKind.KILLED:
+        log.warning(
+            "actor.killed",
+            path=child.cell.path,
+            epoch=child.cell.epoch,
+            reason=exit_.reason,
+            then=then,
+            restart_in_s=restart_in_s,
+        )

@@ -1,0 +1,61 @@
+"""Mail that reached nobody: counted, sampled, never silent."""
+
+from collections import Counter, deque
+from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
+
+from trustfabric.supervision.clock import Clock
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    at: datetime
+    path: str
+    message: object
+    reason: str
+
+
+class DeadLetters:
+    """The counts are exact; of the letters themselves the newest are kept."""
+
+    def __init__(self, clock: Clock, *, keep: int = 100) -> None:
+        self._clock = clock
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._sample: deque[DeadLetter] = deque(maxlen=keep)
+        self.total = 0
+
+    def add(self, path: str, message: object, reason: str) -> None:
+        self.total += 1
+        self._counts[path, reason] += 1
+        seen = self._counts[path, reason]
+        self._sample.append(DeadLetter(self._clock.now(), path, message, reason))
+        if (
+            seen & (seen - 1) == 0
+        ):  # 1st, 2nd, 4th, 8th …: a flood does not flood the log
+            log.warning(
+                "actor.dead_letter",
+                path=path,
+                reason=reason,
+                message=type(message).__name__,
+                count=seen,
+            )
+
+    def by_path(self) -> dict[str, int]:
+        totals: Counter[str] = Counter()
+        for (path, _), seen in self._counts.items():
+            totals[path] += seen
+        return dict(totals)
+
+    def by_reason(self) -> dict[str, int]:
+        totals: Counter[str] = Counter()
+        for (_, reason), seen in self._counts.items():
+            totals[reason] += seen
+        return dict(totals)
+
+    def recent(self, path: str | None = None) -> list[DeadLetter]:
+        """Return the letters kept, oldest first; of one path if named."""
+        return [letter for letter in self._sample if path in (None, letter.path)]

@@ -1,0 +1,154 @@
+"""A supervisor of keyed children, each on its own, with a budget each and in all."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from trustfabric.supervision import exits
+from trustfabric.supervision.actor import Actor
+from trustfabric.supervision.address import Address, DynamicAddress, Place
+from trustfabric.supervision.cell import Cell
+from trustfabric.supervision.child import Child, log_down
+from trustfabric.supervision.errors import GaveUpError
+from trustfabric.supervision.exits import Exit
+from trustfabric.supervision.intensity import Intensity
+from trustfabric.supervision.spec import DynamicSpec, Restart
+
+
+class DynamicSupervisor(Actor):
+    def __init__(self, spec: DynamicSpec[Any], book: DynamicAddress[Any]) -> None:
+        super().__init__()
+        self._spec = spec
+        self._book = book
+        self._total = Intensity(spec.max_restarts_total, spec.within_s)
+        self._keys: dict[Cell, str] = {}
+        self._children: dict[str, Child] = {}
+        self._budgets: dict[str, Intensity] = {}
+        self._removals: dict[str, asyncio.Future[None]] = {}
+        self._emptied: asyncio.Future[None] | None = None
+        self._closing: Exit | None = None
+
+    def on_start(self) -> None:
+        """Start again what the incarnation before had in its care."""
+        for key, place in list(self._book.places.items()):
+            self._start(key, place)
+
+    async def on_stop(self) -> None:
+        self._closing = exits.shutdown()
+        self._emptied = self._cell.scheduler.loop.create_future()
+        for child in list(self._children.values()):
+            if child.alive:
+                child.stop()
+            else:
+                self._forget(child, self._closing)
+        if self._children:
+            await self._emptied
+
+    def on_death(self, exit_: Exit) -> None:
+        super().on_death(exit_)
+        self._closing = exit_
+        for child in list(self._children.values()):
+            if child.alive:
+                self._cell.hold(child.cell)
+                child.cell.kill(exits.killed("its supervisor fell"))
+            else:
+                self._forget(child, exit_)
+
+    # --- what its address asks ------------------------------------------------
+
+    def place(self, key: str, start: Callable[[], Any]) -> Place[Any]:
+        if not key or "/" in key:
+            raise ValueError(f"{key!r}: a key is not empty and has no slash")
+        place = Place(Address(key), start)
+        self._book.places[key] = place
+        self._start(key, place)
+        return place
+
+    def remove(self, key: str) -> Awaitable[None]:
+        loop = self._cell.scheduler.loop
+        removal = self._removals.get(key)
+        if removal is None:
+            removal = self._removals[key] = loop.create_future()
+            child = self._children[key]
+            child.leaving = True
+            if child.alive:
+                child.stop()
+            else:
+                self._forget(child, exits.shutdown())
+        return asyncio.shield(removal)
+
+    def _start(self, key: str, place: Place[Any]) -> None:
+        spec, cell = self._spec, place.address.cell
+        child = Child(
+            cell=cell,
+            construct=place.start,
+            restart=spec.restart,
+            shutdown_s=spec.shutdown_s,
+            backoff=spec.backoff,
+        )
+        cell.attach(self._cell.scheduler, self, f"{self._cell.path}/{key}")
+        self._keys[cell] = key
+        self._children[key] = child
+        child.start()
+
+    # --- what children report -------------------------------------------------
+
+    def child_up(self, cell: Cell) -> None:
+        self._children[self._keys[cell]].came_up()
+
+    def child_down(self, cell: Cell, exit_: Exit) -> None:
+        child = self._children[self._keys[cell]]
+        child.went_down()
+        if self._closing is not None or child.leaving:
+            log_down(child, exit_, "stays down", None)
+            self._forget(child, exit_)
+            self._cell.release(cell)
+        elif not child.restart.after(exit_):
+            log_down(child, exit_, "stays down", None)
+            self._forget(child, exit_)
+        else:
+            self._restart(child, exit_)
+
+    def _restart(self, child: Child, exit_: Exit) -> None:
+        now, spec = self.monotonic(), self._spec
+        key = self._keys[child.cell]
+        budget = self._budgets.get(key)
+        if budget is None:
+            budget = Intensity(spec.max_restarts, spec.within_s)
+            self._budgets[key] = budget
+        if not self._total.allows(now):
+            log_down(child, exit_, "its supervisor gives up", None)
+            self._forget(child, exit_)
+            self._give_up(exit_)
+        elif not budget.allows(now):
+            log_down(child, exit_, "is given up", None)
+            self._forget(child, exit_)
+        else:
+            delay_s = child.start_later(exit_.reason, child.start)
+            log_down(child, exit_, "restarts", delay_s)
+            if delay_s == 0.0:
+                child.start()
+
+    def _give_up(self, exit_: Exit) -> None:
+        error = GaveUpError(
+            f"{self._cell.path}: more than {self._spec.max_restarts_total} restarts "
+            f"in {self._spec.within_s:g} s"
+        )
+        error.__cause__ = exit_.error
+        self._cell.kill(exits.crashed(error))
+
+    def _forget(self, child: Child, exit_: Exit) -> None:
+        """Strike a child off; one that fell with this supervisor keeps its place."""
+        key = self._keys.pop(child.cell)
+        del self._children[key]
+        self._budgets.pop(key, None)
+        child.give_up(exit_)
+        removal = self._removals.pop(key, None)
+        returns = self._closing is not None and removal is None
+        if not returns or self._spec.restart is Restart.TEMPORARY:
+            self._book.places.pop(key, None)
+            self._cell.scheduler.cells.pop(child.cell.path, None)
+        if removal is not None:
+            removal.set_result(None)
+        if self._emptied is not None and not self._children:
+            self._emptied.set_result(None)

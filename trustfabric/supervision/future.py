@@ -1,0 +1,98 @@
+"""Both ends of an answer: on the loop, and from any thread."""
+
+import asyncio
+import concurrent.futures
+import sys
+from collections.abc import Generator
+from types import TracebackType
+from typing import Any, TypeVar
+
+import pykka
+
+from trustfabric.supervision.errors import WouldDeadlockError
+
+T = TypeVar("T")
+
+_ExcInfo = tuple[type[BaseException] | None, BaseException | None, TracebackType | None]
+
+
+class LoopReply(asyncio.Future[Any]):
+    """An answer awaited on the runtime's own loop."""
+
+    def resolve(self, value: Any) -> None:
+        if not self.done():
+            self.set_result(value)
+
+    def reject(self, error: BaseException) -> None:
+        if not self.done():
+            self.set_exception(error)
+            self.exception()  # an asker that gave up is no reason for a warning
+
+
+class ThreadFuture(pykka.Future[T]):
+    """pykka's future: `get` from threads, `await` on a loop without blocking it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._inner: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def done(self) -> bool:
+        return self._inner.done()
+
+    def get(self, *, timeout: float | None = None) -> T:
+        """Raise WouldDeadlockError where waiting would block an event loop."""
+        if self._get_hook is not None:
+            return super().get(timeout=timeout)
+        if not self._inner.done() and _on_a_loop():
+            raise WouldDeadlockError(
+                "await the future instead: this is a loop's thread"
+            )
+        try:
+            return self._inner.result(timeout)
+        except concurrent.futures.TimeoutError as error:
+            if self._inner.done():
+                raise  # the answer itself is a TimeoutError
+            raise pykka.Timeout(f"{timeout} seconds") from error
+
+    def set(self, value: T | None = None) -> None:
+        self._refuse_hooked()
+        self._inner.set_result(value)  # type: ignore[arg-type]
+
+    def set_exception(self, exc_info: _ExcInfo | None = None) -> None:
+        self._refuse_hooked()
+        error = (exc_info or sys.exc_info())[1]
+        if error is None and exc_info is not None and exc_info[0] is not None:
+            error = exc_info[0]()
+        self._inner.set_exception(error)
+
+    def set_get_hook(self, func: Any) -> None:
+        if self._inner.done():
+            raise concurrent.futures.InvalidStateError("the future has its value")
+        super().set_get_hook(func)
+
+    def resolve(self, value: Any) -> None:
+        if not self._inner.done():
+            self._inner.set_result(value)
+
+    def reject(self, error: BaseException) -> None:
+        if not self._inner.done():
+            self._inner.set_exception(error)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        if self._get_hook is not None:  # the hook may block: not on this thread
+            return asyncio.to_thread(self.get).__await__()
+        return asyncio.wrap_future(self._inner).__await__()
+
+    __iter__ = __await__  # type: ignore[assignment]
+
+    def _refuse_hooked(self) -> None:
+        if self._get_hook is not None:
+            raise concurrent.futures.InvalidStateError("the future has a get hook")
+
+
+def _on_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,22 @@
+"""Restart intensity: too many restarts in too short a time."""
+
+from collections import deque
+
+
+class Intensity:
+    """Allows `limit` restarts in any window of `within_s` seconds."""
+
+    __slots__ = ("_limit", "_times", "_within_s")
+
+    def __init__(self, limit: int, within_s: float) -> None:
+        self._limit = limit
+        self._within_s = within_s
+        self._times: deque[float] = deque()
+
+    def allows(self, now: float) -> bool:
+        """Record a restart at `now`; False if it is one too many."""
+        times = self._times
+        while times and times[0] <= now - self._within_s:
+            times.popleft()
+        times.append(now)
+        return len(times) <= self._limit

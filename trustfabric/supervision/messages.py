@@ -1,0 +1,19 @@
+"""Messages: who may get one, and what comes back."""
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import pykka
+
+A_contra = TypeVar("A_contra", bound=pykka.Actor, contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Request(Generic[A_contra, R_co]):
+    """Base of messages that an actor of type A answers with an R."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice(Generic[A_contra]):
+    """Base of messages to an actor of type A that nobody answers."""

@@ -1,0 +1,75 @@
+"""Notices that come later, or when another actor is gone; none outlives its actor."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from trustfabric.supervision.cell import Cell
+from trustfabric.supervision.clock import Handle
+from trustfabric.supervision.exits import Exit
+from trustfabric.supervision.mailbox import Envelope
+from trustfabric.supervision.messages import Notice
+
+
+class Timer:
+    """A notice to its own actor once the delay has passed."""
+
+    __slots__ = ("_cell", "_epoch", "_handle", "_notice")
+
+    def __init__(self, cell: Cell, delay_s: float, notice: Notice[Any]) -> None:
+        self._cell = cell
+        self._epoch = cell.epoch
+        self._notice = notice
+        clock = cell.scheduler.clock
+        self._handle: Handle = clock.call_at(clock.monotonic() + delay_s, self._fire)
+        if cell.resources is None:
+            cell.resources = set()
+        cell.resources.add(self)
+
+    def cancel(self) -> None:
+        self._handle.cancel()
+        if self._cell.resources is not None:
+            self._cell.resources.discard(self)
+
+    def _fire(self) -> None:
+        if self._cell.resources is not None:
+            self._cell.resources.discard(self)
+        self._cell.put_system(Envelope(self._notice, epoch=self._epoch))
+
+
+@dataclass(frozen=True, slots=True)
+class Down:
+    """The actor at `path` is gone for good; restarts are not Down."""
+
+    path: str
+    exit: Exit
+
+
+OnDown: TypeAlias = Callable[[Down], Notice[Any]]
+
+
+class Watch:
+    """A notice, exactly once, when the watched actor is gone for good."""
+
+    __slots__ = ("_cell", "_done", "_epoch", "_target")
+
+    def __init__(self, cell: Cell, target: Cell, done: OnDown) -> None:
+        self._cell = cell
+        self._epoch = cell.epoch
+        self._target = target
+        self._done = done
+        if cell.resources is None:
+            cell.resources = set()
+        cell.resources.add(self)
+        target.watch(self, self._fire)
+
+    def cancel(self) -> None:
+        self._target.unwatch(self)
+        if self._cell.resources is not None:
+            self._cell.resources.discard(self)
+
+    def _fire(self, exit_: Exit) -> None:
+        if self._cell.resources is not None:
+            self._cell.resources.discard(self)
+        notice = self._done(Down(self._target.path, exit_))
+        self._cell.put_system(Envelope(notice, epoch=self._epoch))
