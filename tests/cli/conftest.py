@@ -1,10 +1,10 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 from aiohttp import web
@@ -22,8 +22,8 @@ class Done:
     err: str
 
 
-Mcpctl: TypeAlias = Callable[..., Awaitable[Done]]
-Spawn: TypeAlias = Callable[..., Awaitable[asyncio.subprocess.Process]]
+Mcpctl: TypeAlias = Callable[..., Coroutine[Any, Any, Done]]
+Spawn: TypeAlias = Callable[..., Coroutine[Any, Any, asyncio.subprocess.Process]]
 
 
 @pytest.fixture

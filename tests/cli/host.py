@@ -60,7 +60,9 @@ class Host:
     ) -> None:
         self.replies[method, path] = Answer(body, status, headers)
 
-    def refuses(self, method: str, path: str, status: int, slug: str, **facts: Any) -> None:
+    def refuses(
+        self, method: str, path: str, status: int, slug: str, **facts: Any
+    ) -> None:
         problem = {
             "type": f"https://trustfabric.dev/problems/{slug}",
             "title": slug,
@@ -212,7 +214,9 @@ def log_event(seq: int, message: str, run: int = 42) -> dict[str, Any]:
     }
 
 
-def status_event(status: str, approval: str, run: int = 42, **more: Any) -> dict[str, Any]:
+def status_event(
+    status: str, approval: str, run: int = 42, **more: Any
+) -> dict[str, Any]:
     return (
         log_event(0, "", run)
         | {

@@ -134,7 +134,9 @@ async def test_an_answer_that_is_not_json_is_exit_code_1(
     assert "not JSON" in done.err
 
 
-async def test_host_and_token_come_from_the_environment(host: Host, spawn: Spawn) -> None:
+async def test_host_and_token_come_from_the_environment(
+    host: Host, spawn: Spawn
+) -> None:
     host.answers("GET", ROW, registry_row())
 
     process = await spawn("trust", "get", "7", "--json")
@@ -191,7 +193,9 @@ async def test_s35_a_redirect_is_not_followed_with_the_token(
     assert [asked.path for asked in host.asked] == [ROW]
 
 
-async def test_a_blocked_placement_prints_every_note(host: Host, mcpctl: Mcpctl) -> None:
+async def test_a_blocked_placement_prints_every_note(
+    host: Host, mcpctl: Mcpctl
+) -> None:
     notes = ["trust:lifecycle:quarantined", "policy_hook:remediation_gate=held:all"]
     path = "/api/servers/3/start"
     host.refuses("POST", path, 409, "placement-blocked", notes=notes)
@@ -203,7 +207,9 @@ async def test_a_blocked_placement_prints_every_note(host: Host, mcpctl: Mcpctl)
         assert note in done.err
 
 
-async def test_lists_follow_the_link_to_the_next_page(host: Host, mcpctl: Mcpctl) -> None:
+async def test_lists_follow_the_link_to_the_next_page(
+    host: Host, mcpctl: Mcpctl
+) -> None:
     rows = [registry_row(n) for n in range(1, 251)]
     host.lists("/api/trust/registry", rows)
 
@@ -283,7 +289,11 @@ def test_help_needs_no_http_client_no_table_and_no_shell() -> None:
     )
 
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
 
     assert done.stderr.strip() == "[]"

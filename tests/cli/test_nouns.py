@@ -24,8 +24,10 @@ COMMANDS: list[tuple[str, str, str, Any]] = [
     ),
     ("remediation playbooks get 2", "GET", f"{PLAYBOOKS}/2", None),
     (
-        "remediation playbooks create fix --executor shell --no-approval "
-        '--sla-seconds 60 --metadata {"command":["true"]} --shared --owner 9',
+        (
+            "remediation playbooks create fix --executor shell --no-approval "
+            '--sla-seconds 60 --metadata {"command":["true"]} --shared --owner 9'
+        ),
         "POST",
         PLAYBOOKS,
         {
@@ -70,8 +72,10 @@ COMMANDS: list[tuple[str, str, str, Any]] = [
     ("evaluations lineage 5", "GET", "/api/evaluations/5/lineage", None),
     ("evaluations retry 5", "POST", "/api/evaluations/5/retry", {}),
     (
-        "evaluations plan 5 --cadence-seconds 60 --unset-next-refresh --note n "
-        '--source ["a"] --unset-lineage',
+        (
+            "evaluations plan 5 --cadence-seconds 60 --unset-next-refresh --note n "
+            '--source ["a"] --unset-lineage'
+        ),
         "PATCH",
         "/api/evaluations/5/status",
         {
@@ -95,7 +99,12 @@ COMMANDS: list[tuple[str, str, str, Any]] = [
     ),
     ("servers vm 3", "GET", "/api/servers/3/vm", None),
     ("system actors", "GET", "/api/system/actors", None),
-    ("system kill fabric/vms/vm:7", "POST", "/api/system/actors/fabric/vms/vm:7/kill", {}),
+    (
+        "system kill fabric/vms/vm:7",
+        "POST",
+        "/api/system/actors/fabric/vms/vm:7/kill",
+        {},
+    ),
 ]
 
 
@@ -119,7 +128,10 @@ async def test_a_command_asks_for(
     ("line", "path", "query"),
     [
         (
-            "trust registry --server-id 3 --lifecycle RESTORED --status trusted --stale",
+            (
+                "trust registry --server-id 3 --lifecycle RESTORED"
+                " --status trusted --stale"
+            ),
             "/api/trust/registry",
             {
                 "server_id": "3",
@@ -130,8 +142,10 @@ async def test_a_command_asks_for(
         ),
         ("trust registry --fresh", "/api/trust/registry", {"stale": "false"}),
         (
-            "remediation runs list --instance-id 7 --status failed "
-            "--approval-state approved --playbook fix",
+            (
+                "remediation runs list --instance-id 7 --status failed "
+                "--approval-state approved --playbook fix"
+            ),
             "/api/trust/remediation/runs",
             {
                 "runtime_vm_instance_id": "7",
@@ -160,7 +174,9 @@ async def test_a_table_has_a_row_a_line_and_no_empty_columns(
     host: Host, mcpctl: Mcpctl
 ) -> None:
     long = "x" * 300
-    host.lists("/api/trust/registry", [registry_row(1), registry_row(2, server_name=long)])
+    host.lists(
+        "/api/trust/registry", [registry_row(1), registry_row(2, server_name=long)]
+    )
 
     done = await mcpctl("trust", "registry")
 
@@ -337,9 +353,9 @@ async def test_a_server_is_created_from_config_and_flags(
 async def test_a_server_is_deleted(host: Host, mcpctl: Mcpctl) -> None:
     host.answers("DELETE", "/api/servers/3", b"", 204)
 
-    done = await mcpctl("servers", "delete", "3")
+    done = await mcpctl("servers", "delete", "3", "--json")
 
-    assert (done.code, done.out) == (0, "")
+    assert (done.code, json.loads(done.out)) == (0, {"id": 3, "deleted": True})
 
 
 async def test_a_vm_view_shows_its_instances_as_a_table(
@@ -375,7 +391,7 @@ async def test_console_lines_are_printed(
 
 
 async def test_an_empty_console_says_why(host: Host, mcpctl: Mcpctl) -> None:
-    body = {"lines": [], "reason": "the test driver has no console"}
+    body = {"lines": [], "why_empty": "the test driver has no console"}
     host.answers("GET", "/api/servers/3/vm/logs", body)
 
     done = await mcpctl("servers", "logs", "3")
@@ -387,9 +403,11 @@ async def test_an_empty_console_says_why(host: Host, mcpctl: Mcpctl) -> None:
 async def test_the_log_of_a_run_is_followed_to_its_end_without_gap_or_double(
     host: Host, mcpctl: Mcpctl
 ) -> None:
-    written = [{"seq": n, "stream": "stdout", "message": f"line {n}"} for n in range(1, 7)]
+    written = [
+        {"seq": n, "stream": "stdout", "message": f"line {n}"} for n in range(1, 7)
+    ]
     states = iter(["running", "running", "completed"])
-    seen = iter([2, 4, 6])
+    seen = iter([2, 2, 4, 4, 6, 6])
 
     def logs(asked: Asked) -> Answer:
         after, upto = int(asked.query["after"]), next(seen)
@@ -422,8 +440,13 @@ async def test_artifacts_are_listed_and_fetched(
 
 
 async def test_actors_come_as_a_list_or_as_a_tree(host: Host, mcpctl: Mcpctl) -> None:
-    leaf = {"path": "fabric/trust", "state": "running", "restarts": [["t", "bug"]]}
-    tree = {"path": "fabric", "state": "running", "restarts": 0, "children": [leaf]}
+    leaf = {"path": "fabric/trust", "state": "running", "restart_count": 1}
+    tree = {
+        "path": "fabric",
+        "state": "running",
+        "restart_count": 0,
+        "children": [leaf],
+    }
     host.answers("GET", "/api/system/actors", tree)
 
     done = await mcpctl("system", "actors")
@@ -432,3 +455,59 @@ async def test_actors_come_as_a_list_or_as_a_tree(host: Host, mcpctl: Mcpctl) ->
         ["fabric", "running", "0"],
         ["fabric/trust", "running", "1"],
     ]
+
+
+async def test_the_log_after_a_line_is_read_batch_by_batch(
+    host: Host, mcpctl: Mcpctl
+) -> None:
+    written = [{"seq": n, "stream": "stdout", "message": "x"} for n in range(1, 21)]
+
+    def logs(asked: Asked) -> Answer:
+        after = int(asked.query["after"])
+        return Answer(written[after : after + 6])
+
+    host.replies["GET", f"{RUN}/logs"] = logs
+
+    done = await mcpctl("remediation", "runs", "logs", "42", "--after", "5", "--json")
+
+    seqs = [json.loads(line)["seq"] for line in done.out.splitlines()]
+    assert seqs == list(range(6, 21))
+
+
+@pytest.mark.parametrize(
+    ("line", "method", "path", "body"),
+    [
+        ("trust registry", "GET", "/api/trust/registry", {}),
+        ("trust registry", "GET", "/api/trust/registry", [1]),
+        ("trust history 7", "GET", "/api/trust/registry/7/history", []),
+        ("trust release 7 --reason x", "GET", "/api/trust/registry/7", {"a": 1}),
+        ("remediation runs approve 42", "GET", RUN, [1]),
+        ("remediation runs logs 42", "GET", f"{RUN}/logs", [{"seq": None}]),
+        ("remediation runs logs 42 -f", "GET", RUN, None),
+        ("servers vm 3", "GET", "/api/servers/3/vm", 7),
+    ],
+)
+async def test_an_answer_of_another_shape_is_exit_code_1(
+    host: Host, mcpctl: Mcpctl, line: str, method: str, path: str, body: Any
+) -> None:
+    host.answers(method, path, body)
+
+    done = await mcpctl(*line.split())
+
+    assert done.code == 1
+    assert done.err.startswith("mcpctl: GET /api/")
+
+
+async def test_a_next_page_that_is_the_same_page_ends_the_list(
+    host: Host, mcpctl: Mcpctl
+) -> None:
+    def same(asked: Asked) -> Answer:
+        link = '</api/servers?limit=100>; rel="next"'
+        return Answer([{"id": 1}], headers={"Link": link})
+
+    host.replies["GET", "/api/servers"] = same
+
+    done = await mcpctl("servers", "list")
+
+    assert done.code == 1
+    assert "same page" in done.err

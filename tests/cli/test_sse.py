@@ -1,5 +1,7 @@
 """The parser of event streams, by the HTML standard's rules."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,7 +64,8 @@ def test_an_id_with_nul_is_ignored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "retry_s"), [(b"retry: 2500", 2.5), (b"retry: soon", None), (b"retry:", None)]
+    ("line", "retry_s"),
+    [(b"retry: 2500", 2.5), (b"retry: soon", None), (b"retry:", None)],
 )
 def test_retry_is_milliseconds(line: bytes, retry_s: float | None) -> None:
     parser = Parser()
@@ -76,13 +79,14 @@ def test_an_event_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sse, "EVENT_LIMIT", 1000)
     parser = Parser()
 
+    many = b"data: " + b"x" * 50 + b"\n"
+
     with pytest.raises(EventTooLongError):
-        for _ in range(100):
-            parser.feed(b"data: " + b"x" * 50 + b"\n")
+        parser.feed(many * 100)
 
 
 STREAM = (
-    "\ufeffretry: 10\n\nid: 1\nevent: trust\ndata: {\"a\": \"ä\"}\n\n: beat\r\n\r\n"
+    '\ufeffretry: 10\n\nid: 1\nevent: trust\ndata: {"a": "ä"}\n\n: beat\r\n\r\n'
     "data: x\rdata: y\r\rid: 2\r\ndata: z\r\n\r\ndata: end\n\n"
 ).encode()
 
@@ -93,9 +97,7 @@ def test_it_does_not_matter_how_the_bytes_are_cut(cuts: list[int]) -> None:
     parser = Parser()
 
     frames = [
-        frame
-        for start, end in zip(at, at[1:], strict=False)
-        for frame in parser.feed(STREAM[start:end])
+        frame for start, end in pairwise(at) for frame in parser.feed(STREAM[start:end])
     ]
 
     assert frames == Parser().feed(STREAM)

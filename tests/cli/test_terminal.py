@@ -80,7 +80,12 @@ async def test_s16_no_command_passes_an_escape_through(
     event = {"registry_version": 1, "transition_reason": EVIL, "actor": EVIL}
     host.answers("GET", "/api/trust/registry/7", row)
     host.answers("GET", "/api/trust/registry", [row])
-    history = {"server_id": 3, "server_name": EVIL, "instance_id": EVIL, "events": [event]}
+    history = {
+        "server_id": 3,
+        "server_name": EVIL,
+        "instance_id": EVIL,
+        "events": [event],
+    }
     host.answers("GET", "/api/trust/registry/7/history", history)
 
     done = await mcpctl("trust", *command, *flags)

@@ -28,7 +28,11 @@ def lines(out: str) -> list[object]:
 
 
 async def test_a_line_is_the_data_of_one_event(host: Host, mcpctl: Mcpctl) -> None:
-    sent = [log_event(1, "one"), log_event(2, "two"), status_event("completed", "approved")]
+    sent = [
+        log_event(1, "one"),
+        log_event(2, "two"),
+        status_event("completed", "approved"),
+    ]
     frames = [frame(f"p{n}", "remediation", data) for n, data in enumerate(sent)]
     host.streams(RUNS, [SOON, *frames, Hold()])
 
@@ -59,7 +63,9 @@ async def test_a_cut_stream_is_resumed_after_the_last_complete_event(
 
 
 async def test_a_host_that_restarts_is_waited_for(host: Host, mcpctl: Mcpctl) -> None:
-    host.streams(TRUST, [SOON, frame("a", "trust", trust_event(version=5)), Cut()])
+    cut = asyncio.Event()
+    first = frame("a", "trust", trust_event(version=5))
+    host.streams(TRUST, [SOON, first, cut, Cut()])
     watching = asyncio.create_task(
         mcpctl("trust", "watch", "--json", "--max-events", "2")
     )
@@ -68,6 +74,7 @@ async def test_a_host_that_restarts_is_waited_for(host: Host, mcpctl: Mcpctl) ->
 
     host.scripts.pop(TRUST)
     host.refuses("GET", TRUST, 503, "unavailable")
+    cut.set()
     while len(host.asked) < 3:
         await asyncio.sleep(0.01)
     host.streams(TRUST, [frame("b", "trust", trust_event(version=6)), Hold()])
@@ -165,7 +172,13 @@ async def test_people_read_the_move_the_status_and_the_reason(
 
     done = await mcpctl("trust", "watch", "--max-events", "1")
 
-    for text in ("restored → quarantined", "untrusted", "instance 7", "(verdict)", "v5"):
+    for text in (
+        "restored → quarantined",
+        "untrusted",
+        "instance 7",
+        "(verdict)",
+        "v5",
+    ):
         assert text in done.out
 
 
@@ -180,7 +193,11 @@ async def test_people_read_the_governance_around_a_status(
         policy_feedback=["needs review"],
         policy_gate={"remediation_hooks": ["hold"], "accelerator_gates": [gate]},
         accelerators=[
-            {"accelerator_id": "gpu-0", "accelerator_type": "h100", "posture": "degraded"}
+            {
+                "accelerator_id": "gpu-0",
+                "accelerator_type": "h100",
+                "posture": "degraded",
+            }
         ],
     )
     host.streams(RUNS, [frame("b", "remediation", data), Hold()])
@@ -218,12 +235,14 @@ async def test_a_stream_that_is_refused_is_not_tried_again(
 async def test_a_token_that_ends_in_mid_stream_ends_the_watch(
     host: Host, mcpctl: Mcpctl
 ) -> None:
-    host.streams(TRUST, [SOON, Cut()])
+    cut = asyncio.Event()
+    host.streams(TRUST, [SOON, cut, Cut()])
     watching = asyncio.create_task(mcpctl("trust", "watch"))
     while not host.asked:
         await asyncio.sleep(0.01)
     host.scripts.pop(TRUST)
     host.refuses("GET", TRUST, 401, "unauthenticated")
+    cut.set()
 
     done = await watching
 

@@ -8,24 +8,18 @@ from tests.dashboard.browser import CHROMIUM, Page, chromium, tab
 from tests.dashboard.fake import FakeRuntime, serving
 
 
-def needs(what: str, *, present: bool) -> None:
-    """Skip where a tool is missing; in CI that is a failure."""
-    if not present and os.environ.get("CI"):
-        pytest.fail(f"{what} is not installed")
-    if not present:
-        pytest.skip(f"{what} is not installed")
-
-
 @pytest.fixture
 def node() -> str:
     path = shutil.which("node")
-    needs("node", present=path is not None)
-    return str(path)
+    if path is None:
+        pytest.skip("node is not installed; nothing but these tests needs it")
+    return path
 
 
 @pytest.fixture(scope="session")
 def devtools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    needs("chromium", present=CHROMIUM.exists())
+    if not CHROMIUM.exists() and not os.environ.get("CI"):
+        pytest.skip(f"{CHROMIUM} is not installed; in CI that is a failure")
     with chromium(tmp_path_factory.mktemp("chromium")) as address:
         yield address
 

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 const at = (name) => new URL(`../../trustfabric/http/static/${name}.js`, import.meta.url).href;
-const { FrameParser, backoff } = await import(at("sse"));
+const { EventStream, FrameParser, backoff } = await import(at("sse"));
 const { initialState, mergeRun, orderedRuns, reduce } = await import(at("store"));
 const { counts, freshness, pageOf, shownTrust } = await import(at("fleet"));
 const { alive, changed, newConnection, standing } = await import(at("connection"));
@@ -41,6 +41,57 @@ test("frames are the same however the bytes are cut", () => {
 test("a half frame is not handed over, and an id with NUL is ignored", () => {
   assert.deepEqual(parsed("id: 1\ndata: x\n"), []);
   assert.deepEqual(parsed("id: 1\0\ndata: x\n\n"), [{ id: null, event: "message", data: "x" }]);
+});
+
+// A server that answers each connection with the next of `answers`, then refuses; resolves to what it was asked.
+async function conversation(...answers) {
+  const asked = [];
+  const real = globalThis.fetch;
+  globalThis.fetch = async (url, { headers }) => {
+    asked.push([url, headers["Last-Event-ID"] ?? null]);
+    const answer = answers.shift();
+    return answer === undefined ? new Response("", { status: 401 }) : new Response(`retry: 1\n\n${answer}`);
+  };
+  const stream = new EventStream({
+    url: "/s", snapshotUrl: "/s?snapshot=true", onFrame() {}, onAlive() {},
+    onState: ({ state }) => { if (state === "waiting") setTimeout(() => stream.hurry()); },
+  });
+  await stream.run();
+  globalThis.fetch = real;
+  return asked;
+}
+
+test("a stream resumes where it was, but never in the middle of a snapshot", async () => {
+  const half = "id: 5\nevent: trust\ndata: {}\n\n";
+  const whole = `${half}id: 5\nevent: bookmark\ndata: {}\n\n`;
+
+  assert.deepEqual(await conversation(half, whole, "id: 6\nevent: trust\ndata: {}\n\n"), [
+    ["/s?snapshot=true", null], ["/s?snapshot=true", null], ["/s", "5"], ["/s", "6"]]);
+});
+
+test("after a reset a stream starts from a snapshot again", async () => {
+  const whole = "id: 5\nevent: bookmark\ndata: {}\n\n";
+
+  assert.deepEqual(await conversation(whole, "id: 9\nevent: reset\ndata: {}\n\nid: 9\nevent: trust\ndata: {}\n\n"), [
+    ["/s?snapshot=true", null], ["/s", "5"], ["/s?snapshot=true", null]]);
+});
+
+test("a list is read to its last page, and only from this runtime", async () => {
+  const { getAll } = await import(at("api"));
+  const real = globalThis.fetch;
+  const pages = [
+    [[1, 2], '</api/x?limit=2&cursor=2>; rel="next"'], [[3], "<https://evil.example/api/x>; rel=next"]];
+  const asked = [];
+  globalThis.fetch = async (path) => {
+    asked.push(path);
+    const [items, link] = pages.shift();
+    return new Response(JSON.stringify(items), { headers: { Link: link } });
+  };
+  const items = [];
+  for await (const item of getAll("/api/x?limit=2")) items.push(item);
+  globalThis.fetch = real;
+
+  assert.deepEqual([items, asked], [[1, 2, 3], ["/api/x?limit=2", "/api/x?limit=2&cursor=2"]]);
 });
 
 test("backoff grows to its ceiling and is never zero", () => {
@@ -81,6 +132,16 @@ test("reducing leaves the state before as it was", () => {
   const before = reduce(initialState(), trust(frame(row(1))));
   reduce(before, trust(frame(row(2))));
   assert.equal(before.fleet.size, 1);
+});
+
+test("who is no longer among the living leaves, unless there was news of it meanwhile", () => {
+  let state = reduce(initialState(), trust(frame(row(1)), frame(row(2)), frame(row(3))));
+  const versions = new Map([...state.fleet].map(([id, { version }]) => [id, version]));
+  state = reduce(state, trust(frame(row(3, { version: 2 })), frame(row(4))));
+
+  state = reduce(state, { type: "living", ids: new Set([1]), versions });
+
+  assert.deepEqual([...state.fleet.keys()], [1, 3, 4]);
 });
 
 const status = (run, change) => ({ event: "remediation", data: { run_id: run, instance_id: 1, playbook: "p", event: { event: "status", ...change } } });

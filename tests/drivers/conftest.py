@@ -5,6 +5,7 @@ import importlib.util
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
 
@@ -54,7 +55,10 @@ async def libvirt_driver(
     from trustfabric.drivers.libvirt import LibvirtProvisioner
 
     driver = LibvirtProvisioner(
-        "test:///default", events=events, executor=executor, runtime=RUNTIME
+        "test:///default",
+        events=events,
+        executor=executor,
+        runtime=f"{RUNTIME}-{uuid4().hex}",
     )
     await driver.open(heard.on_event, heard.on_lost)
     yield driver

@@ -50,9 +50,10 @@ async def make(
 ) -> AsyncIterator[MakeDriver]:
     """Makes drivers, and closes them."""
     made: list[LibvirtProvisioner] = []
+    runtime = f"{RUNTIME}-{uuid4().hex}"  # what other tests left is a stranger's
 
     def build(uri: str = "test:///default", **options: Any) -> LibvirtProvisioner:
-        options = {"runtime": RUNTIME, **options}
+        options = {"runtime": runtime, **options}
         driver = LibvirtProvisioner(uri, events=events, executor=executor, **options)
         made.append(driver)
         return driver
@@ -454,10 +455,10 @@ def test_a_shown_uri_has_neither_user_nor_parameters() -> None:
     assert uri.shown == "qemu+ssh://host:22/system"
 
 
-async def test_a_file_that_is_no_test_host_is_unavailable(
+async def test_a_uri_that_leads_nowhere_does_not_open(
     make: MakeDriver, heard: Heard
 ) -> None:
-    driver = make("test:////nonexistent/host.xml")
+    driver = make("test+unix:///default?socket=/nonexistent")
 
     with pytest.raises(UnavailableError):
         await driver.open(heard.on_event, heard.on_lost)
@@ -618,7 +619,7 @@ async def test_a_password_that_cannot_be_read_says_so(
         await driver.open(heard.on_event, heard.on_lost)
 
 
-# --- without, and around, the binding --------------------------------------------------
+# --- without, and around, the binding ------------------------------------------------
 
 
 def test_without_the_binding_it_says_what_to_install(

@@ -8,9 +8,9 @@ database who lacks evidence.
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Protocol
@@ -26,6 +26,7 @@ from trustfabric.domain.attestation.model import Appraisal, Challenge
 from trustfabric.domain.attestation.policy import AppraisalPolicy
 from trustfabric.domain.attestation.provenance import Exchange, digest, provenance
 from trustfabric.domain.evidence.anchors import Anchors
+from trustfabric.domain.evidence.keys import EnrolledKey
 from trustfabric.domain.evidence.model import EvidenceKind
 from trustfabric.domain.ids import InstanceId
 from trustfabric.domain.trust import AttestationStatus, Change, Lifecycle, Signal
@@ -139,7 +140,7 @@ class Attestation(Actor):
             if instance_id not in self._in_flight:
                 purpose = self._waiting.pop(instance_id)
                 self._in_flight.add(instance_id)
-                self.run(
+                _ = self.run(
                     self._attest(instance_id, purpose), partial(_done, instance_id)
                 )
 
@@ -159,27 +160,28 @@ class Attestation(Actor):
             return
         challenge, issued = await self._issue(instance, purpose)
         raw = await self._collect(instance, challenge)
-        now = self.now()
-        policy = self._settings.policy
-        if raw is None:
-            appraisal = unreachable(challenge.kind, policy=policy, now=now)
-        else:
-            appraisal = await asyncio.get_running_loop().run_in_executor(
-                self._executor,
-                partial(
-                    verify,
-                    challenge.kind,
-                    raw,
-                    keys=keys,
-                    expected=Expected(binding=expected_of(challenge)),
-                    policy=policy,
-                    now=now,
-                    anchors=self._settings.anchors,
-                ),
-            )
+        appraisal = await self._judge(challenge, raw, keys)
         await self._record(
             instance, purpose, _Evidence(challenge, issued, raw, appraisal)
         )
+
+    async def _judge(
+        self, challenge: Challenge, raw: bytes | None, keys: Sequence[EnrolledKey]
+    ) -> Appraisal:
+        now, policy = self.now(), self._settings.policy
+        if raw is None:
+            return unreachable(challenge.kind, policy, now, "nothing answered")
+        judge = partial(
+            verify,
+            challenge.kind,
+            raw,
+            expected=Expected(binding=expected_of(challenge)),
+            anchors=replace(self._settings.anchors, keys=tuple(keys)),
+            policy=policy,
+            now=now,
+        )
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, judge)
 
     async def _issue(
         self, instance: vms.Instance, purpose: str

@@ -23,6 +23,7 @@ from trustfabric.actors.trust import OpenInstance, TrustRegistry
 from trustfabric.actors.vms import Equipment, Look, Vm
 from trustfabric.db import servers, vms
 from trustfabric.db.session import Database
+from trustfabric.db.vms import NewInstance
 from trustfabric.domain.events import TrustEvent
 from trustfabric.domain.ids import InstanceId, OwnerId, RunId, ServerId
 from trustfabric.domain.power import Desired
@@ -123,7 +124,7 @@ class Fleet:
     broadcaster: Address[Broadcaster]
     vms: DynamicAddress[Vm]
     equipment: Equipment
-    new_instance: Callable[[Server, str], vms.NewInstance]
+    new_instance: Callable[[Server, str], NewInstance]
     """Builds the insert of a server's next instance from its name for it."""
     runtime_id: str
     epoch: int

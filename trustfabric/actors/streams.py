@@ -81,7 +81,15 @@ class Subscription:
     database, where everything is.
     """
 
-    __slots__ = ("_accepts", "_buffer", "_capacity", "_ready", "closed", "lagged", "stream")
+    __slots__ = (
+        "_accepts",
+        "_buffer",
+        "_capacity",
+        "_ready",
+        "closed",
+        "lagged",
+        "stream",
+    )
 
     def __init__(
         self, stream: Stream, accepts: Callable[[Event], bool], capacity: int
@@ -303,9 +311,7 @@ class Listener(Actor):
             if not events:
                 return count
             count += len(events)
-            await self._broadcaster.ask(
-                Publish(feed.stream, events), within_s=ASK_S
-            )
+            await self._broadcaster.ask(Publish(feed.stream, events), within_s=ASK_S)
             async with self._database.writing() as conn:
                 await advance_position(
                     conn, position_name(self._name, feed.stream), events[-1].position
@@ -315,7 +321,7 @@ class Listener(Actor):
         if self._wakeups is None:
             self.address.tell(_Connect())
             return
-        self.run(self._wakeups.wait(timeout_s), _woken)
+        _ = self.run(self._wakeups.wait(timeout_s), _woken)
 
     async def _drop(self) -> None:
         if self._wakeups is not None:

@@ -5,7 +5,6 @@ them all. Nobody is answered before the commit. Across processes the row locks a
 the version column decide, not this actor.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -117,9 +116,7 @@ class TrustRegistry(Actor):
     async def _commit_or_part(self, orders: Sequence[ApplyChange]) -> list[Outcome]:
         """Commit together; where one row spoils the statement, each on its own."""
         try:
-            # A commit must not be cut off half-way by a cancelled handler: whether
-            # it happened would be unknown.
-            return await asyncio.shield(self._commit(orders, self.now()))
+            return await self._commit(orders, self.now())
         except FabricError as error:
             if len(orders) == 1 or not isinstance(error, ConflictError):
                 return [error] * len(orders)

@@ -125,7 +125,7 @@ class Vm(Actor):
             self._failures = 0
             return
         self._busy = step
-        self.run(self._take(step, instance), lambda result: _done(step, result))
+        _ = self.run(self._take(step, instance), lambda result: _done(step, result))
 
     async def _read(self) -> vms.Instance | None:
         async with self._use.database.reading() as conn:
@@ -169,9 +169,7 @@ class Vm(Actor):
         low, high = RETRY_S
         delay = min(high, low * 2.0**self._failures) * (1 + 0.2 * self.random.random())
         self._failures = min(self._failures + 1, 16)
-        log.warning(
-            "vm.retries", instance_id=self._id, error=str(error), after_s=delay
-        )
+        log.warning("vm.retries", instance_id=self._id, error=str(error), after_s=delay)
         if not is_structural(error):
             self.after(delay, Look())
         elif self._look_again:
@@ -260,9 +258,7 @@ class Vm(Actor):
     async def _stop(self, instance: vms.Instance) -> None:
         async with self._use.database.writing() as conn:
             await vms.set_power(conn, self._id, PowerState.STOPPING, self.now())
-            await servers.set_status(
-                conn, instance.server_id, ServerStatus.STOPPING
-            )
+            await servers.set_status(conn, instance.server_id, ServerStatus.STOPPING)
         try:
             await self._use.provisioner.stop(instance.name, grace_s=GRACE_S)
         except NotFoundError:
@@ -290,7 +286,7 @@ class Vm(Actor):
             newest = await vms.list_newest(conn, instance.server_id, limit=1)
             if status is not None and newest and newest[0].id == self._id:
                 await servers.set_status(conn, instance.server_id, status)
-        log.info(f"vm.{event}", instance_id=self._id, name=instance.name)
+        log.info("vm.noted", event_type=event, instance_id=self._id, name=instance.name)
 
     async def _note_blocked(self, instance: vms.Instance, error: FabricError) -> None:
         async with self._use.database.writing() as conn:
@@ -303,7 +299,7 @@ class Vm(Actor):
     async def _signal(
         self, signal: Signal, reason: str, *, boots: bool = False
     ) -> None:
-        companions = ()
+        companions: tuple[vms.SetBoot, ...] = ()
         if boots:
             companions = (vms.SetBoot(self._use.new_boot_id(), self.now()),)
         await self._use.trust.ask(

@@ -4,7 +4,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import aiohttp
 from yarl import URL
@@ -13,16 +13,19 @@ from trustfabric.cli.errors import BrokenAnswerError, RefusedError, UnreachableE
 from trustfabric.cli.session import Connection
 
 PAGE = 100
-"""Rows asked for at a time."""
+"""Rows asked for at a time where there is a limit; else the host decides."""
 SILENCE_S = 45.0
 """A stream that is silent for three heartbeats is dead."""
 
 Params = Mapping[str, str | int | bool | None]
 
 
+Row: TypeAlias = dict[str, Any]
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
-    rows: list[Any]
+    rows: list[Row]
     more: bool
     """The host has further rows that the limit left out."""
 
@@ -48,6 +51,10 @@ class Client:
         async with self._answer("GET", self._url(path, params)) as response:
             return await _document(response)
 
+    async def row(self, path: str) -> Row:
+        """Read what is known to be one object."""
+        return _object(await self.get(path), path)
+
     async def send(
         self,
         method: str,
@@ -66,29 +73,39 @@ class Client:
 
     async def rows(self, path: str, params: Params | None, limit: int) -> Rows:
         """Read a list over as many pages as it takes; `limit` 0 is every row."""
-        size = min(limit, PAGE) if limit else PAGE
+        size = min(limit, PAGE) if limit else None
         url: URL | None = self._url(path, {**(params or {}), "limit": size})
-        rows: list[Any] = []
+        rows: list[Row] = []
         while url is not None:
-            async with self._answer("GET", url) as response:
-                page = await _document(response)
-                if not isinstance(page, list):
-                    raise BrokenAnswerError(f"GET {path}: expected a list")
-                rows += page
-                url = self._next(response)
+            page, following = await self._page(url)
+            if following == url:
+                raise BrokenAnswerError(f"GET {path}: the next page is the same page")
+            rows += page
+            url = following
             if limit and len(rows) >= limit:
-                more = url is not None or len(rows) > limit
-                return Rows(rows[:limit], more)
+                return Rows(rows[:limit], more=url is not None or len(rows) > limit)
         return Rows(rows, more=False)
 
-    async def pages(self, path: str, params: Params | None) -> AsyncIterator[Any]:
+    async def page(self, path: str, params: Params) -> Rows:
+        """Read the first page of a list only."""
+        rows, following = await self._page(self._url(path, params))
+        return Rows(rows, more=following is not None)
+
+    async def _page(self, url: URL) -> tuple[list[Row], URL | None]:
+        async with self._answer("GET", url) as response:
+            page = await _document(response)
+            if not isinstance(page, list):
+                raise BrokenAnswerError(f"GET {url.path}: expected a list")
+            return [_object(row, url.path) for row in page], self._next(response)
+
+    async def pages(self, path: str, params: Params | None) -> AsyncIterator[Row]:
         """Each page's document, where a page is more than a list."""
         url: URL | None = self._url(path, params)
         while url is not None:
             async with self._answer("GET", url) as response:
                 document = await _document(response)
                 url = self._next(response)
-            yield document
+            yield _object(document, path)
 
     async def raw(self, path: str, params: Params | None = None) -> bytes:
         """Read a body that need not be JSON."""
@@ -162,6 +179,12 @@ async def _document(response: aiohttp.ClientResponse) -> Any:
     except (ValueError, RecursionError) as error:
         where = response.url.path
         raise BrokenAnswerError(f"{where}: the answer is not JSON") from error
+
+
+def _object(document: object, path: str) -> Row:
+    if not isinstance(document, dict):
+        raise BrokenAnswerError(f"GET {path}: expected an object")
+    return document
 
 
 async def _problem(response: aiohttp.ClientResponse) -> Mapping[str, Any]:

@@ -71,6 +71,14 @@ def _root_options() -> list[click.Parameter]:
             help="Read the bearer token from this file instead.",
         ),
         click.Option(
+            ["--version"],
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_print_version,
+            help="Print the version and exit.",
+        ),
+        click.Option(
             ["--timeout"],
             type=click.FloatRange(min=0, min_open=True),
             default=30.0,
@@ -79,6 +87,15 @@ def _root_options() -> list[click.Parameter]:
             help="Seconds to wait for an answer.",
         ),
     ]
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, on: bool) -> None:  # noqa: FBT001 (click's signature)
+    if not on or ctx.resilient_parsing:
+        return
+    from importlib.metadata import version  # noqa: PLC0415 (--help does without)
+
+    click.echo(f"mcpctl {version('trustfabric')}")
+    ctx.exit()
 
 
 @click.pass_context

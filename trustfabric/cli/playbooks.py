@@ -137,13 +137,19 @@ async def update(
 @playbooks.command()
 @click.argument("playbook", type=PLAYBOOK)
 @_expected_version
+@as_json
 @click.pass_obj
 async def delete(
-    session: Session, /, playbook: int, *, expected_version: int | None
+    session: Session,
+    /,
+    playbook: int,
+    *,
+    expected_version: int | None,
+    as_json: bool,
 ) -> None:
     """Remove a playbook that no active run uses."""
     path = f"{PLAYBOOKS}/{playbook}"
     version = await versions.version(session.client, path, expected_version)
     params = {"expected_version": version}
     await session.client.send("DELETE", path, params=params)
-    render.note(f"playbook {playbook} deleted")
+    render.show_record({"id": playbook, "deleted": True}, as_json=as_json)

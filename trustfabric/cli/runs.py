@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -10,6 +10,8 @@ from urllib.parse import quote
 import click
 
 from trustfabric.cli import render, versions
+from trustfabric.cli.client import Row
+from trustfabric.cli.errors import BrokenAnswerError
 from trustfabric.cli.options import (
     INSTANCE,
     NOT_NEGATIVE,
@@ -115,11 +117,16 @@ async def enqueue(
     body = {"runtime_vm_instance_id": instance, "playbook": playbook} | given(fields)
     headers = given({"Idempotency-Key": idempotency_key})
     answer = await session.client.send("POST", RUNS, body, headers=headers)
+    _show_queued(answer, as_json=as_json)
+
+
+def _show_queued(answer: object, *, as_json: bool) -> None:
     if as_json:
         render.whole(answer)
         return
-    run = answer.get("run") or {}
-    made = "queued" if answer.get("created") else "exists already:"
+    found = answer if isinstance(answer, Mapping) else {}
+    run = found.get("run") or {}
+    made = "queued" if found.get("created") else "exists already:"
     state = f"{cell(run.get('status'))}, approval {cell(run.get('approval_state'))}"
     render.line(f"{made} run {cell(run.get('id'))} ({state})")
 
@@ -207,7 +214,7 @@ async def cancel(
 async def retry(session: Session, /, run: int, *, as_json: bool) -> None:
     """Queue an ended run again, as a new one."""
     answer = await session.client.send("POST", f"{RUNS}/{run}/retry")
-    render.show_record(answer, as_json=as_json)
+    _show_queued(answer, as_json=as_json)
 
 
 @runs.command()
@@ -223,14 +230,26 @@ async def logs(
     path = f"{RUNS}/{run}"
     session.endless = follow
     while True:
-        ended = not follow or (await session.client.get(path))["status"] in ENDED
-        found = await session.client.rows(f"{path}/logs", {"after": after}, 0)
-        for row in found.rows:
-            after = max(after, row["seq"])
+        ended = not follow or (await session.client.row(path)).get("status") in ENDED
+        async for row in _written(session, path, after):
+            after = row["seq"]
             render.jsonl(row) if as_json else render.line(_log_line(row))
         if ended:
             return
         await asyncio.sleep(_POLL_S)
+
+
+async def _written(session: Session, path: str, after: int) -> AsyncIterator[Row]:
+    """Every line after that number, batch by batch."""
+    while True:
+        batch = (await session.client.page(f"{path}/logs", {"after": after})).rows
+        for row in batch:
+            if not isinstance(row.get("seq"), int) or row["seq"] <= after:
+                raise BrokenAnswerError(f"GET {path}/logs: the lines are out of order")
+            after = row["seq"]
+            yield row
+        if not batch:
+            return
 
 
 def _log_line(row: Mapping[str, Any]) -> str:

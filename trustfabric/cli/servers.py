@@ -177,11 +177,12 @@ async def attest(session: Session, /, server: int, *, as_json: bool) -> None:
 
 @servers.command()
 @click.argument("server", type=SERVER)
+@as_json
 @click.pass_obj
-async def delete(session: Session, /, server: int) -> None:
+async def delete(session: Session, /, server: int, *, as_json: bool) -> None:
     """Remove a server and its VM."""
     await session.client.send("DELETE", f"{SERVERS}/{server}")
-    render.note(f"server {server} deleted")
+    render.show_record({"id": server, "deleted": True}, as_json=as_json)
 
 
 @servers.command()
@@ -190,7 +191,7 @@ async def delete(session: Session, /, server: int) -> None:
 @click.pass_obj
 async def vm(session: Session, /, server: int, *, as_json: bool) -> None:
     """Show the server's instances with their trust."""
-    view = await session.client.get(f"{SERVERS}/{server}/vm")
+    view = await session.client.row(f"{SERVERS}/{server}/vm")
     if as_json:
         render.whole(view)
         return
@@ -229,9 +230,9 @@ def _print_console(content: bytes, *, as_json: bool) -> None:
     lines = document.get("lines") if isinstance(document, Mapping) else document
     for line in lines if isinstance(lines, list) else []:
         render.line(_console_event(line)[0])
-    reason = document.get("reason") if isinstance(document, Mapping) else None
+    why = document.get("why_empty") if isinstance(document, Mapping) else None
     if not lines:
-        render.note(f"the console is empty: {cell(reason or 'nothing was written')}")
+        render.note(f"the console is empty: {cell(why or 'nothing was written')}")
 
 
 def _console_event(entry: object) -> list[str]:

@@ -10,11 +10,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import format_exception
 from typing import Any
 
 import click
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import Application
+from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
 from prompt_toolkit.formatted_text import StyleAndTextTuples
 from prompt_toolkit.history import History, InMemoryHistory
 from prompt_toolkit.input.typeahead import store_typeahead
@@ -135,6 +137,7 @@ class Operator:
             "mcpctl> ",
             history=history,
             completer=ShellCompleter(self.root, OWN, ids),
+            auto_suggest=AutoSuggestFromHistory(),
             bottom_toolbar=line,
             refresh_interval=1.0,
             style=_STYLE,
@@ -170,6 +173,12 @@ class Operator:
         if running.cancelled():
             note("cancelled")
             return INTERRUPTED
+        fault = running.exception()
+        if fault is not None:
+            note(
+                "".join(format_exception(fault))
+            )  # a bug ends a command, not the shell
+            return REFUSED
         return running.result()
 
     async def execute(self, words: Sequence[str]) -> int:

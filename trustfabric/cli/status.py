@@ -22,6 +22,8 @@ from trustfabric.cli.terminal import escape
 QUIET_S = 20.0
 """A live stream beats every 15 s: one that is quiet for longer is in doubt."""
 REFUSED_RETRY_S = 30.0
+BASELINE_S = 120.0
+"""The lists are read again this often: no stream tells that an instance is gone."""
 ACTIVE = frozenset({"pending", "running"})
 _LIFECYCLES = ("restored", "suspect", "quarantined", "remediating")
 
@@ -39,6 +41,8 @@ class Feed:
     """When the last byte came, once the baseline was there; None: nothing yet."""
     trouble: str | None = "connecting"
     """Why it isn't live; None while it is."""
+    read_at: float = 0.0
+    """When the lists were read."""
 
 
 @dataclass(slots=True)
@@ -80,29 +84,24 @@ def line(fleet: Fleet, now: float) -> Text:
     if trouble is None and age > QUIET_S:
         trouble = "the stream is quiet"
     if trouble is None:
-        return [*_figures(fleet), ("class:live", f"● live, heard {age:.0f} s ago ")]
+        return [("class:live", f" ● live, heard {age:.0f} s ago "), *_figures(fleet)]
     old = [("class:old", text) for _, text in _figures(fleet)]
-    return [*old, ("class:lost", f"○ {_age(age)} old, not live: {escape(trouble)} ")]
+    dated = ("class:lost", f" ○ not live, {_age(age)} old ")
+    return [dated, *old, ("class:lost", f"│ {escape(trouble)} ")]
 
 
 def _figures(fleet: Fleet) -> Text:
     counted = Counter(lifecycle for _, lifecycle in fleet.instances.values())
-    parts: Text = [("", f" {len(fleet.instances)} instances: ")]
+    parts: Text = [("", f"│ {len(fleet.instances)} instances")]
     for lifecycle in _LIFECYCLES:
-        style = f"class:{lifecycle}" if counted[lifecycle] else ""
-        parts += [(style, f"{counted[lifecycle]} {lifecycle}"), ("", "  ")]
-    active, waiting = len(fleet.runs), _waiting(fleet)
-    style = "class:waiting" if waiting else ""
-    return [
-        *parts,
-        ("", f"│ {active} runs active, "),
-        (style, f"{waiting} wait for approval"),
-        ("", " │ "),
-    ]
-
-
-def _waiting(fleet: Fleet) -> int:
-    return sum(approval == "pending" for _, approval in fleet.runs.values())
+        if counted[lifecycle]:
+            text = f"{counted[lifecycle]} {lifecycle}"
+            parts += [("", "  "), (f"class:{lifecycle}", text)]
+    waiting = sum(approval == "pending" for _, approval in fleet.runs.values())
+    parts += [("", f" │ {len(fleet.runs)} active runs")]
+    if waiting:
+        parts += [("", "  "), ("class:waiting", f"{waiting} waiting for approval")]
+    return [*parts, ("", " ")]
 
 
 def _age(seconds: float) -> str:
@@ -197,10 +196,12 @@ async def _take(
     if isinstance(item, Lost):
         feed.trouble = item.reason
         return
-    if isinstance(item, Opened) or (isinstance(item, Event) and item.event == "reset"):
+    reset = isinstance(item, Event) and item.event == "reset"
+    old = clock() - feed.read_at > BASELINE_S
+    if isinstance(item, Opened) or reset or old:
         await baseline()
-        feed.trouble = None
-    elif isinstance(item, Event):
+        feed.read_at, feed.trouble = clock(), None
+    if isinstance(item, Event):
         _apply(item, apply)
     feed.heard_at = clock()
 

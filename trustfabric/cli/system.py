@@ -17,11 +17,10 @@ _COLUMNS = (
     ("kind", "KIND"),
     ("state", "STATE"),
     ("epoch", "EPOCH"),
-    ("restarts", "RESTARTS"),
+    ("restart_count", "RESTARTS"),
     ("mailbox_depth", "MAILBOX"),
-    ("mailbox", "MAILBOX"),
-    ("age_s", "AGE S"),
-    ("age", "AGE"),
+    ("current", "HANDLES"),
+    ("age_seconds", "FOR S"),
     ("waiting_on", "WAITS ON"),
 )
 
@@ -40,7 +39,7 @@ async def actors(session: Session, /, *, as_json: bool) -> None:
     if as_json:
         render.whole(document)
     else:
-        render.table([_row(actor) for actor in flat(document)], _COLUMNS)
+        render.table(flat(document), _COLUMNS)
 
 
 @system.command()
@@ -66,11 +65,3 @@ def flat(document: object) -> list[Mapping[str, Any]]:
     if isinstance(document, list):
         return [actor for item in document for actor in flat(item)]
     return []
-
-
-def _row(actor: Mapping[str, Any]) -> dict[str, Any]:
-    """Restarts as a number: their times and reasons are for --json."""
-    row = {key: value for key, value in actor.items() if key != "children"}
-    if isinstance(row.get("restarts"), list):
-        row["restarts"] = len(row["restarts"])
-    return row

@@ -111,7 +111,7 @@ async def history(
     events: list[Any] = []
     async for page in session.client.pages(path, {"limit": min(limit, 100)}):
         document = document or page
-        events += page["events"]
+        events += page.get("events") or []
         if len(events) >= limit:
             break
     document = {**document, "events": events[:limit]}
@@ -165,10 +165,10 @@ async def transition(
         row = await versions.current(session.client, path)
         expected_version = int(row["version"])
     elif any(name not in body for name in needed):
-        row = await session.client.get(path)
+        row = await session.client.row(path)
     else:
         row = body
-    body = {name: row[name] for name in needed} | body
+    body = {name: row.get(name) for name in needed} | body
     body["expected_version"] = expected_version
     after = await session.client.send("POST", f"{path}/transition", body)
     render.show_record(after, as_json=as_json)

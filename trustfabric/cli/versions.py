@@ -9,8 +9,8 @@ from trustfabric.cli.errors import BrokenAnswerError
 
 async def current(client: Client, path: str) -> dict[str, Any]:
     """Read the row that a write is about to be based on, and print its version."""
-    row = await client.get(path)
-    if not isinstance(row, dict) or not isinstance(row.get("version"), int):
+    row = await client.row(path)
+    if not isinstance(row.get("version"), int):
         raise BrokenAnswerError(f"GET {path}: no version in the answer")
     render.note(f"based on version {row['version']}, read just now")
     return row

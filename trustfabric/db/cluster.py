@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trustfabric.db.binaries import Binaries
+from trustfabric.db.keeper import anyone_works_in
 from trustfabric.errors import UnavailableError, UnsupportedError
 
 ACCOUNT = "postgres"
@@ -107,10 +108,9 @@ def _owner(cluster: Path) -> int | None:
 
 
 async def make_cluster(home: Path, binaries: Binaries, account: Account) -> None:
-    """Make `home`/pg; a killed attempt leaves only what the next one removes."""
-    unfinished = home / "pg.new"
-    await asyncio.to_thread(shutil.rmtree, unfinished, ignore_errors=True)
-    unfinished.mkdir(mode=0o700)
+    """Make `home`/pg; a killed attempt leaves only what `sweep` removes."""
+    # A name of its own: the programs of a killed attempt may still be at work.
+    unfinished = Path(tempfile.mkdtemp(prefix="pg.new-", dir=home))
     account.give(unfinished)
     password = secrets.token_urlsafe(32)
     await _run(
@@ -128,8 +128,19 @@ async def make_cluster(home: Path, binaries: Binaries, account: Account) -> None
     (unfinished / "pg_hba.conf").write_text(_HBA)
     _sync(unfinished / "pg_hba.conf")
     _write_private(home / "pg.password", password)
-    unfinished.rename(home / "pg")
-    _sync(home)
+    _finish(unfinished, home / "pg")
+
+
+def _finish(unfinished: Path, cluster: Path) -> None:
+    unfinished.rename(cluster)
+    _sync(cluster.parent)
+
+
+def sweep(home: Path) -> None:
+    """Remove what killed attempts left behind, once their programs have ended."""
+    for unfinished in home.glob("pg.new-*"):
+        if not anyone_works_in(unfinished):
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def socket_folder(home: Path, account: Account) -> Path:

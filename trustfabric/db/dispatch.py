@@ -1,48 +1,23 @@
 """What the dispatcher looks for: distrust without a run, and runs without progress."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, LiteralString
+from typing import LiteralString
 
 from psycopg.rows import dict_row
 
 from trustfabric.db.run_writes import SLA_BREACHED
 from trustfabric.db.runs import RUN_COLUMNS, RUN_TABLES, read_run
 from trustfabric.db.session import Connection
-from trustfabric.domain.ids import InstanceId, OwnerId, RunId
+from trustfabric.domain.dispatch import Distrusted
+from trustfabric.domain.ids import InstanceId, RunId
 from trustfabric.domain.runs import Run
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Distrusted:
-    """A quarantined instance for which nothing was decided since it became so."""
-
-    instance_id: InstanceId
-    owner_id: OwnerId
-    version: int
-    attempts: int
-    held: bool
-    """Somebody holds the instance, its owner or everything."""
-    noted_held: bool
-    active_run: RunId | None
-    """A run staged before the quarantine began; it can be taken up."""
-    active_run_waits: bool
-    history_id: int
-    """The transition that quarantined it."""
-    reason: str
 
 
 _DISTRUSTED_SQL: LiteralString = """
 SELECT r.runtime_vm_instance_id AS instance_id, s.owner_id, r.version,
        r.remediation_attempts AS attempts, q.history_id, q.reason,
-       EXISTS (SELECT 1 FROM trust_holds o
-                WHERE o.released_at IS NULL AND (o.until IS NULL OR o.until > %(now)s)
-                  AND (o.scope = 'all' OR o.owner_id = s.owner_id
-                       OR o.runtime_vm_instance_id = i.id)) AS held,
-       r.remediation_state = 'remediation:held' AS noted_held,
-       a.id AS active_run, coalesce(a.approval_state = 'pending', false)
-           AS active_run_waits
+       o.held, a.id AS active_run,
+       coalesce(a.approval_state = 'pending', false) AS active_run_waits
   FROM runtime_vm_trust_registry r
   JOIN runtime_vm_instances i ON i.id = r.runtime_vm_instance_id
   JOIN servers s ON s.id = i.server_id
@@ -56,11 +31,17 @@ SELECT r.runtime_vm_instance_id AS instance_id, s.owner_id, r.version,
           AND h.current_lifecycle_state = 'quarantined'
           AND h.previous_lifecycle_state IS DISTINCT FROM 'quarantined'
         ORDER BY h.registry_version DESC LIMIT 1) q
+ CROSS JOIN LATERAL (
+       SELECT count(*) > 0 AS held FROM trust_holds n
+        WHERE n.released_at IS NULL AND (n.until IS NULL OR n.until > %(now)s)
+          AND (n.scope = 'all' OR n.owner_id = s.owner_id
+               OR n.runtime_vm_instance_id = i.id)) o
  WHERE r.lifecycle_state = 'quarantined' AND i.terminated_at IS NULL
    AND NOT coalesce(q.metadata ? 'run_id', false)
    AND q.remediation_state <> 'remediation:unverified'
    AND r.remediation_state NOT IN (
        'remediation:no-playbook', 'remediation:attempts-exhausted')
+   AND NOT (o.held AND r.remediation_state = 'remediation:held')
  ORDER BY r.runtime_vm_instance_id
  LIMIT %(limit)s
 """
@@ -72,23 +53,15 @@ async def list_distrusted(
     """Return quarantines by verdict or by hand that nothing was decided about.
 
     One that the end of a run made carries the run's id in its metadata, and waits
-    for a person; so does one already found to have no playbook or attempts left.
+    for a person; so does one noted to have no playbook, no attempts left or a hold.
     """
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(_DISTRUSTED_SQL, {"now": now, "limit": limit})
-        return [
-            found
-            for found in map(_distrusted, await cursor.fetchall())
-            if not (found.held and found.noted_held)
-        ]
-
-
-def _distrusted(row: Mapping[str, Any]) -> Distrusted:
-    return Distrusted(**row)
+        return [Distrusted(**row) for row in await cursor.fetchall()]
 
 
 _READY_SQL: LiteralString = (
-    "SELECT * FROM (SELECT"
+    "SELECT * FROM (SELECT"  # noqa: S608  constants only
     + RUN_COLUMNS
     + """,
        row_number() OVER (PARTITION BY s.owner_id

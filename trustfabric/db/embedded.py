@@ -30,6 +30,7 @@ from trustfabric.db.cluster import (
     choose_account,
     make_cluster,
     server_command,
+    sweep,
 )
 from trustfabric.errors import UnavailableError
 
@@ -58,7 +59,7 @@ class EmbeddedServer:
         os.close(self._users)
         while last and _is_locked(self.home / "keeper.lock"):
             await asyncio.sleep(POLL_S)
-            last = not _is_locked(self.home / "here.lock")
+            last = not _is_locked(self.home / "here.lock", fcntl.LOCK_EX)
 
 
 async def start_embedded(
@@ -99,6 +100,7 @@ def _made(home: Path) -> Path:
 
 async def _start(home: Path, binaries: Binaries, settings: dict[str, str]) -> None:
     account = await asyncio.to_thread(choose_account, home, binaries)
+    await asyncio.to_thread(sweep, home)
     if not (home / "pg").exists():
         await make_cluster(home, binaries, account)
     order = {
@@ -171,10 +173,11 @@ async def _lock(path: Path, kind: int, until: ExitStack) -> int:
     return descriptor
 
 
-def _is_locked(path: Path) -> bool:
+def _is_locked(path: Path, kind: int = fcntl.LOCK_SH) -> bool:
+    """Whether somebody holds a lock that would keep us from one of this `kind`."""
     descriptor = _open(path)
     try:
-        return not _try_lock(descriptor, fcntl.LOCK_EX)
+        return not _try_lock(descriptor, kind)
     finally:
         os.close(descriptor)
 

@@ -52,21 +52,26 @@ def main(text: str) -> int:
     order = json.loads(text)
     home = Path(order["home"])
     keeping = os.open(home / "keeper.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(keeping, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return 0
-    if os.fork() != 0:
+    if not locked(keeping) or os.fork() != 0:
         return 0  # whoever started us has nobody to reap; the lock stays with the child
     return keep(home, order)
+
+
+def locked(descriptor: int) -> bool:
+    """Whether we are the keeper now; those who only look hold the lock for a moment."""
+    for _ in range(100):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(0.01)  # noqa: TID251
+    return False
 
 
 def keep(home: Path, order: dict[str, Any]) -> int:
     """Return when nobody is left, or when the server can't be started."""
     nobody_left, tell = os.pipe()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os.write(tell, b"."))
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # a service manager may ask all at once
     threading.Thread(  # noqa: TID251  this is a program, not a part of the runtime
         target=wait_for_nobody, args=(home / "users.lock", tell), daemon=True
     ).start()
@@ -148,8 +153,7 @@ def forget_strangers(home: Path) -> None:
     pid = recorded(home)
     if pid is None or not Path(f"/proc/{pid}").exists():
         return
-    numbers = (entry.name for entry in Path("/proc").iterdir())
-    if not any(works_in(int(n), home / "pg") for n in numbers if n.isdecimal()):
+    if not anyone_works_in(home / "pg"):
         (home / "pg" / "postmaster.pid").unlink(missing_ok=True)
 
 
@@ -158,6 +162,11 @@ def recorded(home: Path) -> int | None:
         return int((home / "pg" / "postmaster.pid").read_text().split("\n", 1)[0])
     except (FileNotFoundError, ValueError):
         return None
+
+
+def anyone_works_in(folder: Path) -> bool:
+    numbers = (entry.name for entry in Path("/proc").iterdir())
+    return any(works_in(int(n), folder) for n in numbers if n.isdecimal())
 
 
 def works_in(pid: int, folder: Path) -> bool:

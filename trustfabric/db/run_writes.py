@@ -162,13 +162,16 @@ UPDATE runtime_vm_remediation_runs r
            AND (not_before IS NULL OR not_before <= %(now)s)
            FOR UPDATE SKIP LOCKED) mine
  WHERE r.id = mine.id
-RETURNING r.id
+RETURNING r.lease_epoch
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimRun:
-    """Take a ready run under a lease; ConflictError where somebody else did."""
+    """Take a ready run under a lease; ConflictError where somebody else did.
+
+    What it returns is the lease's epoch, which fences all that is done under it.
+    """
 
     run_id: RunId
     lease_owner: str
@@ -186,10 +189,11 @@ class ClaimRun:
                 "now": self.now,
             },
         )
-        if await cursor.fetchone() is None:
+        row = await cursor.fetchone()
+        if row is None:
             raise ConflictError(f"run {self.run_id} is not there to be claimed")
         await _tell(conn, self.run_id, "started", self.now)
-        return self.run_id
+        return int(row[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +210,8 @@ class FinishRun:
     by: str
     lease_epoch: int | None = None
     version: int | None = None
+    lease_over_by: datetime | None = None
+    """Of another runtime's run: only if its lease had run out by then."""
     log: NewArtifact | None = None
 
     async def write(self, conn: Connection, before: Snapshot) -> int | None:
@@ -214,7 +220,10 @@ class FinishRun:
         held = self.lease_epoch is None or (
             run.status is RunStatus.RUNNING and run.lease_epoch == self.lease_epoch
         )
-        if not held or self.version not in {None, run.version}:
+        alive = self.lease_over_by is not None and (
+            run.lease_expires_at is None or run.lease_expires_at > self.lease_over_by
+        )
+        if not held or alive or self.version not in {None, run.version}:
             raise ConflictError(f"run {run.id} has moved on", status=run.status)
         if self.outcome.status is RunStatus.PENDING:
             await _send_back(conn, run, self.outcome, self.now)

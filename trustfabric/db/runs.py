@@ -82,15 +82,25 @@ _ACTIVE_SQL: LiteralString = (
     + """
  WHERE r.runtime_vm_instance_id = %(instance_id)s
    AND r.status IN ('pending', 'running')
-   FOR NO KEY UPDATE OF r
 """
 )
+
+
+async def get_active_run(conn: Connection, instance_id: InstanceId) -> Run | None:
+    """Return the instance's run that has not ended."""
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(_ACTIVE_SQL, {"instance_id": instance_id})
+        row = await cursor.fetchone()
+    return None if row is None else read_run(row)
+
+
+_LOCK_ACTIVE_SQL: LiteralString = _ACTIVE_SQL + " FOR NO KEY UPDATE OF r"
 
 
 async def lock_active_run(conn: Connection, instance_id: InstanceId) -> Run | None:
     """Return the instance's run that has not ended, locked."""
     async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(_ACTIVE_SQL, {"instance_id": instance_id})
+        await cursor.execute(_LOCK_ACTIVE_SQL, {"instance_id": instance_id})
         row = await cursor.fetchone()
     return None if row is None else read_run(row)
 

@@ -22,3 +22,11 @@ async def join(conn: Connection, runtime_id: str, host: str, pid: int) -> int:
     row = await cursor.fetchone()
     assert row is not None
     return int(row[0])
+
+
+_PING_SQL: LiteralString = "SELECT 1"
+
+
+async def ping(conn: Connection) -> None:
+    """Have the database answer. UnavailableError where it doesn't."""
+    await conn.execute(_PING_SQL)

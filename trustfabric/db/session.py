@@ -110,7 +110,6 @@ class Database:
         async with self._transaction(_READ_SQL) as conn:
             with translated():
                 yield conn
-                await conn.rollback()
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[Connection]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from trustfabric.domain.ids import (
     AttestationId,
@@ -17,7 +17,8 @@ from trustfabric.domain.trust import AttestationStatus, Lifecycle, Tag
 from trustfabric.errors import MalformedError
 
 
-class Position(NamedTuple):
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
     """Where a reader stands: the transaction, then the row in it.
 
     Ordered by (xid, id) below the snapshot horizon this never skips a row that

@@ -55,6 +55,7 @@ class ShellSpec:
 def check_spec(executor_type: ExecutorType, metadata: Metadata) -> None:
     """Raise InvalidError where this executor could not run this metadata."""
     on_lost(metadata)
+    budget_s(metadata)
     retry_limit(metadata, default=0)
     match executor_type:
         case ExecutorType.SHELL:
@@ -80,6 +81,13 @@ def read_shell(metadata: Metadata) -> ShellSpec:
         cwd=_cwd(metadata.get("cwd")),
         timeout_s=_seconds(metadata, "timeout_seconds", DEFAULT_TIMEOUT_S),
         kill_grace_s=_seconds(metadata, "kill_grace_seconds", DEFAULT_KILL_GRACE_S),
+    )
+
+
+def budget_s(metadata: Metadata) -> float:
+    """Return how long one attempt may take, its stopping included."""
+    return _seconds(metadata, "timeout_seconds", DEFAULT_TIMEOUT_S) + _seconds(
+        metadata, "kill_grace_seconds", DEFAULT_KILL_GRACE_S
     )
 
 

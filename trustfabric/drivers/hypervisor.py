@@ -26,7 +26,7 @@ from trustfabric.domain.vms import (
     power_after,
 )
 from trustfabric.drivers.console_lines import LineRing
-from trustfabric.drivers.secrets import Secret
+from trustfabric.drivers.credentials import Secret
 from trustfabric.errors import (
     AlreadyRunningError,
     ConflictError,

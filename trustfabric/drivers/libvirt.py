@@ -77,6 +77,7 @@ class LibvirtProvisioner:
         self._host = domains.Host(
             error=self._binding.libvirtError,
             runtime=runtime,
+            validates=not self._uri.simulated,
             starts_paused=not self._uri.simulated,
             keeps_state=not self._uri.simulated,
         )

@@ -8,11 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit
 
+from trustfabric.drivers.credentials import Secret
 from trustfabric.drivers.libvirt_errors import is_link_loss, translate
 from trustfabric.drivers.libvirt_events import EventLoop
-from trustfabric.drivers.secrets import Secret
+from trustfabric.drivers.slots import Slots
 from trustfabric.errors import InvalidError, UnavailableError
 
 T = TypeVar("T")
@@ -57,9 +58,7 @@ class Uri:
     @property
     def shown(self) -> str:
         """The URI without user information and without its parameters."""
-        parts = urlsplit(self.text)
-        host = parts.netloc.rpartition("@")[2]
-        return urlunsplit((parts.scheme, host, parts.path, "", ""))
+        return re.sub(r"//[^/]*@", "//", self.text.partition("?")[0], count=1)
 
 
 def parse_uri(text: str) -> Uri:
@@ -104,8 +103,8 @@ class Link:
         self._uri = uri
         self._events = events
         self._executor = executor
-        self._slots = asyncio.Semaphore(_SLOTS)
-        self._watching = asyncio.Semaphore(1)
+        self._slots = Slots(_SLOTS)
+        self._watching = Slots(1)
         self._connections: tuple[Any, ...] = ()
         self._callbacks: list[int] = []
         self._stuck = 0
@@ -153,7 +152,7 @@ class Link:
     async def close(self) -> None:
         """Stop listening and let go; what still runs keeps its connection alive."""
         connections, self._connections = self._connections, ()
-        self._lost = self._lost or "closed"
+        self._give_up(self._lost or "closed")
         self._listeners = None
         if connections:
             with suppress(UnavailableError):
@@ -165,9 +164,14 @@ class Link:
         """Refuse every call from now on and say so, once."""
         if self._lost is not None:
             return
-        self._lost = reason
+        self._give_up(reason)
         if self._listeners is not None:
             self._events.deliver(self._listeners.lost, reason)
+
+    def _give_up(self, reason: str) -> None:
+        self._lost = reason
+        for slots in (self._slots, self._watching):
+            slots.fail(UnavailableError(f"the link is down: {reason}"))
 
     async def _connect(self, credentials: Credentials) -> Any:
         def connect() -> Any:
@@ -190,21 +194,19 @@ class Link:
 
     async def _limited(
         self,
-        slots: asyncio.Semaphore,
+        slots: Slots,
         doing: str,
         work: Callable[[Any], T],
         which: int,
         within_s: float,
     ) -> T:
-        if self._lost is not None or not self._connections:
+        """Wait for a slot as long as the link is up, then for the answer."""
+        if self._lost is None:
+            await slots.take()
+        if self._lost is not None:
             raise UnavailableError(f"{doing}: the link is down: {self._lost}")
         conn = self._connections[which]
-        try:
-            async with asyncio.timeout(within_s):
-                await slots.acquire()
-        except TimeoutError:
-            raise UnavailableError(f"{doing}: every slot of the link hangs") from None
-        return await self._in_thread(doing, lambda: work(conn), within_s, slots.release)
+        return await self._in_thread(doing, lambda: work(conn), within_s, slots.give)
 
     async def _in_thread(
         self,
@@ -215,6 +217,7 @@ class Link:
     ) -> T:
         """Wait for `work` at most so long; its slot is free when it really ends."""
         future = asyncio.get_running_loop().run_in_executor(self._executor, work)
+        future.add_done_callback(_look)
         future.add_done_callback(lambda _: done())
         try:
             async with asyncio.timeout(within_s):
@@ -303,6 +306,12 @@ class _OneShot:
             plain = answer if isinstance(answer, str) else answer.get_secret_value()
             question[4] = plain
         return 0
+
+
+def _look(late: asyncio.Future[Any]) -> None:
+    """Take notice of a failure that comes after its deadline; nobody else does."""
+    if not late.cancelled():
+        late.exception()
 
 
 def _close_late(opening: asyncio.Future[Any]) -> None:

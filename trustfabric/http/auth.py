@@ -136,7 +136,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Welcome = Callable[[web.Request, Principal], Awaitable[None]]
 
 
-def authenticate(tokens: Tokens, public: Callable[[web.Request], bool], welcome: Welcome) -> Any:
+def authenticate(
+    tokens: Tokens, public: Callable[[web.Request], bool], welcome: Welcome
+) -> Any:
     """Build the middleware that lets nobody through without a good credential.
 
     `welcome` sees each proven principal before its handler does and may refuse it.

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from trustfabric.actors.attestation import Attestation
 from trustfabric.actors.dispatch import Dispatcher
+from trustfabric.actors.playbooks import Playbooks
 from trustfabric.actors.servers import Servers
 from trustfabric.actors.streams import Broadcaster, Subscription
 from trustfabric.actors.trust import TrustRegistry
@@ -39,12 +40,12 @@ class Face:
     attestation: Address[Attestation]
     servers: Address[Servers]
     dispatcher: Address[Dispatcher]
+    playbooks: Address[Playbooks]
     provisioner: Provisioner
     runtime: Runtime
     tokens: Tokens
     limits: Limits
     chaos: bool
-    requester_may_approve: bool
     now: Callable[[], datetime]
     streams: set[Subscription] = field(default_factory=set)
     """Open streams, to be ended before the site stops."""

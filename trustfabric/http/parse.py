@@ -48,7 +48,7 @@ class Query:
         text = self._values.get(name)
         if text is None:
             return None
-        digits = text[1:] if text.startswith("-") else text
+        digits = text.removeprefix("-")
         if not (digits.isascii() and digits.isdecimal() and len(digits) < 20):  # noqa: PLR2004
             raise MalformedError(f"{name}: not an integer")
         value = int(text)
@@ -125,9 +125,7 @@ def check_aware(name: str, at: datetime | None) -> None:
 def _check_json(raw: bytes) -> None:
     """Refuse what JSON parsers disagree on, before anything believes it."""
     try:
-        value = json.loads(
-            raw, object_pairs_hook=_unique, parse_constant=_no_constant
-        )
+        value = json.loads(raw, object_pairs_hook=_unique, parse_constant=_no_constant)
         json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise MalformedError("body: nested too deeply") from None

@@ -189,7 +189,7 @@ async def get_vm(request: web.Request) -> web.Response:
             view = instance_view(
                 instance, posture, history[0] if history else None, face.now()
             )
-            active = await runs.get_active(conn, instance.id)
+            active = await runs.get_active_run(conn, instance.id)
             view["active_run"] = active and {
                 "id": active.id,
                 "playbook": active.playbook,

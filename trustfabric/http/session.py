@@ -55,7 +55,7 @@ async def who_am_i(request: web.Request) -> web.Response:
 
 
 @routes.delete("/api/session")
-async def sign_out(request: web.Request) -> web.Response:
+async def sign_out(_: web.Request) -> web.Response:
     response = web.Response(status=204)
     response.del_cookie(SESSION_COOKIE, path="/")
     response.del_cookie(CSRF_COOKIE, path="/")

@@ -45,7 +45,7 @@ class Channel:
 def last_position(request: web.Request, query: Query) -> Position | None:
     """Return what the client has seen, by header or by query. MalformedError."""
     header = request.headers.get("Last-Event-ID")
-    text = header if header else query.text("last_event_id")
+    text = header or query.text("last_event_id")
     return Position.read(text) if text else None
 
 
@@ -103,7 +103,9 @@ class _Session:
         if since is not None and since > head:
             # A position that this store never gave out: start over, and say so.
             self._sent = head
-            await self._write(_frame("reset", str(head), {"reason": "unknown position"}))
+            await self._write(
+                _frame("reset", str(head), {"reason": "unknown position"})
+            )
         if self._channel.snapshot is not None:
             await self._send_snapshot(self._channel.snapshot, head)
         await self._catch_up(head)

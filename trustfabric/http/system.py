@@ -2,6 +2,7 @@
 
 from aiohttp import web
 
+from trustfabric.db import runtimes
 from trustfabric.errors import ForbiddenError, NotFoundError, UnavailableError
 from trustfabric.http.auth import Role, require
 from trustfabric.http.face import FACE
@@ -34,17 +35,17 @@ async def kill_actor(request: web.Request) -> web.Response:
 
 
 @routes.get("/healthz")
-async def healthz(request: web.Request) -> web.Response:
-    """The process runs and its loop turns."""
+async def healthz(_: web.Request) -> web.Response:
+    """Say that the process runs and its loop turns."""
     return reply({"status": "ok"})
 
 
 @routes.get("/readyz")
 async def readyz(request: web.Request) -> web.Response:
-    """The database answers: requests can be served."""
+    """Say whether the database answers, so that requests can be served."""
     try:
         async with request.app[FACE].database.reading() as conn:
-            await conn.execute("SELECT 1")
+            await runtimes.ping(conn)
     except UnavailableError:
         return reply({"status": "unavailable", "database": "unavailable"}, status=503)
     return reply({"status": "ready", "database": "ok"})

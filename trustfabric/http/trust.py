@@ -9,7 +9,8 @@ from pydantic import Field
 from trustfabric.actors.attestation import Attest
 from trustfabric.actors.streams import Event, Stream
 from trustfabric.actors.trust import ApplyChange
-from trustfabric.db import runs, trust
+from trustfabric.db import trust
+from trustfabric.db.run_writes import CancelActiveRun
 from trustfabric.db.session import Connection
 from trustfabric.domain.events import Position, TrustEvent
 from trustfabric.domain.ids import InstanceId, OwnerId, ServerId
@@ -201,7 +202,7 @@ async def _apply(
             requires_version=True,
             companions=(
                 (
-                    runs.CancelActiveRun(
+                    CancelActiveRun(
                         by=principal.actor,
                         reason=wish.reason or "manual",
                         now=face.now(),

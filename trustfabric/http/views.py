@@ -4,9 +4,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from trustfabric.db.artifacts import Artifact
 from trustfabric.db.trust import Posture
 from trustfabric.db.vms import Instance
 from trustfabric.domain.events import TrustEvent
+from trustfabric.domain.playbooks import Playbook
+from trustfabric.domain.run_events import LogLine
+from trustfabric.domain.runs import Run
 from trustfabric.domain.servers import Server
 from trustfabric.domain.trust import is_stale
 from trustfabric.supervision import ActorReport
@@ -15,7 +19,7 @@ View = Mapping[str, Any]
 
 
 def posture_view(posture: Posture, now: datetime) -> View:
-    """A registry row as lists, details and transitions answer it."""
+    """Show a registry row as lists, details and transitions answer it."""
     row = posture.snapshot
     return {
         "server_id": row.server_id,
@@ -36,7 +40,7 @@ def posture_view(posture: Posture, now: datetime) -> View:
 
 
 def trust_event_view(event: TrustEvent, now: datetime, *, provenance: bool) -> View:
-    """A transition as the trust stream tells it."""
+    """Show a transition as the trust stream tells it."""
     view = {
         "history_id": event.history_id,
         "server_id": event.server_id,
@@ -62,7 +66,7 @@ def trust_event_view(event: TrustEvent, now: datetime, *, provenance: bool) -> V
 
 
 def history_view(event: TrustEvent) -> View:
-    """A transition as the history endpoint lists it."""
+    """Show a transition as the history endpoint lists it."""
     return {
         "id": event.history_id,
         "history_id": event.history_id,
@@ -89,7 +93,7 @@ def history_view(event: TrustEvent) -> View:
 
 
 def server_view(server: Server) -> View:
-    """A server as its owner sees it."""
+    """Show a server as its owner sees it."""
     return {
         "id": server.id,
         "owner_id": server.owner_id,
@@ -105,7 +109,7 @@ def server_view(server: Server) -> View:
 def instance_view(
     instance: Instance, posture: Posture, latest: TrustEvent | None, now: datetime
 ) -> dict[str, Any]:
-    """An instance with its trust badges, as `/api/servers/{id}/vm` lists it."""
+    """Show an instance with its trust badges, as `/api/servers/{id}/vm` lists it."""
     row = posture.snapshot
     return {
         "id": instance.id,
@@ -138,5 +142,99 @@ def instance_view(
 
 
 def actor_view(report: ActorReport) -> View:
-    """One line of the supervision tree."""
-    return report.view()
+    """Show one line of the supervision tree."""
+    return {
+        "path": report.path,
+        "kind": report.kind,
+        "state": report.state,
+        "epoch": report.epoch,
+        "restart_count": report.restart_count,
+        "restarts": [
+            {"at": restart.at, "reason": restart.reason} for restart in report.restarts
+        ],
+        "mailbox_depth": report.depth,
+        "current": report.current,
+        "age_seconds": report.current_age_s,
+        "waiting_on": report.waiting_on,
+    }
+
+
+def playbook_view(playbook: Playbook) -> View:
+    """Show a playbook: the columns of its table."""
+    return {
+        "id": playbook.id,
+        "playbook_key": playbook.key,
+        "display_name": playbook.display_name,
+        "description": playbook.description,
+        "executor_type": playbook.executor_type,
+        "owner_id": playbook.owner_id,
+        "approval_required": playbook.approval_required,
+        "sla_duration_seconds": playbook.sla_duration_s,
+        "metadata": playbook.metadata,
+        "version": playbook.version,
+        "created_at": playbook.created_at,
+        "updated_at": playbook.updated_at,
+    }
+
+
+def run_view(run: Run) -> View:
+    """Show a run: the columns of its table, less the lease."""
+    return {
+        "id": run.id,
+        "runtime_vm_instance_id": run.instance_id,
+        "playbook": run.playbook,
+        "playbook_id": run.playbook_id,
+        "status": run.status,
+        "approval_required": run.approval_required,
+        "approval_state": run.approval_state,
+        "approval_decided_at": run.approval_decided_at,
+        "approval_decided_by": run.approval_decided_by,
+        "approval_notes": run.approval_notes,
+        "requested_by": run.requested_by,
+        "assigned_owner_id": run.assigned_owner_id,
+        "sla_deadline": run.sla_deadline,
+        "automation_payload": run.automation_payload,
+        "metadata": run.metadata,
+        "playbook_snapshot": run.playbook_snapshot,
+        "content_sha256": run.content_sha256,
+        "priority": run.priority,
+        "not_before": run.not_before,
+        "result": run.result,
+        "failure_reason": run.failure_reason,
+        "last_error": run.last_error,
+        "attempt": run.attempt,
+        "queued_at": run.queued_at,
+        "started_at": run.started_at,
+        "completed_at": run.completed_at,
+        "cancelled_at": run.cancelled_at,
+        "cancellation_reason": run.cancellation_reason,
+        "version": run.version,
+        "created_at": run.created_at,
+        "updated_at": run.updated_at,
+    }
+
+
+def log_view(line: LogLine) -> View:
+    """Show one line that a run printed, as its log lists it."""
+    return {
+        "seq": line.seq,
+        "timestamp": line.at,
+        "stream": line.stream,
+        "message": line.message,
+    }
+
+
+def artifact_view(artifact: Artifact) -> View:
+    """Show what a run left behind, without its content."""
+    return {
+        "id": artifact.id,
+        "run_id": artifact.run_id,
+        "artifact_type": artifact.artifact_type,
+        "uri": artifact.uri,
+        "media_type": artifact.media_type,
+        "sha256": artifact.sha256,
+        "size": artifact.size,
+        "metadata": artifact.metadata,
+        "recorded_by": artifact.recorded_by,
+        "created_at": artifact.created_at,
+    }

@@ -2,7 +2,6 @@
 
 from trustfabric.supervision.actor import Actor
 from trustfabric.supervision.address import Address, DynamicAddress
-from trustfabric.supervision.cell import State
 from trustfabric.supervision.clock import Clock, ManualClock, SystemClock
 from trustfabric.supervision.deadletters import DeadLetter, DeadLetters
 from trustfabric.supervision.errors import (
@@ -21,6 +20,7 @@ from trustfabric.supervision.mailbox import MailboxSpec, Overflow
 from trustfabric.supervision.messages import Notice, Request
 from trustfabric.supervision.report import ActorReport, RestartReport
 from trustfabric.supervision.runtime import Runtime
+from trustfabric.supervision.simulation import Simulated, Simulation, simulate
 from trustfabric.supervision.spec import (
     AutoShutdown,
     Backoff,
@@ -30,8 +30,10 @@ from trustfabric.supervision.spec import (
     Strategy,
     SupervisorSpec,
 )
+from trustfabric.supervision.states import State
 from trustfabric.supervision.timers import Down, Timer, Watch
 from trustfabric.supervision.trace import Event, Trace, TraceEvent
+from trustfabric.supervision.watchdog import Held
 
 __all__ = [
     "Actor",
@@ -56,6 +58,7 @@ __all__ = [
     "Exit",
     "ExitKind",
     "GaveUpError",
+    "Held",
     "MailboxFullError",
     "MailboxSpec",
     "ManualClock",
@@ -65,6 +68,8 @@ __all__ = [
     "Restart",
     "RestartReport",
     "Runtime",
+    "Simulated",
+    "Simulation",
     "State",
     "Strategy",
     "SupervisorSpec",
@@ -74,4 +79,5 @@ __all__ = [
     "TraceEvent",
     "Watch",
     "WouldDeadlockError",
+    "simulate",
 ]

@@ -1,25 +1,27 @@
 """The base of every actor: pykka's Actor, on the event loop."""
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from datetime import datetime
 from random import Random
-from typing import Any, ClassVar, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 
 import pykka
 import structlog
 
 from trustfabric.supervision import exits
 from trustfabric.supervision.address import Address
-from trustfabric.supervision.cell import BIRTH, CALLER, Cell, contain, unwrapped
+from trustfabric.supervision.cell import BIRTH, CALLER, Cell
 from trustfabric.supervision.exits import Exit, ExitKind
 from trustfabric.supervision.future import ThreadFuture
-from trustfabric.supervision.mailbox import Envelope, MailboxSpec
+from trustfabric.supervision.mailbox import DEFAULT_MAILBOX, Envelope, MailboxSpec
 from trustfabric.supervision.messages import Notice, Request
+from trustfabric.supervision.taken import Taken, take
 from trustfabric.supervision.timers import OnDown, Timer, Watch
+from trustfabric.supervision.work import contain, outcome
 
+M = TypeVar("M")
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
@@ -29,14 +31,31 @@ SPAWN: ContextVar[Spawn | None] = ContextVar("spawn", default=None)
 """Starts an unsupervised actor in the runtime of this context."""
 
 
-class Actor(pykka.Actor):
+if TYPE_CHECKING:
+
+    class _PykkaActor:
+        """pykka.Actor, but for the hooks whose types leave no room for async ones."""
+
+        _actor_ref: Any
+
+        def stop(self) -> None: ...
+
+        def on_failure(self, kind: Any, error: Any, traceback: Any) -> None: ...
+
+        def _handle_receive(self, message: Any) -> Any: ...
+
+else:
+    _PykkaActor = pykka.Actor
+
+
+class Actor(_PykkaActor):
     """One message at a time, each handled by `handle`, which may be async.
 
     Exceptions of the runtime's `answers` go to the asker. Any other one ends this
     incarnation; what its supervisor does then is in its spec.
     """
 
-    mailbox: ClassVar[MailboxSpec] = MailboxSpec()
+    mailbox: ClassVar[MailboxSpec] = DEFAULT_MAILBOX
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
         cell = BIRTH.get()
@@ -48,11 +67,11 @@ class Actor(pykka.Actor):
 
     # --- for subclasses to fill in --------------------------------------------
 
-    def on_start(self) -> Awaitable[None] | None:  # type: ignore[override]
+    def on_start(self) -> Awaitable[None] | None:
         """Run before the first message; may be async. A failure is a crash."""
         return None
 
-    def on_stop(self) -> Awaitable[None] | None:  # type: ignore[override]
+    def on_stop(self) -> Awaitable[None] | None:
         """Run at an orderly end, after the last message; may be async."""
         return None
 
@@ -84,6 +103,13 @@ class Actor(pykka.Actor):
         """Send a notice to this incarnation of the actor, later."""
         return Timer(self._cell, delay_s, notice)
 
+    def take(self, kind: type[M], limit: int) -> list[Taken[M]]:
+        """Take along what waits of the same kind, to handle it in one go.
+
+        Only from inside a handler. Each one taken is in hand: answer or refuse it.
+        """
+        return take(self._cell, kind, limit)
+
     def watch(self, address: Address[Any], done: OnDown) -> Watch:
         """Be told once when an actor is gone for good, also if it is already."""
         return Watch(self._cell, address.cell, done)
@@ -114,7 +140,7 @@ class Actor(pykka.Actor):
     # --- pykka's side ---------------------------------------------------------
 
     @classmethod
-    def start(cls, *args: Any, **kwargs: Any) -> pykka.ActorRef[Self]:
+    def start(cls, *args: Any, **kwargs: Any) -> pykka.ActorRef[Any]:
         """Start without a supervisor, in the runtime of this context."""
         spawn = SPAWN.get()
         if spawn is None:
@@ -133,19 +159,19 @@ class Actor(pykka.Actor):
         error = exit_.error
         try:
             self.on_failure(type(error), error, error.__traceback__)
-        except BaseException:  # noqa: BLE001  # a bug while reporting a bug
-            log.error("actor.on_failure", path=self._cell.path, exc_info=sys.exc_info())
+        except BaseException:  # a bug while reporting a bug
+            log.exception("actor.on_failure", path=self._cell.path)
 
     @property
-    def actor_urn(self) -> str:  # type: ignore[override]
+    def actor_urn(self) -> str:
         return self.address.actor_urn
 
     @property
-    def actor_inbox(self) -> Any:  # type: ignore[override]
+    def actor_inbox(self) -> Any:
         return self._actor_ref
 
     @property
-    def actor_stopped(self) -> Any:  # type: ignore[override]
+    def actor_stopped(self) -> Any:
         return self._actor_ref
 
     @staticmethod
@@ -184,19 +210,15 @@ class Owned(Generic[T]):
 
     def _ended(self, task: asyncio.Task[T]) -> None:
         self._coro.close()  # a no-op, unless cancelled before its first step
-        outcome: T | BaseException
-        if task.cancelled():
-            outcome = asyncio.CancelledError()
-        else:
-            outcome = unwrapped(task.exception()) or task.result()
+        result, error = outcome(task)
         cell = self._cell
         if cell.epoch == self._epoch and cell.may_speak:
-            self._report(outcome)
+            self._report(result if error is None else error)
         cell.release(task)
 
-    def _report(self, outcome: T | BaseException) -> None:
+    def _report(self, result: T | BaseException) -> None:
         try:
-            notice = self._done(outcome)
+            notice = self._done(result)
         except BaseException as error:  # noqa: BLE001  # a bug of the actor
             self._cell.kill(exits.crashed(error, "run"))
         else:

@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
 
 import pykka
 from pykka.messages import _ActorStop
 
 from trustfabric.supervision import exits
-from trustfabric.supervision.cell import ALIVE, CALLER, Cell, State
+from trustfabric.supervision.cell import CALLER, Cell
 from trustfabric.supervision.errors import (
     ActorDeadError,
     AskCycleError,
@@ -19,12 +20,13 @@ from trustfabric.supervision.errors import (
 from trustfabric.supervision.future import LoopReply, ThreadFuture
 from trustfabric.supervision.mailbox import Envelope, Overflow
 from trustfabric.supervision.messages import Notice, Request
+from trustfabric.supervision.states import ALIVE, NOBODY, State
 
-A = TypeVar("A", bound=pykka.Actor)
+A = TypeVar("A")
 R = TypeVar("R")
 
 
-class Address(pykka.ActorRef[A]):
+class Address(pykka.ActorRef[Any], Generic[A]):
     """pykka's ActorRef of an actor on the loop.
 
     Typed requests and notices go by the signatures here; other messages by those of
@@ -98,14 +100,18 @@ class Address(pykka.ActorRef[A]):
 
         Never raises for a Notice. Any other message follows pykka: ActorDeadError.
         """
-        scheduler = self.cell.scheduler
-        if not isinstance(notice, Notice) and not self.is_alive():
+        if not self.is_alive() and not isinstance(notice, Notice):
             raise ActorDeadError(f"{self} not found")
-        if scheduler is None:
+        if self.state is State.NEW:
             return False
-        if scheduler.here and not scheduler.closed:
+        scheduler = self.cell.scheduler
+        if scheduler.here:
             return self.cell.put(Envelope(notice))
-        return scheduler.post(self.cell, Envelope(notice))
+        envelope = Envelope(notice)
+        if scheduler.post(self.cell, envelope):
+            return True
+        self.cell.refuse(envelope, "the runtime stopped")
+        return False
 
     def kill(self, reason: str = "killed") -> bool:
         """End the present incarnation; False if none is up. On the loop's thread."""
@@ -113,9 +119,9 @@ class Address(pykka.ActorRef[A]):
 
     async def _ask_here(self, request: Any, within_s: float) -> Any:
         cell, asker = self.cell, CALLER.get()
-        scheduler = cell.scheduler
-        if scheduler is None or cell.state in (State.NEW, State.DEAD):
+        if cell.state in NOBODY:
             raise ActorDeadError(f"{self}: not running")
+        scheduler = cell.scheduler
         reply = LoopReply(loop=scheduler.loop)
         deadline = scheduler.clock.monotonic() + within_s
         timer = scheduler.clock.call_at(
@@ -141,7 +147,7 @@ class Address(pykka.ActorRef[A]):
         must_wait = mailbox.must_wait
         while must_wait and not reply.done():
             room: asyncio.Future[None] = reply.get_loop().create_future()
-            reply.add_done_callback(lambda _, room=room: room.cancel())
+            reply.add_done_callback(partial(_cancel, room))
             mailbox.wait_for_room(room)
             try:
                 await asyncio.wait((room,))
@@ -154,20 +160,21 @@ class Address(pykka.ActorRef[A]):
 
     def _ask_anywhere(self, message: Any, timeout: float | None) -> ThreadFuture[Any]:
         future: ThreadFuture[Any] = ThreadFuture()
-        cell, scheduler = self.cell, self.cell.scheduler
-        if scheduler is None:
+        cell = self.cell
+        if cell.state is State.NEW:
             future.reject(ActorDeadError(f"{self} not found"))
             return future
+        scheduler = cell.scheduler
         deadline = None if timeout is None else scheduler.clock.monotonic() + timeout
         envelope = Envelope(message, future, deadline)
-        if scheduler.here and not scheduler.closed:
+        if scheduler.here:
             cell.put(envelope)
         elif not scheduler.post(cell, envelope):
             cell.refuse(envelope, "the runtime stopped")
         return future
 
     def _is_here(self) -> bool:
-        return self.cell.scheduler is not None and self.cell.scheduler.here
+        return self.state is not State.NEW and self.cell.scheduler.here
 
     # --- the rest of pykka's ActorRef -----------------------------------------
 
@@ -186,9 +193,9 @@ class Address(pykka.ActorRef[A]):
         return future.get(timeout=timeout) if block else future
 
     @property
-    def actor_class(self) -> type[A]:  # type: ignore[override]
+    def actor_class(self) -> type[Any]:  # type: ignore[override]
         actor = self._actor_weakref()
-        return cast("type[A]", pykka.Actor if actor is None else type(actor))
+        return pykka.Actor if actor is None else type(actor)
 
     @property
     def actor_urn(self) -> str:  # type: ignore[override]
@@ -206,7 +213,7 @@ class Address(pykka.ActorRef[A]):
         """As pykka's stopped event."""
         return not self.is_alive()
 
-    def _actor_weakref(self) -> A | None:
+    def _actor_weakref(self) -> A | None:  # type: ignore[override]
         return cast("A | None", self.cell.actor)
 
     def __str__(self) -> str:
@@ -275,6 +282,10 @@ class DynamicAddress(Generic[A]):
         if cell.actor is None or not cell.may_speak:
             raise ActorDeadError(f"{self.path}: not running")
         return cast("Keeper", cell.actor)
+
+
+def _cancel(future: asyncio.Future[None], _: object) -> None:
+    future.cancel()
 
 
 def _begin_asking(

@@ -1,9 +1,5 @@
 """One actor's place in the tree: its mail, its states, one incarnation at a time.
 
-    NEW ─▶ WAITING ─▶ STARTING ─▶ RUNNING ─▶ STOPPING ─┐
-              ▲           └───── DYING ◀───────┴───────┤
-              └─ restart ──────────┴───────────────────┴─▶ DEAD
-
 A cell outlives its incarnations. Whatever an incarnation leaves behind (a timer,
 a task, a coroutine) checks that it still is the cell's present one, or is dropped.
 """
@@ -11,107 +7,46 @@ a task, a coroutine) checks that it still is the cell's present one, or is dropp
 import asyncio
 import inspect
 import math
-from collections.abc import Callable, Coroutine
-from contextvars import Context, ContextVar
+from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import datetime
-from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 import pykka
-import structlog
-from pykka.messages import _ActorStop
 
-from trustfabric.supervision import exits
+from trustfabric.supervision import exits, undelivered
 from trustfabric.supervision.clock import Handle
-from trustfabric.supervision.errors import (
-    ActorCrashedError,
-    ActorDeadError,
-    ActorKilledError,
-    MailboxFullError,
-)
+from trustfabric.supervision.errors import ActorCrashedError, ActorKilledError, AskError
 from trustfabric.supervision.exits import Exit, ExitKind
-from trustfabric.supervision.mailbox import (
-    Envelope,
-    Mailbox,
-    MailboxSpec,
-    Overflow,
-    Put,
-)
+from trustfabric.supervision.mailbox import DEFAULT_MAILBOX, Envelope, Mailbox
+from trustfabric.supervision.roles import Behaviour, Cancellable, Parent
 from trustfabric.supervision.scheduler import Scheduler
+from trustfabric.supervision.states import ALIVE, NOBODY, State
 from trustfabric.supervision.trace import Event
-
-log = structlog.get_logger(__name__)
-
-
-class State(StrEnum):
-    NEW = "new"
-    """Not part of a running tree yet."""
-    WAITING = "waiting"
-    """For its turn to be started, or started again."""
-    STARTING = "starting"
-    RUNNING = "running"
-    STOPPING = "stopping"
-    DYING = "dying"
-    """Ended, but its coroutine, tasks or children have not all let go."""
-    DEAD = "dead"
-
-
-ALIVE = frozenset({State.STARTING, State.RUNNING, State.STOPPING, State.DYING})
-_NOBODY = frozenset({State.NEW, State.DEAD})
-
-
-class Behaviour(Protocol):
-    """What a cell asks of its actor."""
-
-    mailbox: MailboxSpec
-
-    def receive(self, message: Any) -> Any: ...
-
-    def on_start(self) -> Any: ...
-
-    def on_stop(self) -> Any: ...
-
-    def on_death(self, exit_: Exit) -> None:
-        """The incarnation ends, whichever way; never raises."""
-        ...
-
-
-class Parent(Protocol):
-    """Who is told of a cell's ups and downs, at once and on the spot."""
-
-    def child_up(self, cell: "Cell") -> None: ...
-
-    def child_down(self, cell: "Cell", exit_: Exit) -> None: ...
-
-
-class Cancellable(Protocol):
-    def cancel(self) -> object: ...
-
+from trustfabric.supervision.work import Settle, Work
 
 BIRTH: ContextVar["Cell | None"] = ContextVar("birth", default=None)
 """The cell an actor constructed right now belongs to."""
 CALLER: ContextVar["Cell | None"] = ContextVar("caller", default=None)
 """The cell whose mailbox stands still while this code waits."""
 
-Settle = Callable[[Any, BaseException | None], None]
-
 
 class Cell:
     """Belongs to the loop's thread; other threads only `Scheduler.post` to it."""
 
     __slots__ = (
-        "_brutal_timer", "_coroutine", "_doom", "_holds", "_settle", "_task",
-        "actor", "address", "asking", "busy", "current", "epoch", "grace_s", "in_ready",
-        "mailbox", "over", "parent", "path", "resources", "restart_count", "restarts",
-        "scheduler", "since", "state", "stop_asked", "suspended", "watches",
+        "_brutal_timer", "_doom", "_holds", "_work", "actor", "address", "asking",
+        "busy", "current", "epoch", "grace_s", "in_ready", "mailbox", "over", "parent",
+        "path", "resources", "restart_count", "restarts", "scheduler", "since", "state",
+        "stop_asked", "suspended", "watches",
     )  # fmt: skip
 
     def __init__(self, name: str, address: pykka.ActorRef[Any]) -> None:
         self.path = name
         self.address = address
         self.scheduler: Scheduler = None  # type: ignore[assignment]  # until attached
-        self.parent: Parent = None  # type: ignore[assignment]  # until attached
-        self.mailbox = Mailbox(MailboxSpec())
+        self.parent: Parent[Any] = None  # type: ignore[assignment]  # until attached
+        self.mailbox = Mailbox(DEFAULT_MAILBOX)
         self.state = State.NEW
         self.epoch = 0
         self.actor: Behaviour | None = None
@@ -130,9 +65,7 @@ class Cell:
         self.over: asyncio.Future[None] | None = None
         self._holds: set[object] | None = None
         self._doom: Exit | None = None
-        self._task: asyncio.Task[Any] | None = None
-        self._coroutine: Coroutine[Any, Any, Any] | None = None
-        self._settle: Settle | None = None
+        self._work: Work | None = None
         self._brutal_timer: Handle | None = None
 
     # --- being placed ---------------------------------------------------------
@@ -145,7 +78,7 @@ class Cell:
         scheduler.cells[path] = self
         self.state = State.WAITING
 
-    def attach(self, scheduler: Scheduler, parent: Parent, path: str) -> None:
+    def attach(self, scheduler: Scheduler, parent: Parent[Any], path: str) -> None:
         self.announce(scheduler, path)
         self.parent = parent
 
@@ -153,17 +86,15 @@ class Cell:
         """Never mind a restart: answer the mail, tell the watchers."""
         self.state = State.DEAD
         for envelope in self.mailbox.drain():
-            if isinstance(envelope.message, _ActorStop) and envelope.reply is not None:
-                envelope.reply.resolve(True)
-            else:
-                self.refuse(envelope, f"ended: {exit_.kind}")
+            reason = f"ended: {exit_.kind}"
+            undelivered.strand(envelope, self.path, reason, self.scheduler.dead_letters)
         watches, self.watches = self.watches, None
         for notify in (watches or {}).values():
             notify(exit_)
 
     def watch(self, key: object, notify: Callable[[Exit], None]) -> None:
         """Notify once, when this is gone for good; at once if it is."""
-        if self.state in _NOBODY:
+        if self.state in NOBODY:
             notify(Exit(ExitKind.NORMAL, "not running"))
             return
         if self.watches is None:
@@ -177,20 +108,23 @@ class Cell:
     # --- mail -----------------------------------------------------------------
 
     def put(self, envelope: Envelope) -> bool:
-        if self.state in _NOBODY:
+        """Take user mail in; False if it bounced. Never raises."""
+        if self.state in NOBODY:
             self.refuse(envelope, "not running")
             return False
-        outcome = self.mailbox.put(envelope)
-        if outcome is Put.FULL:
-            if self.mailbox.spec.overflow is not Overflow.DROP_OLDEST:
-                self.overflow(envelope)
-                return False
-            oldest = self.mailbox.take_oldest()
-            assert oldest is not None
-            self.overflow(oldest)
-            self.mailbox.put(envelope)
+        try:
+            bounced = self.mailbox.put(envelope)
+        except Exception as error:  # noqa: BLE001  # in the receiver's conflate: its bug
+            self.kill(exits.crashed(error, "conflate"))
+            bounced = envelope
+        if bounced is not None:
+            limit = self.mailbox.spec.limit
+            undelivered.bounce(bounced, self.path, limit, self.scheduler.dead_letters)
         self.wake()
-        return True
+        return bounced is not envelope
+
+    def refuse(self, envelope: Envelope, reason: str) -> None:
+        undelivered.refuse(envelope, self.path, reason, self.scheduler.dead_letters)
 
     @property
     def up(self) -> bool:
@@ -205,25 +139,6 @@ class Cell:
     def put_system(self, envelope: Envelope) -> None:
         self.mailbox.put_system(envelope)
         self.wake()
-
-    def refuse(self, envelope: Envelope, reason: str) -> None:
-        if envelope.reply is None:
-            self._dead_letter(envelope.message, reason)
-        elif isinstance(envelope.message, _ActorStop):
-            envelope.reply.resolve(False)
-        else:
-            envelope.reply.reject(ActorDeadError(f"{self.path}: {reason}"))
-
-    def overflow(self, envelope: Envelope) -> None:
-        if envelope.reply is None:
-            self._dead_letter(envelope.message, "mailbox full")
-        else:
-            limit = self.mailbox.spec.limit
-            envelope.reply.reject(MailboxFullError(f"{self.path}: {limit} waiting"))
-
-    def _dead_letter(self, message: object, reason: str) -> None:
-        if self.state is not State.NEW:
-            self.scheduler.dead_letters.add(self.path, message, reason)
 
     def wake(self) -> None:
         if self.state is State.RUNNING and not self.busy and not self.in_ready:
@@ -286,7 +201,7 @@ class Cell:
                 scheduler.emit(self, Event.SKIPPED, type(envelope.message).__name__)
             return
         self.current = envelope
-        if isinstance(envelope.message, _ActorStop):
+        if undelivered.is_stop(envelope):
             self._begin_stop(exits.normal())
             return
         self.since = scheduler.clock.monotonic()
@@ -306,26 +221,14 @@ class Cell:
             if envelope.reply is not None:
                 envelope.reply.resolve(result)
         elif isinstance(error, self.scheduler.answers):
-            self._answer_error(envelope, error)
+            undelivered.answer_error(envelope, self.path, error)
         else:
+            self._doom = exits.crashed(error, name)
             if envelope.reply is not None:
-                crash = ActorCrashedError(f"{self.path} crashed in {name}: {error!r}")
-                crash.__cause__ = error
-                envelope.reply.reject(crash)
-            self.end(exits.crashed(error, name))
+                envelope.reply.reject(self.last_words())
+            self.end(self._doom)
             return
         self._look()
-
-    def _answer_error(self, envelope: Envelope, error: BaseException) -> None:
-        if envelope.reply is not None:
-            envelope.reply.reject(error)
-        else:
-            log.warning(
-                "actor.notice_refused",
-                path=self.path,
-                message=type(envelope.message).__name__,
-                error=repr(error),
-            )
 
     def _look(self) -> None:
         """Go on with what has piled up, unless a `step` above does so anyway."""
@@ -345,38 +248,21 @@ class Cell:
         except BaseException as error:  # noqa: BLE001  # a bug of one actor ends that one
             self._settled(settle, None, error)
             return
-        if inspect.iscoroutine(result):
-            if self._doom is None:
-                self._suspend(result, settle, context)
-                return
+        if not inspect.iscoroutine(result):
+            self._settled(settle, result, None)
+        elif self._doom is not None:
             result.close()
-        self._settled(settle, result, None)
-
-    def _suspend(
-        self, coroutine: Coroutine[Any, Any, Any], settle: Settle, context: Context
-    ) -> None:
-        self._coroutine, self._settle = coroutine, settle
-        self._task = self.scheduler.loop.create_task(
-            contain(coroutine), name=self.path, context=context
-        )
-        self._task.add_done_callback(self._resumed, context=self.scheduler.context)
-
-    def _resumed(self, task: asyncio.Task[Any]) -> None:
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if self._task is not task:  # an incarnation that was closed by force
-            return
-        coroutine, settle = self._coroutine, self._settle
-        assert coroutine is not None
-        assert settle is not None
-        coroutine.close()  # a no-op, unless cancelled before its first step
-        self._task = self._coroutine = self._settle = None
-        result = None if error is not None else task.result()
-        self._settled(settle, result, unwrapped(error))
+            self._settled(settle, None, None)
+        else:
+            self._work = Work(
+                result, lambda r, e: self._settled(settle, r, e), self.path, context
+            )
 
     def _settled(
         self, settle: Settle, result: Any, error: BaseException | None
     ) -> None:
         self.busy = False
+        self._work = None
         if self._doom is None:
             settle(result, error)
         else:
@@ -415,23 +301,33 @@ class Cell:
         self.state = State.DYING
         self._doom = exit_
         self.hold(self)
-        self._answer_in_hand()
-        if self._task is None:
-            if not self.busy:
-                self.end(exit_)
-            return True
-        self._task.cancel()
-        self._brutal_after(grace_s)
+        self._let_go()
+        if self._work is not None:
+            self._work.cancel()
+            self._brutal_after(grace_s)
+        elif not self.busy:
+            self.end(exit_)
         return True
 
-    def _answer_in_hand(self) -> None:
-        if self.current is not None and self.current.reply is not None:
-            if isinstance(self.current.message, _ActorStop):
-                self.current.reply.resolve(True)
-            else:
-                self.current.reply.reject(
-                    ActorKilledError(f"{self.path} was killed; the outcome is unknown")
-                )
+    def _let_go(self) -> None:
+        """Tell the asker at once; cancel all that was begun beside the handler."""
+        undelivered.cut_short(self.current, self.last_words())
+        resources, self.resources = self.resources, None
+        for resource in resources or ():
+            resource.cancel()
+        for held in list(self._holds or ()):
+            if isinstance(held, asyncio.Task):
+                held.cancel()
+                self._brutal_after(self.grace_s)
+
+    def last_words(self) -> AskError:
+        """Return what the askers of messages in hand are told."""
+        doom = self._doom
+        if doom is None or doom.kind is not ExitKind.CRASHED:
+            return ActorKilledError(f"{self.path} was ended; the outcome is unknown")
+        crash = ActorCrashedError(f"{self.path} crashed: {doom.reason}")
+        crash.__cause__ = doom.error
+        return crash
 
     def _brutal_after(self, grace_s: float) -> None:
         if self._brutal_timer is None and grace_s < math.inf:
@@ -441,18 +337,17 @@ class Cell:
 
     def _brutal(self) -> None:
         """Take the incarnation's coroutine and tasks away from it."""
-        if self.state is not State.DYING:
+        if self.state is not State.DYING or self._doom is None:
             return
-        task, coroutine = self._task, self._coroutine
-        if task is not None and coroutine is not None:
-            if coroutine.cr_running:  # killed from its own stack: once it is off it
-                self.scheduler.loop.call_soon(self._brutal)
+        work = self._work
+        if work is not None:
+            if work.on_stack:  # it has killed itself: once it is off the stack
+                self._brutal_timer = None
+                self._brutal_after(0.0)
                 return
-            self._task = self._coroutine = self._settle = None
+            self._work = None
             self.busy = False
-            self.scheduler.zombies += not closed_by_force(coroutine)
-            task.cancel()
-            assert self._doom is not None
+            self.scheduler.zombies += not work.close()
             self.end(self._doom)
         for held in list(self._holds or ()):
             if isinstance(held, asyncio.Task):
@@ -462,19 +357,13 @@ class Cell:
     # --- ending ---------------------------------------------------------------
 
     def end(self, exit_: Exit) -> None:
-        """The actor's code is off the stack: let go of all it holds, then tell."""
+        """Let go of all it holds, its code being off the stack; then tell."""
         self.state = State.DYING
         self._doom = exit_
-        resources, self.resources = self.resources, None
-        for resource in resources or ():
-            resource.cancel()
         self.hold(self)
+        self._let_go()
         if self.actor is not None:
             self.actor.on_death(exit_)
-        for held in list(self._holds or ()):
-            if isinstance(held, asyncio.Task):
-                held.cancel()
-                self._brutal_after(self.grace_s)
         self.release(self)
 
     def hold(self, thing: object) -> None:
@@ -508,33 +397,7 @@ class Cell:
             over.set_result(None)
         envelope, self.current = self.current, None
         self.parent.child_down(self, exit_)
-        if envelope is not None and envelope.reply is not None:
-            envelope.reply.resolve(True)  # only pykka's stop can be in hand here
-
-
-class _Escaped(Exception):  # noqa: N818
-    """Carries what would otherwise take the whole loop down."""
-
-
-async def contain(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    try:
-        return await coroutine
-    except (SystemExit, KeyboardInterrupt) as error:
-        raise _Escaped from error
-
-
-def unwrapped(error: BaseException | None) -> BaseException | None:
-    return error.__cause__ if isinstance(error, _Escaped) else error
-
-
-def closed_by_force(coroutine: Coroutine[Any, Any, Any]) -> bool:
-    """Close, again if it awaits in its `finally`; False if it outlasts that."""
-    for _ in range(8):
-        try:
-            coroutine.close()
-        except RuntimeError:  # it ignored GeneratorExit
-            continue
-        except BaseException:  # noqa: BLE001  # its last words interest nobody
-            return True
-        return True
-    return False
+        if envelope is not None and undelivered.is_stop(envelope):
+            undelivered.strand(
+                envelope, self.path, "stopped", self.scheduler.dead_letters
+            )

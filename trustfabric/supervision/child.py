@@ -8,10 +8,11 @@ from typing import Any
 import structlog
 
 from trustfabric.supervision import exits
-from trustfabric.supervision.cell import ALIVE, Cell
+from trustfabric.supervision.cell import Cell
 from trustfabric.supervision.clock import Handle
 from trustfabric.supervision.exits import Exit, ExitKind
 from trustfabric.supervision.spec import Backoff, Restart
+from trustfabric.supervision.states import ALIVE
 
 log = structlog.get_logger(__name__)
 
@@ -85,17 +86,16 @@ class Child:
 
     def stop(self) -> None:
         """Ask it to stop; by force once its patience is over. Down is reported."""
-        if not self.alive or self.timer is not None or self.cell.stop_asked is not None:
+        if not self.alive or self.cell.stop_asked is not None:
             return
         if self.shutdown_s == 0:
             self.cell.kill(exits.killed("brutal kill"), 0.0)
             return
-        self.cell.request_stop(exits.shutdown())
-        if self.alive and self.shutdown_s < math.inf:
+        if self.shutdown_s < math.inf:
             clock = self.cell.scheduler.clock
-            self.timer = clock.call_at(
-                clock.monotonic() + self.shutdown_s, self._overrun
-            )
+            when = clock.monotonic() + self.shutdown_s
+            self.timer = clock.call_at(when, self._overrun)
+        self.cell.request_stop(exits.shutdown())
 
     def _overrun(self) -> None:
         self.timer = None

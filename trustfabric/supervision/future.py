@@ -83,7 +83,7 @@ class ThreadFuture(pykka.Future[T]):
             return asyncio.to_thread(self.get).__await__()
         return asyncio.wrap_future(self._inner).__await__()
 
-    __iter__ = __await__  # type: ignore[assignment]
+    __iter__ = __await__
 
     def _refuse_hooked(self) -> None:
         if self._get_hook is not None:

@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from enum import Enum, StrEnum, auto
+from enum import StrEnum
 from typing import Any, Protocol
 
 
@@ -34,7 +34,7 @@ class Envelope:
         self.reply = reply
         self.deadline = deadline
         self.epoch = epoch
-        """The one incarnation it is for, where it comes from that one's timer or task."""
+        """The one incarnation it is for, if it is of that one's timer or task."""
 
     def is_late(self, monotonic: Callable[[], float], epoch: int) -> bool:
         """Whether nobody waits for the answer, or who it was for is gone."""
@@ -69,12 +69,7 @@ class MailboxSpec:
     """The key of a notice that a newer one with the same key replaces, in place."""
 
 
-class Put(Enum):
-    """What became of mail put into a mailbox."""
-
-    KEPT = auto()
-    CONFLATED = auto()
-    FULL = auto()
+DEFAULT_MAILBOX = MailboxSpec()
 
 
 class Mailbox:
@@ -108,34 +103,40 @@ class Mailbox:
             self._system = deque()
         self._system.append(envelope)
 
-    def put(self, envelope: Envelope) -> Put:
-        spec = self.spec
-        if spec.conflate is not None and envelope.reply is None:
-            key = spec.conflate(envelope.message)
-            if key is not None:
-                return self._put_keyed(key, envelope)
-        return self._append(envelope)
-
-    def _append(self, envelope: Envelope) -> Put:
-        user = self._user
-        if user is None:
-            user = self._user = deque()
-        elif len(user) >= self.spec.limit:
-            return Put.FULL
-        user.append(envelope)
-        return Put.KEPT
-
-    def _put_keyed(self, key: Hashable, envelope: Envelope) -> Put:
+    def put(self, envelope: Envelope) -> Envelope | None:
+        """Keep it; return what found no room: this one, or an older one instead."""
+        key = self._key(envelope)
+        if key is None:
+            return self._append(envelope)
         if self._keys is None:
             self._keys = {}
         waiting = self._keys.get(key)
         if waiting is not None:
             waiting.message = envelope.message
-            return Put.CONFLATED
-        outcome = self._append(envelope)
-        if outcome is Put.KEPT:
+            return None
+        bounced = self._append(envelope)
+        if bounced is not envelope:
             self._keys[key] = envelope
-        return outcome
+        return bounced
+
+    def _key(self, envelope: Envelope) -> Hashable | None:
+        conflate = self.spec.conflate
+        if conflate is None or envelope.reply is not None:
+            return None
+        return conflate(envelope.message)
+
+    def _append(self, envelope: Envelope) -> Envelope | None:
+        user = self._user
+        if user is None:
+            user = self._user = deque()
+        bounced = None
+        if len(user) >= self.spec.limit:
+            if self.spec.overflow is not Overflow.DROP_OLDEST:
+                return envelope
+            bounced = user.popleft()
+            self._forget_key(bounced)
+        user.append(envelope)
+        return bounced
 
     def take(self, *, system_only: bool) -> Envelope | None:
         if self._system is not None:
@@ -143,30 +144,30 @@ class Mailbox:
             if not self._system:
                 self._system = None
             return envelope
-        if system_only:
-            return None
-        return self.take_oldest()
+        return None if system_only else self.take_oldest()
 
     def take_oldest(self) -> Envelope | None:
-        """Take the oldest of the user lane and let one waiter in."""
+        """Take the first of the user lane, and let one in who waits for room."""
         user = self._user
         if user is None:
             return None
         envelope = user.popleft()
         if not user:
             self._user = None
-        if self._keys:
-            self._forget_key(envelope)
+        self._forget_key(envelope)
         if self._waiters is not None:
             self.let_one_in()
         return envelope
 
     def _forget_key(self, envelope: Envelope) -> None:
-        assert self.spec.conflate is not None
-        if envelope.reply is None and self._keys is not None:
-            key = self.spec.conflate(envelope.message)
-            if key is not None:
-                self._keys.pop(key, None)
+        if self._keys:
+            key = self._key(envelope)
+            if key is not None and self._keys.get(key) is envelope:
+                del self._keys[key]
+
+    def peek(self) -> Envelope | None:
+        """Return the oldest of the user lane, and leave it there."""
+        return self._user[0] if self._user else None
 
     @property
     def must_wait(self) -> bool:

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import pykka
-
-A_contra = TypeVar("A_contra", bound=pykka.Actor, contravariant=True)
+A_contra = TypeVar("A_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
 

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Callable
 from itertools import count
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from trustfabric.supervision import exits
 from trustfabric.supervision.actor import SPAWN
 from trustfabric.supervision.address import Address
-from trustfabric.supervision.cell import ALIVE, Cell, State
+from trustfabric.supervision.cell import Cell
 from trustfabric.supervision.child import Child, log_down
 from trustfabric.supervision.clock import Clock, SystemClock
 from trustfabric.supervision.deadletters import DeadLetters
@@ -18,8 +18,13 @@ from trustfabric.supervision.exits import Exit
 from trustfabric.supervision.report import ActorReport, describe
 from trustfabric.supervision.scheduler import Scheduler
 from trustfabric.supervision.spec import Backoff, Restart, SupervisorSpec
+from trustfabric.supervision.states import ALIVE, State
 from trustfabric.supervision.supervisor import announce, make_child
 from trustfabric.supervision.trace import Observer, Trace
+from trustfabric.supervision.watchdog import Held, Watchdog
+
+QUIET_TURNS = 10
+"""A chain of tasks and callbacks between two messages is no longer than this."""
 
 
 class Runtime:
@@ -32,16 +37,20 @@ class Runtime:
         random: Random | None = None,
         answers: tuple[type[Exception], ...] = (),
         shuffle: bool = False,
+        watchdog_s: float = 0.1,
     ) -> None:
         """`answers` are exceptions that go to the asker and leave the actor alive.
 
-        With `shuffle`, whose turn it is comes from `random`: order within one sender
+        Under the system's clock, whoever holds the loop for `watchdog_s` is named in
+        the log; 0 turns that off. With `shuffle`, whose turn it is comes from `random`: order within one sender
         and receiver stays, all else is varied.
         """
         self._clock = clock or SystemClock()
         self._random = random or Random()  # noqa: S311  # spreads load, keeps no secret
         self._answers = answers
         self._shuffle = shuffle
+        self._watchdog_s = watchdog_s if isinstance(self._clock, SystemClock) else 0.0
+        self._watchdog: Watchdog | None = None
         self._scheduler: Scheduler | None = None
         self._guardian: Guardian | None = None
 
@@ -54,10 +63,14 @@ class Runtime:
         self._guardian = Guardian(scheduler, root)
         SPAWN.set(self.spawn)
         scheduler.context.run(SPAWN.set, self.spawn)
+        if self._watchdog_s > 0.0:
+            self._watchdog = Watchdog(scheduler, self._watchdog_s)
+            self._watchdog.start()
+            self._guardian.finished.add_done_callback(self._unwatch)
         await self._guardian.start()
 
     async def stop(self, within_s: float = 10.0) -> None:
-        """Stop in reverse order of starting; what is left after `within_s` is killed."""
+        """Stop in reverse order of starting; kill what is left after `within_s`."""
         if self._guardian is not None:
             await self._guardian.stop(within_s)
 
@@ -85,6 +98,11 @@ class Runtime:
         """Messages not handled since their deadline or their asker was gone."""
         return self._live.skipped
 
+    @property
+    def holds(self) -> list[Held]:
+        """The newest times the loop was held, oldest first."""
+        return [] if self._watchdog is None else list(self._watchdog.held)
+
     def report(self) -> list[ActorReport]:
         """Return a line for each actor, in the order of the tree."""
         cells = sorted(self._live.cells.items(), key=lambda item: item[0].split("/"))
@@ -92,8 +110,7 @@ class Runtime:
 
     def find(self, path: str) -> Address[Any]:
         """Return the address at a path; KeyError if there is none."""
-        address: Address[Any] = self._at(path).address
-        return address
+        return cast("Address[Any]", self._at(path).address)
 
     def trace(self, path: str, *, keep: int = 200) -> Trace:
         """Keep the newest events at and below a path, until its `stop`."""
@@ -111,7 +128,7 @@ class Runtime:
     async def quiet(self) -> None:
         """Return once nobody has anything to do but to wait (for tests)."""
         turns = 0
-        while turns < 10:
+        while turns < QUIET_TURNS:
             await asyncio.sleep(0)
             turns = turns + 1 if self._live.idle else 0
 
@@ -138,6 +155,10 @@ class Runtime:
         cell.wake()
 
     # --------------------------------------------------------------------------
+
+    def _unwatch(self, _: object) -> None:
+        assert self._watchdog is not None
+        self._watchdog.stop()
 
     def _at(self, path: str) -> Cell:
         cell: Cell = self._live.cells[path]

@@ -86,20 +86,20 @@ class Scheduler:
     def _pump(self) -> None:
         until = perf_counter() + SLICE_S
         ready, batch = self._ready, self._batch
-        while ready:
-            if self._shuffle:
-                ready.rotate(-self.random.randrange(len(ready)))
-            cell = ready.popleft()
-            self.running = cell
-            if cell.step(batch):
-                ready.append(cell)
-            if perf_counter() > until or self._shuffle:
-                break
-        self.running = None
-        if ready:
-            self.loop.call_soon(self._pump, context=self.context)
-        else:
-            self._scheduled = False
+        try:
+            while ready:
+                if self._shuffle:
+                    ready.rotate(-self.random.randrange(len(ready)))
+                cell = self.running = ready.popleft()
+                if cell.step(batch):
+                    ready.append(cell)
+                if perf_counter() > until or self._shuffle:
+                    break
+        finally:
+            self.running = None
+            self._scheduled = bool(ready)
+            if ready:
+                self.loop.call_soon(self._pump, context=self.context)
 
     def post(self, cell: Runnable, envelope: Envelope) -> bool:
         """Deliver from any thread; False once the runtime has stopped."""

@@ -7,12 +7,10 @@ from enum import StrEnum
 from random import Random
 from typing import Any, Generic, TypeAlias, TypeVar
 
-import pykka
-
 from trustfabric.supervision.address import Address, DynamicAddress
 from trustfabric.supervision.exits import Exit
 
-A = TypeVar("A", bound=pykka.Actor)
+A = TypeVar("A")
 
 
 class Restart(StrEnum):

@@ -39,6 +39,7 @@ class Supervisor(Actor):
         self._booted: asyncio.Future[None] = loop.create_future()
         self._emptied: asyncio.Future[None] = loop.create_future()
         self._closing: Exit | None = None
+        self._fallen = False
         self._advancing = False
         self._again = False
         for child, child_spec in zip(self._children, spec.children, strict=True):
@@ -56,7 +57,7 @@ class Supervisor(Actor):
 
     def on_death(self, exit_: Exit) -> None:
         super().on_death(exit_)
-        self._closing = exit_
+        self._fallen = True
         for child in self._children:
             if child.alive:
                 self._cell.hold(child.cell)
@@ -73,10 +74,14 @@ class Supervisor(Actor):
     def child_down(self, cell: Cell, exit_: Exit) -> None:
         child = self._by_cell[cell]
         child.went_down()
+        if self._fallen:
+            log_down(child, exit_, "stays down", None)
+            child.give_up(exit_)
+            self._cell.release(cell)  # with the last, this incarnation is over
+            return
         if self._closing is not None:
             log_down(child, exit_, "stays down", None)
             child.give_up(exit_)
-            self._cell.release(cell)
         elif child.leaving:
             log_down(child, exit_, "restarts with its siblings", None)
             if child.restart is Restart.TEMPORARY:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from trustfabric.supervision import exits
 from trustfabric.supervision.cell import Cell
 from trustfabric.supervision.clock import Handle
 from trustfabric.supervision.exits import Exit
@@ -71,5 +72,9 @@ class Watch:
     def _fire(self, exit_: Exit) -> None:
         if self._cell.resources is not None:
             self._cell.resources.discard(self)
-        notice = self._done(Down(self._target.path, exit_))
-        self._cell.put_system(Envelope(notice, epoch=self._epoch))
+        try:
+            notice = self._done(Down(self._target.path, exit_))
+        except Exception as error:  # noqa: BLE001  # a bug of the watcher
+            self._cell.kill(exits.crashed(error, "watch"))
+        else:
+            self._cell.put_system(Envelope(notice, epoch=self._epoch))

@@ -1,26 +1,31 @@
 """The whole judgement of one piece of evidence; it always comes to an answer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias, assert_never
 
-from trustfabric.domain.attestation.checks import code_of
+from trustfabric.domain.attestation.azure import judge_azure
+from trustfabric.domain.attestation.checks import Judged, code_of
+from trustfabric.domain.attestation.ear import judge_ear
 from trustfabric.domain.attestation.model import Appraisal, Check
+from trustfabric.domain.attestation.nvidia import judge_nvidia
 from trustfabric.domain.attestation.policy import AppraisalPolicy
-from trustfabric.domain.attestation.snp import snp_checks, snp_view
-from trustfabric.domain.attestation.tpm import tpm_checks, tpm_view
-from trustfabric.domain.evidence import snp, tpm2
+from trustfabric.domain.attestation.snp import judge_snp
+from trustfabric.domain.attestation.tdx import judge_tdx
+from trustfabric.domain.attestation.tpm import judge_tpm
+from trustfabric.domain.evidence import azure, ear, nvidia, snp, tdx, tpm2
 from trustfabric.domain.evidence.anchors import Anchors
-from trustfabric.domain.evidence.model import (
-    Authenticated,
-    Code,
-    EvidenceKind,
-    JsonValue,
-    Reject,
-)
+from trustfabric.domain.evidence.model import Code, EvidenceKind, Reject
 
-Evidence: TypeAlias = tpm2.TpmQuote | snp.SnpEvidence
+Evidence: TypeAlias = (
+    tpm2.TpmQuote
+    | snp.SnpEvidence
+    | tdx.TdxQuote
+    | azure.AzureEvidence
+    | nvidia.NvidiaEvidence
+    | ear.EarToken
+)
 """Parsed, not yet believed."""
 
 
@@ -34,16 +39,7 @@ class Expected:
     """The newest clock that this TPM showed in accepted evidence."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """Authenticated evidence after its checks."""
-
-    authenticated: Authenticated[object]
-    checks: Sequence[Check]
-    claims: Mapping[str, JsonValue]
-
-
-def verify(  # noqa: PLR0913 - the whole of what a verdict depends on
+def verify(
     kind: EvidenceKind,
     evidence: bytes,
     *,
@@ -84,10 +80,10 @@ def judge(
         return _refused(kind, fault, policy, now)
     return Appraisal(
         kind=kind,
-        code=code_of(judged.checks, judged.authenticated.advisories),
-        checks=tuple(judged.checks),
+        code=code_of(judged.checks, judged.advisories),
+        checks=judged.checks,
         claims=judged.claims,
-        advisories=judged.authenticated.advisories,
+        advisories=judged.advisories,
         endorsements=judged.authenticated.endorsements,
         endorsed_until=judged.authenticated.endorsed_until,
         region_sha256=judged.authenticated.region_sha256,
@@ -117,8 +113,16 @@ def _parse(kind: EvidenceKind, evidence: bytes) -> Evidence:
             return tpm2.parse_document(evidence)
         case EvidenceKind.AMD_SEV_SNP:
             return snp.parse_document(evidence)
+        case EvidenceKind.INTEL_TDX:
+            return tdx.parse_document(evidence)
+        case EvidenceKind.COMPOSITE_AZURE_VTPM:
+            return azure.parse_document(evidence)
+        case EvidenceKind.NVIDIA_GPU:
+            return nvidia.parse_document(evidence)
+        case EvidenceKind.EAR:
+            return ear.parse_document(evidence)
         case _:
-            raise Reject(Code.UNSUPPORTED, "kind", f"{kind} evidence is not verified")
+            assert_never(kind)
 
 
 def _judge(
@@ -128,29 +132,31 @@ def _judge(
     policy: AppraisalPolicy,
     now: datetime,
 ) -> Judged:
+    kinds, binding = policy.kinds, expected.binding
     match evidence:
         case tpm2.TpmQuote():
             quoted = tpm2.authenticate(evidence, anchors.keys)
-            return Judged(
-                authenticated=quoted,
-                checks=tpm_checks(
-                    quoted.claims,
-                    policy.kinds.tpm,
-                    expected.binding,
-                    expected.last_seen,
-                ),
-                claims=tpm_view(quoted.claims),
-            )
+            return judge_tpm(quoted, kinds.tpm, binding, expected.last_seen)
         case snp.SnpEvidence():
-            reported = snp.authenticate(evidence, anchors, now)
-            return Judged(
-                authenticated=reported,
-                checks=tuple(
-                    snp_checks(
-                        reported.claims, policy.kinds.amd_sev_snp, expected.binding
-                    )
-                ),
-                claims=snp_view(reported.claims),
+            return judge_snp(
+                snp.authenticate(evidence, anchors, now), kinds.amd_sev_snp, binding
+            )
+        case tdx.TdxQuote():
+            return judge_tdx(
+                tdx.authenticate(evidence, anchors, now), kinds.intel_tdx, binding, now
+            )
+        case azure.AzureEvidence():
+            composed = azure.authenticate(evidence, anchors, now)
+            return judge_azure(
+                composed, kinds.composite_azure_vtpm, binding, expected.last_seen
+            )
+        case nvidia.NvidiaEvidence():
+            return judge_nvidia(
+                nvidia.authenticate(evidence, anchors, now), kinds.nvidia_gpu, binding
+            )
+        case ear.EarToken():
+            return judge_ear(
+                ear.authenticate(evidence, anchors.keys), kinds.ear, binding, now
             )
         case _:
             assert_never(evidence)

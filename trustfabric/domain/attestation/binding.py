@@ -1,4 +1,4 @@
-"""What a challenge makes evidence carry: more than the nonce, so that none is relayed."""
+"""What a challenge makes evidence carry: more than a nonce, so that none is relayed."""
 
 import hashlib
 

@@ -13,14 +13,18 @@ from trustfabric.domain.attestation.casefile import (
 )
 from trustfabric.domain.attestation.model import EvidenceKind
 from trustfabric.domain.attestation.policy import (
+    AzurePolicy,
+    EarPolicy,
     Kinds,
+    NvidiaPolicy,
     SnpPolicy,
     TcbFloor,
+    TdxPolicy,
     TpmPolicy,
 )
-from trustfabric.domain.evidence import snp, tpm2
-from trustfabric.domain.evidence.anchors import AmdRoots, Anchors
-from trustfabric.domain.evidence.documents import hex_bytes, read_json
+from trustfabric.domain.evidence import azure, ear, nvidia, snp, tdx, tpm2
+from trustfabric.domain.evidence.anchors import AMD_PRODUCTS, AmdRoots, Anchors
+from trustfabric.domain.evidence.documents import hex_bytes, read_json, read_object
 from trustfabric.domain.evidence.keys import EnrolledKey
 from trustfabric.domain.evidence.model import Code, Reject
 from trustfabric.domain.evidence.tpm2_signature import (
@@ -50,7 +54,7 @@ def tpm_question(case: Case, anchors: Anchors) -> Question:
     key = case.file("ak")
     return Question(
         kind=EvidenceKind.TPM,
-        present=lambda: (quote(), Anchors(keys=(_enrolled(key),))),
+        present=lambda: (quote(), replace(anchors, keys=(_enrolled(key),))),
         binding=case.hex("nonce"),
         policy=case_policy(Kinds(tpm=tpm_policy(words))),
     )
@@ -92,7 +96,7 @@ def _signature(raw: bytes, form: str) -> TpmSignature:
 
 
 def _enrolled(key: bytes) -> EnrolledKey:
-    """A PEM, or the TPM's own description with or without its length in front."""
+    """Read a PEM, or the TPM's own description with or without its length."""
     if key.lstrip().startswith(b"-----BEGIN"):
         return EnrolledKey.from_pem(key, _ENDORSER)
     if int.from_bytes(key[:2], "big") == len(key) - 2:
@@ -115,51 +119,152 @@ def snp_question(case: Case, anchors: Anchors) -> Question:
     words = case.policy(SnpWords)
     report, leaf = case.file("report"), case.file("leaf")
     ask = case.file("ask") if case.has("ask") else None
-    product = case.text("product")
-    own = amd_anchors(case, anchors, product, PurePosixPath(case.text("report")))
+    own = amd_anchors(case, anchors, case.text("report"))
     return Question(
         kind=EvidenceKind.AMD_SEV_SNP,
         present=lambda: (snp.parse(report, leaf, ask), own),
         binding=hex_bytes(words.report_data, "case policy report_data"),
-        policy=case_policy(Kinds(amd_sev_snp=_snp_policy(words, product))),
+        policy=case_policy(Kinds(amd_sev_snp=snp_policy(case, words))),
         now=case.now(),
     )
 
 
-def _snp_policy(words: SnpWords, product: str) -> SnpPolicy:
+def snp_policy(case: Case, words: SnpWords) -> SnpPolicy:
+    products = (case.text("product"),) if case.has("product") else AMD_PRODUCTS
+    floor = words.min_tcb
     return SnpPolicy.model_construct(
+        products=products,
         max_vmpl=words.max_vmpl,
         allow_debug=words.allow_debug,
         allow_migrate=words.allow_migrate,
         vlek=words.vlek,
-        min_tcb={} if words.min_tcb is None else {product: words.min_tcb},
+        min_tcb={} if floor is None else dict.fromkeys(products, floor),
         require_crl=words.require_crl,
         measurements=tuple(value.lower() for value in words.measurements),
         measured=False,
     )
 
 
-def amd_anchors(
-    case: Case, anchors: Anchors, product: str, beside: PurePosixPath
-) -> Anchors:
-    """AMD's roots of ours, or a synthetic platform's that lie beside the case."""
-    name = case.text("anchor")
-    if name == "amd":
-        roots = anchors.amd.get(product)
+def amd_anchors(case: Case, anchors: Anchors, beside: str) -> Anchors:
+    """Take AMD's roots, or a synthetic platform's that lie beside the evidence."""
+    if (name := case.text("anchor")) == "amd":
+        amd = dict(anchors.amd)
     else:
-        folder = beside.parent
+        folder = PurePosixPath(beside).parent
         roots = AmdRoots(
             ark=case.named_file(str(folder / f"{name}.ark.pem")),
             intermediates=(case.named_file(str(folder / f"{name}.ask.pem")),),
         )
-    if roots is None:
-        raise Reject(Code.UNSUPPORTED, "product", f"no root for {product}")
+        amd = dict.fromkeys(AMD_PRODUCTS, roots)
     if case.has("crl"):
-        roots = replace(roots, crl=case.file("crl"))
-    return Anchors(amd={product: roots})
+        crl = case.file("crl")
+        amd = {product: replace(roots, crl=crl) for product, roots in amd.items()}
+    return Anchors(amd=amd)
+
+
+class AzureWords(TpmWords, SnpWords):
+    """Words of both halves."""
+
+
+def azure_question(case: Case, anchors: Anchors) -> Question:
+    words = case.policy(AzureWords)
+    hcl, leaf, quote = case.file("hcl"), case.file("leaf"), quote_reader(case)
+    ask = case.file("ask") if case.has("ask") else None
+    own = amd_anchors(case, anchors, case.text("hcl"))
+    policy = AzurePolicy.model_construct(
+        snp=snp_policy(case, words), tpm=tpm_policy(words)
+    )
+    return Question(
+        kind=EvidenceKind.COMPOSITE_AZURE_VTPM,
+        present=lambda: (azure.parse(hcl, leaf, quote(), ask), own),
+        binding=case.hex("nonce"),
+        policy=case_policy(Kinds(composite_azure_vtpm=policy)),
+        now=case.now(),
+    )
+
+
+class NvidiaWords(PolicyWords):
+    measurements: Mapping[int, tuple[str, ...]] = {}
+
+
+def nvidia_question(case: Case, anchors: Anchors) -> Question:
+    words = case.policy(NvidiaWords)
+    report, chain = case.file("report"), case.file("chain")
+    policy = NvidiaPolicy.model_construct(
+        measurements={
+            index: tuple(value.lower() for value in values)
+            for index, values in words.measurements.items()
+        },
+        measured=False,
+    )
+    return Question(
+        kind=EvidenceKind.NVIDIA_GPU,
+        present=lambda: (nvidia.parse(report, chain), anchors),
+        binding=case.hex("nonce"),
+        policy=case_policy(Kinds(nvidia_gpu=policy)),
+        now=case.now(),
+    )
+
+
+class TdxWords(PolicyWords):
+    report_data: str = ""
+    mrtd: tuple[str, ...] = ()
+    allow_status: tuple[str, ...] = ("UpToDate",)
+    accept_advisories: tuple[str, ...] | None = None
+    min_eval: int = 0
+
+
+def tdx_question(case: Case, anchors: Anchors) -> Question:
+    words = case.policy(TdxWords)
+    quote = case.file("quote")
+    own = replace(anchors, intel_collateral=case.file("collateral"))
+    policy = TdxPolicy.model_construct(
+        allow_status=words.allow_status,
+        accept_advisories=words.accept_advisories,
+        min_eval=words.min_eval,
+        mrtd=tuple(value.lower() for value in words.mrtd),
+        measured=False,
+    )
+    return Question(
+        kind=EvidenceKind.INTEL_TDX,
+        present=lambda: (tdx.parse(quote), own),
+        binding=hex_bytes(words.report_data, "case policy report_data"),
+        policy=case_policy(Kinds(intel_tdx=policy)),
+        now=case.now(),
+    )
+
+
+class EarWords(PolicyWords):
+    max_age_s: int | None = None
+
+
+def ear_question(case: Case, anchors: Anchors) -> Question:
+    words = case.policy(EarWords)
+    token, key = case.file("token"), case.file("key")
+    asked = case.has("nonce")
+    policy = EarPolicy.model_construct(
+        max_age_s=words.max_age_s, nonce=asked, profiles=(case.text("profile"),)
+    )
+    return Question(
+        kind=EvidenceKind.EAR,
+        present=lambda: (
+            ear.parse(token),
+            replace(
+                anchors,
+                keys=(EnrolledKey.from_jwk(read_object(key, "key"), _ENDORSER),),
+            ),
+        ),
+        binding=case.hex("nonce") if asked else b"",
+        policy=case_policy(Kinds(ear=policy)),
+        now=case.now(),
+    )
 
 
 QUESTIONS: Mapping[str, Callable[[Case, Anchors], Question]] = {
     EvidenceKind.TPM: tpm_question,
     EvidenceKind.AMD_SEV_SNP: snp_question,
+    EvidenceKind.INTEL_TDX: tdx_question,
+    EvidenceKind.COMPOSITE_AZURE_VTPM: azure_question,
+    EvidenceKind.NVIDIA_GPU: nvidia_question,
+    EvidenceKind.EAR: ear_question,
 }

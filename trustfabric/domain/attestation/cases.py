@@ -50,9 +50,9 @@ def _case(entry: object, read: Callable[[str], bytes]) -> Case:
     try:
         case = Case(as_object(entry, "case"), read)
         case.text("kind")
-        return case
     except Reject as reject:
         raise MalformedError(str(reject)) from None
+    return case
 
 
 def _question(case: Case, anchors: Anchors) -> Question:

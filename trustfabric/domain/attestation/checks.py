@@ -1,9 +1,22 @@
 """Single checks of authenticated claims, and the code that a row of them gives."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from hmac import compare_digest
 
-from trustfabric.domain.attestation.model import Check, Code
+from trustfabric.domain.attestation.model import Check, Code, JsonValue
+from trustfabric.domain.evidence.model import Authenticated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """Authenticated evidence after its checks."""
+
+    authenticated: Authenticated[object]
+    checks: tuple[Check, ...]
+    claims: Mapping[str, JsonValue]
+    """As they are recorded."""
+    advisories: tuple[str, ...] = ()
 
 
 def check(
@@ -35,7 +48,7 @@ def one_of(name: str, code: Code, allowed: Sequence[str], actual: str) -> Check:
 
 
 def off(name: str, code: Code, *, on: bool, allowed: bool) -> Check:
-    """A switch that must be off unless the policy allows it on."""
+    """Check a switch that must be off unless the policy allows it on."""
     return check(
         name,
         code,
@@ -46,7 +59,7 @@ def off(name: str, code: Code, *, on: bool, allowed: bool) -> Check:
 
 
 def measured(name: str, allowed: Sequence[str], actual: str, *, needed: bool) -> Check:
-    """A measurement against its reference values; without any there is no verdict."""
+    """Check a measurement; without reference values there is no verdict."""
     if allowed:
         return one_of(name, Code.MEASUREMENT_UNKNOWN, allowed, actual)
     return check(

@@ -22,7 +22,7 @@ _MAX_DOCUMENT = 256 * 1024
 _GUEST_RESETTABLE = (16, 23)
 
 Bank: TypeAlias = Literal["sha256", "sha384", "sha512"]
-SnpProduct: TypeAlias = Literal["Milan", "Genoa", "Turin"]
+SnpProduct: TypeAlias = Annotated[str, Field(pattern=r"^(Milan|Genoa|Turin)$")]
 
 
 def _hexadecimal(value: str) -> str:
@@ -129,6 +129,7 @@ class EarPolicy(_Section):
 
     max_age_s: int | None = Field(default=300, gt=0)
     """Since the token was issued; None: its own expiry only."""
+    profiles: tuple[str, ...] = ("tag:github.com,2023:veraison/ear",)
     nonce: bool = True
     """Whether the token must carry the challenge."""
 
@@ -192,7 +193,7 @@ DEMO_POLICY = AppraisalPolicy(
     kinds=Kinds(
         tpm=TpmPolicy(
             allow_software=("swtpm",),
-            pcrs={index: (_ZERO,) for index in range(9)},
+            pcrs=dict.fromkeys(range(9), (_ZERO,)),
         )
     ),
 )

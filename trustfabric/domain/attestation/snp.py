@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from trustfabric.domain.attestation.checks import (
+    Judged,
     check,
     measured,
     nonce_check,
@@ -11,10 +12,21 @@ from trustfabric.domain.attestation.checks import (
 )
 from trustfabric.domain.attestation.model import Check, Code, JsonValue
 from trustfabric.domain.attestation.policy import SnpPolicy, TcbFloor
+from trustfabric.domain.evidence.model import Authenticated
 from trustfabric.domain.evidence.snp import SnpClaims
 from trustfabric.domain.evidence.snp_report import Tcb
 
 _REPORT_DATA = 64
+
+
+def judge_snp(
+    reported: Authenticated[SnpClaims], policy: SnpPolicy, report_data: bytes
+) -> Judged:
+    return Judged(
+        authenticated=reported,
+        checks=tuple(snp_checks(reported.claims, policy, report_data)),
+        claims=snp_view(reported.claims),
+    )
 
 
 def snp_checks(
@@ -51,7 +63,7 @@ def platform_checks(claims: SnpClaims, policy: SnpPolicy) -> Iterator[Check]:
         expected="a revocation list" if policy.require_crl else "",
         actual="a revocation list" if claims.revocation_checked else "none",
     )
-    floor = dict(policy.min_tcb.items()).get(claims.product)
+    floor = policy.min_tcb.get(claims.product)
     if floor is not None:
         yield from _tcb_checks(claims, floor)
     yield measured(
@@ -63,7 +75,7 @@ def platform_checks(claims: SnpClaims, policy: SnpPolicy) -> Iterator[Check]:
 
 
 def _tcb_checks(claims: SnpClaims, floor: TcbFloor) -> Iterator[Check]:
-    """What is committed counts too: down to there the host can roll back."""
+    """Check what is committed too: down to there the host can roll back."""
     least = Tcb(floor.fmc, floor.bl, floor.tee, floor.snp, floor.ucode)
     for name, tcb in (
         ("reported-tcb", claims.reported_tcb),

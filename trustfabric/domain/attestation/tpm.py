@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from trustfabric.domain.attestation.checks import (
+    Judged,
     check,
     measured,
     nonce_check,
@@ -10,7 +11,21 @@ from trustfabric.domain.attestation.checks import (
 )
 from trustfabric.domain.attestation.model import Check, Code, JsonValue
 from trustfabric.domain.attestation.policy import TpmPolicy
+from trustfabric.domain.evidence.model import Authenticated
 from trustfabric.domain.evidence.tpm2 import TpmClaims, TpmClock
+
+
+def judge_tpm(
+    quoted: Authenticated[TpmClaims],
+    policy: TpmPolicy,
+    nonce: bytes,
+    last_seen: TpmClock | None,
+) -> Judged:
+    return Judged(
+        authenticated=quoted,
+        checks=tuple(tpm_checks(quoted.claims, policy, nonce, last_seen)),
+        claims=tpm_view(quoted.claims),
+    )
 
 
 def tpm_checks(
@@ -85,7 +100,7 @@ def _measurements(claims: TpmClaims, policy: TpmPolicy) -> Iterator[Check]:
 
 
 def tpm_view(claims: TpmClaims) -> dict[str, JsonValue]:
-    """The claims as they are recorded."""
+    """Return the claims as they are recorded."""
     return {
         "endorser": claims.endorser,
         "software": claims.software,

@@ -1,9 +1,11 @@
-"""What evidence is authenticated with: ours, enrolled or shipped, never the evidence's."""
+"""What evidence is authenticated with: enrolled or shipped, never the evidence's."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from trustfabric.domain.evidence.keys import EnrolledKey
+
+AMD_PRODUCTS = ("Milan", "Genoa", "Turin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,8 @@ class Anchors:
     """By product."""
     intel: bytes | None = None
     """DER certificate of the root."""
+    intel_collateral: bytes | None = None
+    """What Intel says about the platform (JSON), newest: TCB levels and revocations."""
     nvidia: bytes | None = None
     """DER certificate of the root."""
 

@@ -8,7 +8,7 @@ import base64
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import MAXYEAR, UTC, datetime, timedelta
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
@@ -23,17 +23,22 @@ SKEW = timedelta(seconds=60)
 """How far clocks may differ; for certificate dates only."""
 
 _MAX = 8192
+_BASIC_CONSTRAINTS = "2.5.29.19"
+_IS_AUTHORITY = b"\x01\x01\xff"
 _COMMON_NAME = "2.5.4.3"
 _VERSION, _EXTENSIONS = 0xA0, 0xA3
 _PEM = b"-----BEGIN CERTIFICATE-----"
 
-_PSS_SHA384 = (
-    "304106092a864886f70d01010a3034a00f300d06096086480165030402020500"
-    "a11c301a06092a864886f70d010108300d06096086480165030402020500a203020130",
-    "304606092a864886f70d01010a3039a00f300d06096086480165030402020500"
-    "a11c301a06092a864886f70d010108300d06096086480165030402020500a203020130a303020101",
+_PSS_PARAMETERS = (
+    "a00f300d06096086480165030402020500"
+    "a11c301a06092a864886f70d010108300d06096086480165030402020500a203020130"
 )
-"""RSA-PSS with SHA-384, MGF1 with SHA-384, 48 bytes of salt: both of its encodings."""
+"""SHA-384, MGF1 with SHA-384, 48 bytes of salt."""
+_PSS_SHA384 = (
+    f"304106092a864886f70d01010a3034{_PSS_PARAMETERS}",
+    f"304606092a864886f70d01010a3039{_PSS_PARAMETERS}a303020101",
+)
+"""Both encodings that AMD uses."""
 _ECDSA_SHA384 = "300a06082a8648ce3d040303"
 _ECDSA_SHA256 = "300a06082a8648ce3d040302"
 
@@ -72,13 +77,16 @@ class Certificate:
         try:
             key = load_der_public_key(self.spki)
         except (ValueError, UnsupportedAlgorithm):
-            raise Reject(Code.MALFORMED, "certificate", "its key can't be read") from None
+            raise Reject(
+                Code.MALFORMED, "certificate", "its key can't be read"
+            ) from None
         if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
             return key
         raise Reject(Code.UNSUPPORTED, "certificate", "neither an RSA nor an EC key")
 
     def require_issued_by(self, issuer: "Certificate", check: str) -> None:
-        """Refuse it unless `issuer` signed it."""
+        """Refuse it unless `issuer`, being an authority, signed it."""
+        issuer.require_authority(check)
         if self.issuer != issuer.subject:
             raise Reject(
                 Code.CHAIN_INVALID,
@@ -87,9 +95,15 @@ class Certificate:
                 expected=issuer.subject_cn,
                 actual=self.issuer_cn,
             )
-        require_signature(
-            issuer, self.algorithm, self.signature, self.tbs, check
-        )
+        require_signature(issuer, self.algorithm, self.signature, self.tbs, check)
+
+    def require_authority(self, check: str) -> None:
+        """Refuse it as an issuer unless it was made to be one."""
+        constraints = self.extensions.get(_BASIC_CONSTRAINTS, b"")
+        if not constraints.startswith(b"\x30") or _IS_AUTHORITY not in constraints[:5]:
+            raise Reject(
+                Code.CHAIN_INVALID, check, f"{self.subject_cn} may not sign others"
+            )
 
     def require_in_date(self, now: datetime, check: str) -> None:
         if not self.not_before - SKEW <= now <= _later(self.not_after):
@@ -104,7 +118,7 @@ class Certificate:
 
 def _later(moment: datetime) -> datetime:
     """Add the skew, but not beyond the end of time that some certificates name."""
-    return moment if moment.year == datetime.max.year else moment + SKEW
+    return moment if moment.year == MAXYEAR else moment + SKEW
 
 
 def require_signature(
@@ -120,7 +134,7 @@ def require_signature(
         elif algorithm == _ECDSA_SHA256 and isinstance(key, ec.EllipticCurvePublicKey):
             key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
         else:
-            raise Reject(Code.CHAIN_INVALID, check, "an algorithm that nobody here uses")
+            raise Reject(Code.CHAIN_INVALID, check, "an algorithm that we refuse")
     except (InvalidSignature, ValueError):
         raise Reject(
             Code.CHAIN_INVALID, check, f"not signed by {issuer.subject_cn}"

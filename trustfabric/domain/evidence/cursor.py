@@ -55,7 +55,7 @@ class Cursor:
         return self.uint(8)
 
     def sized(self, limit: int) -> bytes:
-        """A u16 length and so many bytes: TPM's TPM2B."""
+        """Read a u16 length and so many bytes: TPM's TPM2B."""
         size = self.u16()
         if size > limit:
             raise self.malformed(f"{size} bytes where at most {limit} may be")

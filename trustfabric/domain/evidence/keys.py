@@ -28,6 +28,10 @@ _CHECK = "enrolled-key"
 _MIN_RSA_BITS = 2048
 _MAX_PEM = 8192
 _CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+_JWK_CURVES: dict[str, type[ec.EllipticCurve]] = {
+    "P-256": ec.SECP256R1,
+    "P-384": ec.SECP384R1,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,15 @@ class EnrolledKey:
         public = parse_public(tpmt_public)
         public.require_attestation_key()
         return cls(_spki(_usable(public.key)), endorser, tpmt_public)
+
+    @classmethod
+    def from_jwk(cls, members: Mapping[str, object], endorser: str) -> "EnrolledKey":
+        """Enrol a public JWK: RSA, or on a NIST curve."""
+        try:
+            key = _jwk(members)
+        except ValueError:
+            raise Reject(Code.MALFORMED, _CHECK, "not a JWK") from None
+        return cls(_spki(_usable(key)), endorser)
 
     @classmethod
     def from_document(cls, document: Mapping[str, object]) -> "EnrolledKey":
@@ -117,3 +130,22 @@ def _usable(key: object) -> AttestationKey:
 
 def _spki(key: AttestationKey) -> bytes:
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _jwk(members: Mapping[str, object]) -> AttestationKey:
+    if members.get("kty") == "RSA":
+        modulus, exponent = _base64url(members, "n"), _base64url(members, "e")
+        return rsa.RSAPublicNumbers(exponent, modulus).public_key()
+    curve = _JWK_CURVES.get(text(members, "crv", _CHECK))
+    if members.get("kty") != "EC" or curve is None:
+        raise Reject(Code.UNSUPPORTED, _CHECK, "a JWK of another kind")
+    x, y = _base64url(members, "x"), _base64url(members, "y")
+    return ec.EllipticCurvePublicNumbers(x, y, curve()).public_key()
+
+
+def _base64url(members: Mapping[str, object], key: str) -> int:
+    word = text(members, key, _CHECK)
+    padded = word + "=" * (-len(word) % 4)
+    return int.from_bytes(
+        base64.b64decode(padded, altchars=b"-_", validate=True), "big"
+    )

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final, Generic, TypeAlias, TypeVar
 
 JsonValue: TypeAlias = (
-    str | int | bool | None | Sequence["JsonValue"] | Mapping[str, "JsonValue"]
+    str | int | bool | Sequence["JsonValue"] | Mapping[str, "JsonValue"] | None
 )
 
 
@@ -69,14 +69,14 @@ class Reject(Exception):  # noqa: N818 - a judgement, not a fault of ours
         self.actual = actual
 
 
-Claims = TypeVar("Claims", covariant=True)
+Claims_co = TypeVar("Claims_co", covariant=True)
 
 _AUTHENTICATOR: Final = object()
 """Held by the authenticators of this package; see `Authenticated`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Authenticated(Generic[Claims]):
+class Authenticated(Generic[Claims_co]):
     """Claims whose signature, chain and endorsement all held.
 
     The token keeps anybody but an authenticator from making one, so claims of
@@ -84,11 +84,11 @@ class Authenticated(Generic[Claims]):
     """
 
     kind: EvidenceKind
-    claims: Claims
+    claims: Claims_co
     region_sha256: str
-    """Of the signed bytes: stable where the raw evidence could be padded or re-wrapped."""
+    """Of the signed bytes: they stay where raw evidence could be padded."""
     endorsements: Mapping[str, JsonValue]
-    """What vouched for it: digests of key, leaf and root, dates of the revocation list."""
+    """What vouched for it: digests of key, leaf and root, dates of lists."""
     endorsed_until: datetime | None = None
     """When the first of the endorsements runs out; None: they don't."""
     advisories: tuple[str, ...] = ()

@@ -4,10 +4,8 @@ from collections.abc import Callable
 from functools import cache
 from importlib import resources
 
-from trustfabric.domain.evidence.anchors import AmdRoots, Anchors
+from trustfabric.domain.evidence.anchors import AMD_PRODUCTS, AmdRoots, Anchors
 from trustfabric.domain.evidence.certificate import pem_bodies
-
-AMD_PRODUCTS = ("Milan", "Genoa", "Turin")
 
 
 @cache

@@ -115,7 +115,7 @@ def authenticate(
         endorsements={
             "leaf_sha256": chain.leaf_sha256,
             "root_sha256": chain.root_sha256,
-            "crl_next_update": chain.crl_next and chain.crl_next.isoformat(),
+            "crl_next_update": chain.crl_next.isoformat() if chain.crl_next else None,
         },
         endorsed_until=chain.ends,
         token=_AUTHENTICATOR,
@@ -133,7 +133,7 @@ def _require_signed(report: SnpReport, signer: SignerKey) -> None:
 
 
 def _require_endorsed(report: SnpReport, signer: SignerKey) -> None:
-    """The certificate must be about this chip, at this security version."""
+    """Refuse a certificate about another chip or another security version."""
     pairs = (
         ("signer", signer.signer, report.signer),
         ("product", signer.product, report.product or signer.product),

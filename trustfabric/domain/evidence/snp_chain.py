@@ -154,7 +154,7 @@ def _require_unrevoked(
     root: Certificate,
     now: datetime,
 ) -> datetime:
-    """Return when the list runs out. Chips all have the serial 0: no list names them."""
+    """Return when the list runs out. It can't name chips: their serial is 0."""
     crl = _crl(data)
     if crl.issuer.public_bytes() != root.subject:
         raise Reject(Code.CHAIN_INVALID, "crl", "of another issuer")

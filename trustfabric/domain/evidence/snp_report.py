@@ -58,7 +58,7 @@ class Tcb:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnpReport:
-    """One report as it came. TCB versions stay raw: the product says how to read them."""
+    """One report as it came; the product says how to read its TCB versions."""
 
     signed: bytes
     """The region that the signature covers."""
@@ -96,16 +96,10 @@ def parse_report(raw: bytes) -> SnpReport:
     _require_version(version)
     _require_policy(policy)
     cursor.take(32)  # family and image id, as the guest's owner likes
-    vmpl, algorithm = cursor.u32(), cursor.u32()
-    if algorithm != _ECDSA_P384_SHA384:
-        raise Reject(Code.UNSUPPORTED, _CHECK, f"signature algorithm {algorithm}")
-    current_tcb, platform_info, flags = cursor.take(8), cursor.u64(), cursor.u32()
-    signer = _SIGNERS.get(flags >> 2 & 7)
-    if signer is None:
-        raise Reject(Code.UNSUPPORTED, _CHECK, f"signing key {flags >> 2 & 7}")
-    if flags >> 5:
-        raise cursor.malformed("reserved flags are on")
-    cursor.zeros(4, "the field after the flags")
+    vmpl = cursor.u32()
+    _require_algorithm(cursor.u32())
+    current_tcb, platform_info = cursor.take(8), cursor.u64()
+    signer, chip_key_masked = _flags(cursor)
     report_data, measurement = cursor.take(64), cursor.take(48)
     host_data = cursor.take(32)
     cursor.take(96)  # digests of the id key and of its author
@@ -129,7 +123,7 @@ def parse_report(raw: bytes) -> SnpReport:
         vmpl=vmpl,
         platform_info=platform_info,
         signer=signer,
-        chip_key_masked=bool(flags & 2),
+        chip_key_masked=chip_key_masked,
         report_data=report_data,
         measurement=measurement,
         host_data=host_data,
@@ -163,6 +157,23 @@ def _require_policy(policy: int) -> None:
         raise Reject(Code.UNSUPPORTED, "guest-policy", f"unknown bits in {policy:#x}")
 
 
+def _require_algorithm(algorithm: int) -> None:
+    if algorithm != _ECDSA_P384_SHA384:
+        raise Reject(Code.UNSUPPORTED, _CHECK, f"signature algorithm {algorithm}")
+
+
+def _flags(cursor: Cursor) -> tuple[str, bool]:
+    """Read which key signed, and whether the chip's key is masked."""
+    flags = cursor.u32()
+    signer = _SIGNERS.get(flags >> 2 & 7)
+    if signer is None:
+        raise Reject(Code.UNSUPPORTED, _CHECK, f"signing key {flags >> 2 & 7}")
+    if flags >> 5:
+        raise cursor.malformed("reserved flags are on")
+    cursor.zeros(4, "the field after the flags")
+    return signer, bool(flags & 2)
+
+
 def _product(cursor: Cursor, version: int) -> str | None:
     family, model, _stepping = cursor.u8(), cursor.u8(), cursor.u8()
     cursor.zeros(21, "the field after the CPUID")
@@ -177,7 +188,9 @@ def _product(cursor: Cursor, version: int) -> str | None:
             if first <= model <= last:
                 return product
     raise Reject(
-        Code.UNSUPPORTED, "cpuid", f"family {family:#x} model {model:#x} is no known one"
+        Code.UNSUPPORTED,
+        "cpuid",
+        f"family {family:#x} model {model:#x} is no known one",
     )
 
 

@@ -120,7 +120,7 @@ def parse_document(raw: bytes) -> TpmQuote:
 
 
 def write_document(attest: bytes, signature: bytes, pcrs: PcrValues) -> bytes:
-    """The form that `parse_document` reads; `signature` is a TPMT_SIGNATURE."""
+    """Write what `parse_document` reads; `signature` is a TPMT_SIGNATURE."""
     return json.dumps(
         {
             "kind": EvidenceKind.TPM,
@@ -281,7 +281,7 @@ def _signer(quote: TpmQuote, keys: Sequence[EnrolledKey]) -> EnrolledKey:
 
 
 def _match_digest(quote: TpmQuote) -> None:
-    """The values came beside the quote; its digest says whether they are those."""
+    """Refuse values beside the quote that aren't those of its digest."""
     digest = hashlib.new(quote.signature.hash, b"".join(quote.values)).digest()
     if not compare_digest(digest, quote.pcr_digest):
         raise Reject(

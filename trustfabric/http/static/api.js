@@ -17,9 +17,18 @@ export function whenUnauthorized(callback) {
   onUnauthorized = callback;
 }
 
-export const get = (path) => call("GET", path);
-export const post = (path, body) => call("POST", path, body);
+export const get = async (path) => (await call("GET", path)).json();
+export const post = async (path, body) => (await call("POST", path, body)).json();
 export const remove = (path) => call("DELETE", path);
+
+/** Every item of a list, page by page as its `Link` header leads. */
+export async function* getAll(path) {
+  for (let next = path; next !== undefined; ) {
+    const response = await call("GET", next);
+    yield* await response.json();
+    next = /<(\/api\/[^>]*)>;\s*rel="?next"?/.exec(response.headers.get("Link") ?? "")?.[1];
+  }
+}
 
 async function call(method, path, body) {
   const headers = { Accept: "application/json" };
@@ -37,7 +46,7 @@ async function call(method, path, body) {
     throw new ApiError(0, "unreachable", "The runtime did not answer.");
   }
   observe(response.headers.get("Date"));
-  if (response.ok) return response.status === 204 ? null : response.json();
+  if (response.ok) return response;
   const problem = await response.json().catch(() => ({}));
   if (response.status === 401 && path !== "/api/session") onUnauthorized();
   throw new ApiError(response.status, slugOf(problem.type), problem.detail ?? problem.error ?? response.statusText);

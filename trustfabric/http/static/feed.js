@@ -1,6 +1,6 @@
 // Everything that comes in: the two streams, the lists behind them, the actor poll. News is batched into the store.
 
-import { ApiError, get } from "./api.js";
+import { ApiError, get, getAll } from "./api.js";
 import { observe } from "./clock.js";
 import { alive, changed, newConnection } from "./connection.js";
 import { EventStream } from "./sse.js";
@@ -10,6 +10,8 @@ const RUNS = "/api/trust/remediation/runs";
 const POLL_MS = 5000;
 const LARGE_FLEET = 5000;
 const LOG_PAGES = 20;
+const LIVING_MS = 30000;
+const LIVING_ROWS = 1000;
 
 /**
  * `dispatch(action)` gets the news, `getState()` is read, `onChange()` asks for a rendering, `onEnded()` is the end of the session,
@@ -23,6 +25,7 @@ export class Feed {
   #queues = { trust: [], remediation: [] };
   #flushTimer = null;
   #pollTimer = null;
+  #livingTimer = null;
   #refetching = new Map();
   #stopped = false;
 
@@ -38,12 +41,13 @@ export class Feed {
     ];
     this.#streams.forEach((stream) => stream.run());
     this.#poll();
+    this.#livingTimer = setTimeout(() => this.#checkLiving(), LIVING_MS);
   }
 
   stop() {
     this.#stopped = true;
     this.#streams.forEach((stream) => stream.stop());
-    [this.#flushTimer, this.#pollTimer, ...this.#refetching.values()].forEach(clearTimeout);
+    [this.#flushTimer, this.#pollTimer, this.#livingTimer, ...this.#refetching.values()].forEach(clearTimeout);
   }
 
   hurry() {
@@ -139,6 +143,22 @@ export class Feed {
       if (Number.isInteger(data?.run_id) && (unknown || data.event?.event === "status")) this.refetchRun(data.run_id);
     });
     this.#hooks.onInstance(new Set(remediation.map(({ data }) => (data ? runInstance(data) : null))));
+  }
+
+  // Removing an instance changes no trust, so no event tells of it: the list of the living does. The larger, the rarer.
+  async #checkLiving() {
+    const versions = new Map([...this.#hooks.getState().fleet].map(([id, row]) => [id, row.version]));
+    try {
+      if (document.visibilityState === "visible" && this.connections.trust.state === "live") {
+        const ids = new Set();
+        for await (const row of getAll("/api/trust/registry?limit=200")) ids.add(row.vm_instance_id);
+        this.#dispatch({ type: "living", ids, versions });
+      }
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+    }
+    const rounds = Math.max(1, Math.ceil(versions.size / LIVING_ROWS));
+    if (!this.#stopped) this.#livingTimer = setTimeout(() => this.#checkLiving(), LIVING_MS * rounds);
   }
 
   #dispatch(action) {

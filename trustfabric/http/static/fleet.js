@@ -40,9 +40,9 @@ export function matches(row, { state, text }, nowMs) {
   return haystack.some((value) => String(value ?? "").toLowerCase().includes(text));
 }
 
+const names = new Intl.Collator(undefined, { numeric: true });
 const byName = (a, b) =>
-  String(a.server_name ?? "").localeCompare(String(b.server_name ?? ""), undefined, { numeric: true }) ||
-  a.vm_instance_id - b.vm_instance_id;
+  names.compare(a.server_name ?? "", b.server_name ?? "") || a.vm_instance_id - b.vm_instance_id;
 
 const attention = (row, nowMs) => {
   const rank = RANK[row.lifecycle_state] ?? 3;

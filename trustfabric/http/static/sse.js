@@ -58,6 +58,7 @@ export class EventStream {
   #snapshotUrl;
   #handlers;
   #lastId = null;
+  #inSnapshot = false;
   #retryMs = 1000;
   #attempt = 0;
   #stopped = false;
@@ -101,6 +102,7 @@ export class EventStream {
 
   async #connect() {
     const resumed = this.#lastId !== null;
+    this.#inSnapshot = !resumed && this.#snapshotUrl !== this.#url;
     const headers = { Accept: "text/event-stream" };
     if (resumed) headers["Last-Event-ID"] = this.#lastId;
     this.#handlers.onState({ state: "connecting" });
@@ -145,7 +147,9 @@ export class EventStream {
     if (event === "lagged") this.#handlers.onState({ state: "lagging" });
     const parsed = parse(data);
     if (parsed !== undefined || event === "bookmark") this.#handlers.onFrame({ event, data: parsed ?? null });
-    if (id !== null && id !== "") this.#lastId = id; // only what was handed over is never asked for again
+    if (event === "bookmark") this.#inSnapshot = false;
+    // Only what was handed over is never asked for again, and half a snapshot is no position to resume from.
+    if (id !== null && id !== "" && !this.#inSnapshot) this.#lastId = id;
   }
 
   #pause(ms) {

@@ -24,6 +24,8 @@ export function reduce(state, action) {
       return action.resumed ? state : { ...state, seen: new Set() };
     case "trust-frames":
       return action.frames.reduce(trustFrame, { ...state, fleet: new Map(state.fleet) });
+    case "living":
+      return { ...state, fleet: new Map([...state.fleet].filter(([id, row]) => action.ids.has(id) || row.version !== action.versions.get(id))) };
     case "runs-loaded":
       return { ...state, runsLoaded: true, runs: pruned(withRuns(state.runs, action.runs, action.requestedAt)) };
     case "remediation-frames":

@@ -34,15 +34,14 @@ export function actorRows(reports, restless) {
 
 /** One report under one set of names. */
 export function actorOf(report) {
-  const restarts = Array.isArray(report.restarts) ? report.restarts.length : Number(report.restarts ?? 0);
+  const waiting = (report.waiting_on ?? []).join?.(", ") ?? "";
   return {
     path: String(report.path ?? ""),
-    kind: report.kind ?? "",
     state: report.state ?? "unknown",
-    restarts,
-    mailbox: Number(report.mailbox_depth ?? report.mailbox ?? report.depth ?? 0),
-    age: report.age_seconds ?? report.age_s ?? report.age ?? null,
-    doing: report.current_message ?? report.current ?? report.waiting_on ?? "",
+    restarts: report.restart_count ?? report.restarts?.length ?? Number(report.restarts ?? 0),
+    mailbox: report.mailbox_depth ?? report.depth ?? 0,
+    age: report.age_seconds ?? report.current_age_s ?? report.age ?? null,
+    doing: `${report.current ?? report.current_message ?? ""}${waiting === "" ? "" : ` → ${waiting}`}`,
   };
 }
 
@@ -92,7 +91,7 @@ function actorRow() {
       setText(restarts, report.restarts > 0 ? `${report.restarts} restart${report.restarts === 1 ? "" : "s"}` : "");
       setText(mailbox, report.mailbox > 0 ? `${report.mailbox} queued` : "");
       setText(alive, report.age === null ? "" : age(report.age));
-      setText(doing, typeof report.doing === "string" ? visible(report.doing, 60) : "");
+      setText(doing, visible(report.doing, 80));
     },
   };
 }

@@ -7,7 +7,7 @@ const TONES = {
   restored: "good", trusted: "good", completed: "good", running: "busy", approved: "good", allowed: "good",
   quarantined: "bad", untrusted: "bad", failed: "bad", rejected: "bad", blocked: "bad", crashed: "bad", dead: "bad",
   remediating: "busy", suspect: "warn", unknown: "warn", expired: "warn", restarting: "warn", starting: "busy",
-  "backing-off": "warn", stopping: "warn",
+  waiting: "warn", stopping: "warn", dying: "bad", suspended: "busy",
 };
 const TAG_TONES = [
   [/pending-approval|held|unverified|transient-failure|executor-unavailable|investigate/, "warn"],

@@ -67,7 +67,7 @@ function renderPlacement(placement, cache) {
 export function placementOf(answer) {
   const notes = answer?.notes ?? answer?.reasons;
   if (!Array.isArray(notes)) return null;
-  const words = notes.map((note) => (typeof note === "string" ? note : (note?.note ?? JSON.stringify(note))));
+  const words = [...notes, ...(answer.policy_notes ?? [])].map((note) => (typeof note === "string" ? note : (note?.note ?? JSON.stringify(note))));
   return { allowed: answer.allowed ?? (typeof answer.blocked === "boolean" ? !answer.blocked : null), notes: words };
 }
 

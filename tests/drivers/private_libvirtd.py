@@ -1,0 +1,160 @@
+"""A libvirtd of our own, unprivileged, with real QEMU and the 512-byte guest.
+
+It runs in a directory of its own and touches nothing of the host; as root it drops
+to `nobody`. The guest prints GUEST-UP, ticks, obeys shutdown, and on one byte of its
+serial port panics (p), resets (r), floods (f) or sends bytes that are no text (b).
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from tests.drivers.links import a_spec
+from trustfabric.domain.vms import NetworkTemplate, VmSpec, VolumeTemplate
+
+NOBODY = 65534
+NEEDED = ("libvirtd", "virtlogd", "qemu-system-x86_64", "as", "ld", "setpriv")
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_GUEST = Path(__file__).parent.parent / "data/guest/boot.S"
+
+
+def missing() -> list[str]:
+    """Name the programs that this host lacks."""
+    return [name for name in NEEDED if shutil.which(name, path=_PATH) is None]
+
+
+@dataclass
+class PrivateLibvirtd:
+    """Started by `start`, ended with all its guests by `stop`."""
+
+    root: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def make(cls) -> Self:
+        root = Path(tempfile.mkdtemp(prefix="tfq", dir="/tmp"))
+        host = cls(root)
+        for name in ("run", "config", "cache", "data"):
+            (root / name).mkdir()
+        (root / "libvirtd.conf").write_text(
+            'auth_unix_rw = "none"\nkeepalive_interval = -1\n', "utf-8"
+        )
+        host._build_guest()
+        if os.getuid() == 0:
+            for path in (root, *root.iterdir()):
+                os.chown(path, NOBODY, NOBODY)
+        return host
+
+    @property
+    def socket(self) -> Path:
+        return self.root / "run/libvirt/libvirt-sock"
+
+    @property
+    def uri(self) -> str:
+        return f"qemu+unix:///session?socket={self.socket}"
+
+    def spec(self) -> VmSpec:
+        """Return a VM that boots the guest, with a disk of its own."""
+        spec = a_spec()
+        disk = self.root / f"{spec.name}.img"
+        shutil.copy(self.root / "boot.img", disk)
+        os.truncate(disk, 1 << 20)  # the BIOS boots from no smaller one
+        if os.getuid() == 0:
+            os.chown(disk, NOBODY, NOBODY)
+        return replace(
+            spec,
+            network=NetworkTemplate(type="user", name=None),
+            volume=VolumeTemplate(path=str(disk), driver="raw"),
+            attestation_kind="unknown",
+        )
+
+    def start(self) -> None:
+        drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        command = ["libvirtd", "--config", str(self.root / "libvirtd.conf")]
+        with (self.root / "libvirtd.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*(drop if os.getuid() == 0 else []), *command],
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        for _ in range(1000):
+            if self._answers():
+                return
+            time.sleep(0.02)
+        raise TimeoutError("libvirtd made no socket")
+
+    def kill(self) -> None:
+        """End the daemon at once; its guests run on."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.socket.unlink(missing_ok=True)
+
+    def freeze(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def qemu_of(self, name: str) -> int:
+        """Return the process that runs a guest."""
+        pid = self.root / f"run/libvirt/qemu/run/{name}.pid"
+        return int(pid.read_text("ascii"))
+
+    def stop(self) -> None:
+        for pid in self.root.glob("run/libvirt/qemu/run/*.pid"):
+            self._end(int(pid.read_text("ascii")))
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+            self.process.wait()
+        for pid in self.root.rglob("virtlogd.pid"):
+            self._end(int(pid.read_text("ascii")))
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _end(self, pid: int) -> None:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            log = (self.root / "libvirtd.log").read_text("utf-8", "replace")
+            raise RuntimeError(f"libvirtd ended: {log[-2000:]}")
+        return self.socket.exists()
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "PATH": _PATH,
+            "HOME": str(self.root),
+            "XDG_RUNTIME_DIR": str(self.root / "run"),
+            "XDG_CONFIG_HOME": str(self.root / "config"),
+            "XDG_CACHE_HOME": str(self.root / "cache"),
+            "XDG_DATA_HOME": str(self.root / "data"),
+        }
+
+    def _build_guest(self) -> None:
+        built, image = self.root / "boot.o", self.root / "boot.img"
+        link = ["-m", "elf_i386", "-Ttext", "0x7c00", "--oformat", "binary"]
+        for command in (
+            ["as", "--32", str(_GUEST), "-o", str(built)],
+            ["ld", *link, "-o", str(image), str(built)],
+        ):
+            subprocess.run(command, check=True, env={"PATH": _PATH})

@@ -1,0 +1,399 @@
+"""Kill in every state an actor can be in."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.supervision.actors import (
+    Bump,
+    Count,
+    Counter,
+    Do,
+    Gate,
+    TellDo,
+    children,
+    started,
+)
+from trustfabric.supervision import (
+    ActorKilledError,
+    Address,
+    ChildSpec,
+    ManualClock,
+    Notice,
+    Runtime,
+    State,
+)
+
+
+async def one(clock: ManualClock | None = None) -> tuple[Runtime, Address[Counter]]:
+    a = Address[Counter]("a")
+    runtime = await started(Runtime(clock=clock or ManualClock()), *children(a))
+    return runtime, a
+
+
+async def outcome(task: "asyncio.Future[Any]") -> Any:
+    return (await asyncio.gather(task, return_exceptions=True))[0]
+
+
+def ask_later(a: Address[Counter], function: Any) -> "asyncio.Future[Any]":
+    return asyncio.ensure_future(a.ask(Do(function), within_s=99.0))
+
+
+def epoch(runtime: Runtime, path: str = "root/a") -> int:
+    return next(r.epoch for r in runtime.report() if r.path == path)
+
+
+async def test_an_idle_actor_is_back_at_once() -> None:
+    runtime, a = await one()
+    await a.ask(Count(), within_s=1.0)
+
+    assert a.kill()
+
+    assert await a.ask(Count(), within_s=1.0) == 1
+    assert epoch(runtime) == 2
+    await runtime.stop()
+
+
+async def test_a_sync_handler_is_let_finish_but_its_answer_is_not_given() -> None:
+    runtime, a = await one()
+    ran = []
+
+    def handler(actor: Counter) -> str:
+        actor.address.kill()
+        ran.append("to its end")
+        return "answer"
+
+    assert isinstance(await outcome(ask_later(a, handler)), ActorKilledError)
+    assert ran == ["to its end"]
+    assert await a.ask(Count(), within_s=1.0) == 1
+    await runtime.stop()
+
+
+async def test_a_suspended_handler_is_cancelled_where_it_waits() -> None:
+    runtime, a = await one()
+    gate, cleaned = Gate(), []
+
+    async def handler(actor: Counter) -> None:
+        try:
+            await gate(actor)
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append(True)
+
+    held = ask_later(a, handler)
+    await gate.begun.wait()
+    await runtime.kill("root/a")
+
+    assert isinstance(await outcome(held), ActorKilledError)
+    assert cleaned == [True]
+    assert runtime.zombies == 0
+    await runtime.stop()
+
+
+async def test_the_asker_hears_before_the_cleanup_ends() -> None:
+    runtime, a = await one()
+    gate, cleanup = Gate(), Gate()
+
+    async def handler(actor: Counter) -> None:
+        try:
+            await gate(actor)
+        finally:
+            await cleanup(actor)
+
+    held = ask_later(a, handler)
+    await gate.begun.wait()
+    a.kill()
+
+    assert isinstance(await outcome(held), ActorKilledError)
+    await cleanup.begun.wait()
+    assert (a.state, epoch(runtime)) == (State.DYING, 1)
+    cleanup.go.set()
+    assert await a.ask(Count(), within_s=1.0) == 1
+    await runtime.stop()
+
+
+async def test_a_swallowed_cancel_ends_by_force_after_the_grace() -> None:
+    clock = ManualClock()
+    runtime, a = await one(clock)
+    gate, spoke = Gate(), []
+
+    async def handler(actor: Counter) -> None:
+        try:
+            await gate(actor)
+        except asyncio.CancelledError:
+            await asyncio.Event().wait()
+        finally:
+            spoke.append("finally")
+
+    held = ask_later(a, handler)
+    await gate.begun.wait()
+    a.kill()
+    assert isinstance(await outcome(held), ActorKilledError)
+    await runtime.quiet()
+    assert a.state is State.DYING
+    clock.advance(5.0)
+
+    assert await a.ask(Count(), within_s=1.0) == 1
+    assert spoke == ["finally"]
+    assert runtime.zombies == 0
+    await runtime.stop()
+
+
+async def test_a_coroutine_that_never_ends_is_a_zombie_and_is_fenced() -> None:
+    clock = ManualClock()
+    runtime, a = await one(clock)
+    gate, free = Gate(), asyncio.Event()
+
+    async def handler(actor: Counter) -> None:
+        gate.begun.set()
+        while not free.is_set():
+            try:
+                await free.wait()
+            except BaseException:  # noqa: BLE001
+                continue
+        actor.count = 1_000
+
+    held = ask_later(a, handler)
+    await gate.begun.wait()
+    a.kill()
+    assert isinstance(await outcome(held), ActorKilledError)
+    clock.advance(5.0)
+
+    assert await a.ask(Count(), within_s=1.0) == 1
+    assert runtime.zombies == 1
+    free.set()
+    await runtime.quiet()
+    assert await a.ask(Count(), within_s=1.0) == 2
+    await runtime.stop()
+
+
+async def test_a_kill_while_starting_starts_anew() -> None:
+    a, gate = Address[Counter]("a"), Gate()
+    starts: list[int] = []
+
+    class Slow(Counter):
+        async def on_start(self) -> None:  # type: ignore[override]
+            starts.append(len(starts))
+            if len(starts) == 1:
+                await gate(self)
+
+    runtime = Runtime(clock=ManualClock())
+    starting = asyncio.ensure_future(started(runtime, ChildSpec(address=a, start=Slow)))
+    await gate.begun.wait()
+    await runtime.kill("root/a")
+    await starting
+
+    assert starts == [0, 1]
+    await runtime.stop()
+
+
+async def test_a_kill_while_stopping_ends_it() -> None:
+    a, gate = Address[Counter]("a"), Gate()
+
+    class Slow(Counter):
+        async def on_stop(self) -> None:
+            await gate(self)
+
+    runtime = await started(
+        Runtime(clock=ManualClock()), ChildSpec(address=a, start=Slow)
+    )
+    stopping = asyncio.ensure_future(runtime.stop())
+    await gate.begun.wait()
+    await runtime.kill("root/a")
+    await stopping
+
+    assert a.state is State.DEAD
+
+
+async def test_a_second_kill_and_a_kill_in_backoff_do_nothing() -> None:
+    clock = ManualClock()
+    runtime, a = await one(clock)
+    gate = Gate()
+
+    held = ask_later(a, gate)
+    await gate.begun.wait()
+    assert a.kill()
+    assert not a.kill()
+    assert isinstance(await outcome(held), ActorKilledError)
+    await runtime.quiet()
+    a.kill()
+    await runtime.quiet()
+    assert a.state is State.WAITING
+    assert not a.kill()
+    await runtime.kill("root/a")
+    clock.advance(1.0)
+
+    assert await a.ask(Count(), within_s=1.0) == 1
+    assert epoch(runtime) == 3
+    await runtime.stop()
+
+
+async def test_a_handler_may_kill_itself_and_go_on_to_its_next_await() -> None:
+    runtime, a = await one()
+    reached = []
+
+    async def handler(actor: Counter) -> None:
+        actor.address.kill()
+        reached.append("next line")
+        await asyncio.sleep(0)
+        reached.append("after the await")
+
+    assert isinstance(await outcome(ask_later(a, handler)), ActorKilledError)
+    assert await a.ask(Count(), within_s=1.0) == 1
+    assert reached == ["next line"]
+    await runtime.stop()
+
+
+async def test_a_handler_killed_before_its_first_step_never_runs() -> None:
+    runtime, a = await one()
+    ran = []
+
+    async def handler(_: Counter) -> None:
+        ran.append(True)
+
+    def begin(actor: Counter) -> Any:
+        asyncio.get_running_loop().call_soon(actor.address.kill)
+        return handler(actor)
+
+    assert isinstance(await outcome(ask_later(a, begin)), ActorKilledError | None)
+    assert await a.ask(Count(), within_s=1.0) == 1
+    await runtime.stop()
+
+
+@pytest.mark.parametrize(
+    "error", [asyncio.CancelledError(), SystemExit(3), KeyboardInterrupt()]
+)
+@pytest.mark.parametrize("in_coroutine", [True, False])
+async def test_no_exception_ends_more_than_its_actor(
+    error: BaseException, *, in_coroutine: bool
+) -> None:
+    a, b = Address[Counter]("a"), Address[Counter]("b")
+    runtime = await started(Runtime(clock=ManualClock()), *children(a, b))
+
+    def handler(_: Counter) -> None:
+        raise error
+
+    async def coroutine(_: Counter) -> None:
+        await asyncio.sleep(0)
+        raise error
+
+    a.tell(TellDo(coroutine if in_coroutine else handler))
+
+    assert await a.ask(Count(), within_s=1.0) == 1
+    assert await b.ask(Count(), within_s=1.0) == 1
+    assert (epoch(runtime, "root/a"), epoch(runtime, "root/b")) == (2, 1)
+    await runtime.stop()
+
+
+# --- what a dead incarnation left behind --------------------------------------
+
+
+async def test_timers_of_an_incarnation_die_with_it() -> None:
+    clock = ManualClock()
+    runtime, a = await one(clock)
+    await a.ask(Do(lambda actor: actor.after(1.0, Bump()) and None), within_s=1.0)
+
+    a.kill()
+    clock.advance(2.0)
+
+    assert await a.ask(Count(), within_s=1.0) == 1
+    await runtime.stop()
+
+
+async def test_a_timers_notice_that_is_already_mail_dies_with_its_incarnation() -> None:
+    clock = ManualClock()
+    runtime, a = await one(clock)
+    gate = Gate()
+    await a.ask(Do(lambda actor: actor.after(1.0, Bump()) and None), within_s=1.0)
+    held = ask_later(a, gate)
+    await gate.begun.wait()
+
+    clock.advance(1.0)
+    a.kill()
+
+    assert isinstance(await outcome(held), ActorKilledError)
+    assert await a.ask(Count(), within_s=1.0) == 1
+    assert runtime.skipped == 1
+    await runtime.stop()
+
+
+async def test_tasks_of_an_incarnation_end_before_the_next_begins() -> None:
+    runtime, a = await one()
+    gate, cleanup = Gate(), Gate()
+    reports: list[object] = []
+
+    async def beside() -> None:
+        try:
+            await gate(Counter.__new__(Counter))
+        finally:
+            await cleanup(Counter.__new__(Counter))
+
+    def done(result: object) -> Notice[Counter]:
+        reports.append(result)
+        return Bump()
+
+    await a.ask(Do(lambda actor: actor.run(beside(), done) and None), within_s=1.0)
+    await gate.begun.wait()
+    a.kill()
+    await cleanup.begun.wait()
+    assert (a.state, epoch(runtime)) == (State.DYING, 1)
+    cleanup.go.set()
+
+    assert await a.ask(Count(), within_s=1.0) == 1
+    assert reports == []
+    await runtime.stop()
+
+
+async def test_a_task_that_will_not_end_is_given_up_after_the_grace() -> None:
+    clock = ManualClock()
+    runtime, a = await one(clock)
+    free = asyncio.Event()
+    begun = asyncio.Event()
+
+    async def stubborn() -> None:
+        begun.set()
+        while not free.is_set():
+            try:
+                await free.wait()
+            except asyncio.CancelledError:
+                continue
+
+    await a.ask(
+        Do(lambda actor: actor.run(stubborn(), lambda _: Bump()) and None),
+        within_s=1.0,
+    )
+    await begun.wait()
+    a.kill()
+    await runtime.quiet()
+    assert a.state is State.DYING
+    clock.advance(5.0)
+
+    assert await a.ask(Count(), within_s=1.0) == 1
+    assert runtime.zombies == 1
+    free.set()
+    await runtime.quiet()
+    assert await a.ask(Count(), within_s=1.0) == 2
+    await runtime.stop()
+
+
+async def test_asks_of_a_killed_actor_are_withdrawn() -> None:
+    a, b = Address[Counter]("a"), Address[Counter]("b")
+    runtime = await started(Runtime(clock=ManualClock()), *children(a, b))
+    gate = Gate()
+    held = ask_later(b, gate)
+    await gate.begun.wait()
+
+    async def asks(_: Counter) -> int:
+        return await b.ask(Count(), within_s=9.0)
+
+    asking = ask_later(a, asks)
+    await runtime.quiet()
+    a.kill()
+    assert isinstance(await outcome(asking), ActorKilledError)
+    gate.go.set()
+    await held
+
+    assert await b.ask(Count(), within_s=1.0) == 1
+    assert runtime.skipped == 1
+    await runtime.stop()

@@ -1,0 +1,129 @@
+import asyncio
+
+import pytest
+
+from tests.supervision.actors import (
+    AskCrash,
+    Bump,
+    Count,
+    Counter,
+    Crash,
+    Do,
+    Gate,
+    children,
+    started,
+)
+from trustfabric.supervision import (
+    ActorCrashedError,
+    ActorDeadError,
+    ActorKilledError,
+    Address,
+    AskTimeoutError,
+    ManualClock,
+    Runtime,
+    State,
+)
+
+
+async def test_an_ask_is_answered() -> None:
+    a = Address[Counter]("a")
+    runtime = await started(Runtime(clock=ManualClock()), *children(a))
+
+    assert await a.ask(Count(), within_s=1.0) == 1
+    assert a.tell(Bump())
+    assert await a.ask(Count(), within_s=1.0) == 3
+
+    assert a.path == "root/a"
+    await runtime.stop()
+
+
+async def test_a_crash_is_told_to_the_asker_and_the_address_goes_on() -> None:
+    a = Address[Counter]("a")
+    runtime = await started(Runtime(clock=ManualClock()), *children(a))
+
+    await a.ask(Count(), within_s=1.0)
+    with pytest.raises(ActorCrashedError) as caught:
+        await a.ask(AskCrash(), within_s=1.0)
+
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert await a.ask(Count(), within_s=1.0) == 1
+    await runtime.stop()
+
+
+async def test_a_declared_answer_leaves_the_actor_alive() -> None:
+    a = Address[Counter]("a")
+    runtime = await started(
+        Runtime(clock=ManualClock(), answers=(KeyError,)), *children(a)
+    )
+
+    await a.ask(Count(), within_s=1.0)
+    with pytest.raises(KeyError):
+        await a.ask(AskCrash(KeyError("none")), within_s=1.0)
+
+    assert await a.ask(Count(), within_s=1.0) == 2
+    await runtime.stop()
+
+
+async def test_an_ask_out_of_time_is_told_so_and_its_work_is_skipped() -> None:
+    a, clock, gate = Address[Counter]("a"), ManualClock(), Gate()
+    runtime = await started(Runtime(clock=clock), *children(a))
+
+    first = asyncio.ensure_future(a.ask(Do(gate), within_s=60.0))
+    await gate.begun.wait()
+    late = asyncio.ensure_future(a.ask(Count(), within_s=1.0))
+    await runtime.quiet()
+    clock.advance(2.0)
+    with pytest.raises(AskTimeoutError):
+        await late
+    gate.go.set()
+
+    assert await first == "passed"
+    assert await a.ask(Count(), within_s=1.0) == 1
+    assert runtime.skipped == 1
+    await runtime.stop()
+
+
+async def test_a_killed_actors_asker_is_told_at_once_and_its_mail_survives() -> None:
+    a, gate = Address[Counter]("a"), Gate()
+    runtime = await started(Runtime(clock=ManualClock()), *children(a))
+
+    held = asyncio.ensure_future(a.ask(Do(gate), within_s=60.0))
+    await gate.begun.wait()
+    a.tell(Bump())
+    await runtime.kill("root/a")
+
+    with pytest.raises(ActorKilledError):
+        await held
+    assert await a.ask(Count(), within_s=1.0) == 2
+    (report,) = [r for r in runtime.report() if r.path == "root/a"]
+    assert (report.epoch, report.restart_count) == (2, 1)
+    assert report.restarts[0].reason == "chaos"
+    await runtime.stop()
+
+
+async def test_an_actor_that_has_stopped_is_dead_to_asks_and_tells() -> None:
+    a = Address[Counter]("a")
+    runtime = await started(Runtime(clock=ManualClock()), *children(a))
+
+    await runtime.stop()
+
+    assert a.state is State.DEAD
+    assert not a.tell(Bump())
+    with pytest.raises(ActorDeadError):
+        await a.ask(Count(), within_s=1.0)
+    assert runtime.dead_letters.total == 1
+    assert await runtime.wait() == "stopped by its supervisor"
+
+
+async def test_a_child_that_keeps_crashing_waits_ever_longer() -> None:
+    a, clock = Address[Counter]("a"), ManualClock()
+    runtime = await started(Runtime(clock=clock), *children(a))
+
+    a.tell(Crash())
+    a.tell(Crash())
+    await runtime.quiet()
+    assert a.state is State.WAITING
+
+    clock.advance(0.2)
+    assert await a.ask(Count(), within_s=1.0) == 1
+    await runtime.stop()

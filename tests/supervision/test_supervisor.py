@@ -1,0 +1,421 @@
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.supervision.actors import (
+    Bump,
+    Count,
+    Counter,
+    Crash,
+    Do,
+    Gate,
+    Quit,
+    children,
+    started,
+)
+from trustfabric.supervision import (
+    ActorCrashedError,
+    Address,
+    AutoShutdown,
+    Backoff,
+    ChildSpec,
+    DynamicAddress,
+    DynamicSpec,
+    ManualClock,
+    Restart,
+    Runtime,
+    State,
+    Strategy,
+    SupervisorSpec,
+)
+
+NO_WAIT = Backoff(min_s=0.0, jitter=0.0)
+
+
+def three() -> tuple[Address[Counter], Address[Counter], Address[Counter]]:
+    return Address("a"), Address("b"), Address("c")
+
+
+async def test_children_start_in_order_and_stop_in_reverse() -> None:
+    log: list[str] = []
+    runtime = await started(Runtime(clock=ManualClock()), *children(*three(), log=log))
+
+    await runtime.stop()
+
+    assert log == ["start a", "start b", "start c", "stop c", "stop b", "stop a"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        (Strategy.ONE_FOR_ONE, ["start b"]),
+        (
+            Strategy.ONE_FOR_ALL,
+            ["stop c", "stop a", "start a", "start b", "start c"],
+        ),
+        (Strategy.REST_FOR_ONE, ["stop c", "start b", "start c"]),
+    ],
+)
+async def test_a_strategy_restarts_its_set(
+    strategy: Strategy, expected: list[str]
+) -> None:
+    a, b, c = three()
+    log: list[str] = []
+    runtime = await started(
+        Runtime(clock=ManualClock()), *children(a, b, c, log=log), strategy=strategy
+    )
+    log.clear()
+
+    b.tell(Crash())
+    await runtime.quiet()
+
+    assert log == expected
+    assert {x.state for x in (a, b, c)} == {State.RUNNING}
+    await runtime.stop()
+
+
+def quit_(runtime: Runtime, a: Address[Counter]) -> Any:
+    a.tell(Quit())
+
+
+def crash(runtime: Runtime, a: Address[Counter]) -> Any:
+    a.tell(Crash())
+
+
+def kill(runtime: Runtime, a: Address[Counter]) -> Any:
+    a.kill()
+
+
+@pytest.mark.parametrize(
+    ("restart", "fall", "returns"),
+    [
+        (Restart.PERMANENT, quit_, True),
+        (Restart.PERMANENT, crash, True),
+        (Restart.PERMANENT, kill, True),
+        (Restart.TRANSIENT, quit_, False),
+        (Restart.TRANSIENT, crash, True),
+        (Restart.TRANSIENT, kill, True),
+        (Restart.TEMPORARY, quit_, False),
+        (Restart.TEMPORARY, crash, False),
+        (Restart.TEMPORARY, kill, False),
+    ],
+)
+async def test_the_restart_matrix(
+    restart: Restart, fall: Callable[[Runtime, Address[Counter]], Any], *, returns: bool
+) -> None:
+    a, b, _ = three()
+    runtime = await started(
+        Runtime(clock=ManualClock()), *children(a, b, restart=restart)
+    )
+
+    fall(runtime, a)
+    await runtime.quiet()
+
+    assert a.state is (State.RUNNING if returns else State.DEAD)
+    assert b.state is State.RUNNING
+    await runtime.stop()
+
+
+@pytest.mark.parametrize("strategy", [Strategy.ONE_FOR_ALL, Strategy.REST_FOR_ONE])
+async def test_a_temporary_sibling_is_not_restarted_with_the_group(
+    strategy: Strategy,
+) -> None:
+    a, b, _ = three()
+    runtime = await started(
+        Runtime(clock=ManualClock()),
+        *children(a),
+        *children(b, restart=Restart.TEMPORARY),
+        strategy=strategy,
+    )
+
+    a.tell(Crash())
+    await runtime.quiet()
+
+    assert (a.state, b.state) == (State.RUNNING, State.DEAD)
+    await runtime.stop()
+
+
+async def test_mail_survives_the_restart_with_a_sibling() -> None:
+    a, b, _ = three()
+    gate = Gate()
+    runtime = await started(
+        Runtime(clock=ManualClock()), *children(a, b), strategy=Strategy.ONE_FOR_ALL
+    )
+
+    held = asyncio.ensure_future(b.ask(Do(gate), within_s=9.0))
+    await gate.begun.wait()
+    waiting = asyncio.ensure_future(b.ask(Count(), within_s=9.0))
+    await runtime.quiet()
+    a.tell(Crash())
+    await runtime.quiet()
+    assert b.state is State.RUNNING  # it is let finish what it has in hand
+    gate.go.set()
+
+    assert await held == "passed"
+    assert await waiting == 1
+    await runtime.stop()
+
+
+async def test_too_many_restarts_end_the_runtime_with_the_reason() -> None:
+    a, b, _ = three()
+    log: list[str] = []
+    runtime = await started(
+        Runtime(clock=ManualClock()),
+        *children(a, b, log=log, backoff=NO_WAIT),
+        max_restarts=2,
+    )
+
+    for _ in range(3):
+        a.tell(Crash())
+
+    assert "more than 2 restarts in 60 s, the last of root/a" in await runtime.wait()
+    assert log[-1] == "stop b"
+    assert (a.state, b.state) == (State.DEAD, State.DEAD)
+
+
+async def test_restarts_far_apart_never_escalate() -> None:
+    a, _, _ = three()
+    clock = ManualClock()
+    runtime = await started(Runtime(clock=clock), *children(a), max_restarts=1)
+
+    for _ in range(10):
+        a.tell(Crash())
+        await runtime.quiet()
+        clock.advance(61.0)
+
+    assert a.state is State.RUNNING
+    await runtime.stop()
+
+
+async def test_a_supervisor_that_gives_up_is_restarted_by_its_parent() -> None:
+    a, b, c = three()
+    inner = SupervisorSpec(
+        name="inner", max_restarts=1, children=children(b, c, backoff=NO_WAIT)
+    )
+    runtime = await started(Runtime(clock=ManualClock()), *children(a), inner)
+
+    b.tell(Crash())
+    b.tell(Crash())
+    await runtime.quiet()
+
+    report = {r.path: r for r in runtime.report()}
+    assert report["root/inner"].epoch == 2
+    assert report["root/a"].epoch == 1
+    assert report["root/inner/c"].epoch == 2
+    assert await b.ask(Count(), within_s=1.0) == 1
+    await runtime.stop()
+
+
+async def test_a_killed_supervisor_takes_its_children_along() -> None:
+    a, b, c = three()
+    gate = Gate()
+    inner = SupervisorSpec(name="inner", children=children(b, c))
+    runtime = await started(Runtime(clock=ManualClock()), *children(a), inner)
+    held = asyncio.ensure_future(b.ask(Do(gate), within_s=9.0))
+    await gate.begun.wait()
+    b.tell(Bump())
+
+    await runtime.kill("root/inner")
+
+    assert isinstance(
+        (await asyncio.gather(held, return_exceptions=True))[0], Exception
+    )
+    assert await b.ask(Count(), within_s=1.0) == 1
+    assert runtime.dead_letters.by_path() == {"root/inner/b": 1}
+    assert {r.epoch for r in runtime.report() if "inner" in r.path} == {2}
+    await runtime.stop()
+
+
+class Fragile(Counter):
+    """Fails in its first attempts, in the constructor or in on_start."""
+
+    def __init__(self, fails: list[str], log: list[str]) -> None:
+        super().__init__(log, "fragile")
+        self.fails = fails
+        if fails and fails[0] == "constructor":
+            raise RuntimeError(fails.pop(0))
+
+    async def on_start(self) -> None:  # type: ignore[override]
+        if self.fails:
+            raise RuntimeError(self.fails.pop(0))
+        super().on_start()
+
+
+async def test_a_failing_start_is_retried_by_timer_and_holds_up_the_next() -> None:
+    a, b, _ = three()
+    clock, log = ManualClock(), list[str]()
+    fails = ["constructor", "on_start", "constructor"]
+    runtime = Runtime(clock=clock)
+    starting = asyncio.ensure_future(
+        started(
+            runtime,
+            ChildSpec(address=a, start=lambda: Fragile(fails, log)),
+            *children(b, log=log),
+        )
+    )
+
+    for _ in range(2):
+        await asyncio.sleep(0.01)
+        assert (a.state, b.state) == (State.WAITING, State.WAITING)
+        assert log == []
+        clock.advance(0.3)
+    await starting
+
+    assert log == ["start fragile", "start b"]
+    await runtime.stop()
+
+
+async def test_a_tree_that_cannot_start_says_why() -> None:
+    a, _, _ = three()
+
+    def bad() -> Counter:
+        raise RuntimeError("no such file")
+
+    with pytest.raises(ActorCrashedError, match="more than 0 restarts"):
+        await started(
+            Runtime(clock=ManualClock()),
+            ChildSpec(address=a, start=bad),
+            max_restarts=0,
+        )
+    assert a.state is State.DEAD
+
+
+async def test_mail_for_a_child_whose_turn_has_not_come_is_kept() -> None:
+    a, b, _ = three()
+    gate = Gate()
+
+    class Slow(Counter):
+        async def on_start(self) -> None:  # type: ignore[override]
+            await gate(self)
+
+    runtime = Runtime(clock=ManualClock())
+    starting = asyncio.ensure_future(
+        started(runtime, ChildSpec(address=a, start=Slow), *children(b))
+    )
+    await gate.begun.wait()
+    assert b.tell(Bump())
+    asked = asyncio.ensure_future(b.ask(Count(), within_s=1.0))
+    gate.go.set()
+
+    await starting
+    assert await asked == 2
+    await runtime.stop()
+
+
+async def test_a_child_that_does_not_stop_in_time_is_stopped_by_force() -> None:
+    a, b, _ = three()
+    clock, gate = ManualClock(), Gate()
+    runtime = await started(Runtime(clock=clock), *children(a, b, shutdown_s=2.0))
+    held = asyncio.ensure_future(b.ask(Do(gate), within_s=99.0))
+    await gate.begun.wait()
+
+    stopping = asyncio.ensure_future(runtime.stop())
+    await runtime.quiet()
+    assert b.state is State.RUNNING
+    clock.advance(2.0)
+    await stopping
+
+    assert held.done()
+    assert isinstance(held.exception(), Exception)
+    assert a.state is State.DEAD
+
+
+async def test_the_runtimes_stop_has_a_bound_of_its_own() -> None:
+    a, _, _ = three()
+    clock, gate = ManualClock(), Gate()
+    runtime = await started(Runtime(clock=clock), *children(a, shutdown_s=1e9))
+    held = asyncio.ensure_future(a.ask(Do(gate), within_s=99.0))
+    await gate.begun.wait()
+
+    stopping = asyncio.ensure_future(runtime.stop(within_s=3.0))
+    await runtime.quiet()
+    clock.advance(3.0)
+    await stopping
+
+    assert isinstance(
+        (await asyncio.gather(held, return_exceptions=True))[0], Exception
+    )
+
+
+async def test_a_stop_while_a_child_waits_for_its_restart() -> None:
+    a, _, _ = three()
+    clock = ManualClock()
+    runtime = await started(Runtime(clock=clock), *children(a))
+    a.tell(Crash())
+    a.tell(Crash())
+    await runtime.quiet()
+    assert a.state is State.WAITING
+
+    await runtime.stop()
+    clock.advance(99.0)
+
+    assert a.state is State.DEAD
+
+
+@pytest.mark.parametrize(
+    ("auto", "ends"),
+    [
+        (AutoShutdown.NEVER, [False, False]),
+        (AutoShutdown.ANY, [True, True]),
+        (AutoShutdown.ALL, [False, True]),
+    ],
+)
+async def test_a_supervisor_ends_with_its_significant_children(
+    auto: AutoShutdown, ends: list[bool]
+) -> None:
+    a, b, c = three()
+    inner = SupervisorSpec(
+        name="inner",
+        restart=Restart.TRANSIENT,
+        auto_shutdown=auto,
+        children=(
+            *children(a, b, significant=True, restart=Restart.TRANSIENT),
+            *children(c),
+        ),
+    )
+    runtime = await started(Runtime(clock=ManualClock()), inner)
+
+    for address, ended in zip((a, b), ends, strict=True):
+        address.tell(Quit())
+        await runtime.quiet()
+        assert (c.state is State.DEAD) is ended
+    await runtime.stop()
+
+
+async def test_backoff_starts_afresh_after_a_quiet_time() -> None:
+    a, _, _ = three()
+    clock = ManualClock()
+    backoff = Backoff(min_s=1.0, jitter=0.0, reset_after_s=10.0)
+    runtime = await started(Runtime(clock=clock), *children(a, backoff=backoff))
+    a.tell(Crash())
+    a.tell(Crash())
+    await runtime.quiet()
+    assert a.state is State.WAITING
+    clock.advance(1.0)
+    await runtime.quiet()
+
+    clock.advance(10.0)
+    a.tell(Crash())
+    await runtime.quiet()
+
+    assert a.state is State.RUNNING
+    await runtime.stop()
+
+
+def test_faulty_specs_are_named() -> None:
+    with pytest.raises(ValueError, match="a name or an address"):
+        ChildSpec(start=Counter)
+    with pytest.raises(ValueError, match="slash"):
+        ChildSpec(name="a/b", start=Counter)
+    with pytest.raises(ValueError, match="one name"):
+        SupervisorSpec(
+            name="s", children=(*children(Address("a")), *children(Address("a")))
+        )
+    with pytest.raises(ValueError, match="negative"):
+        SupervisorSpec(name="s", max_restarts=-1)
+    with pytest.raises(ValueError, match="significant"):
+        ChildSpec(name="a", start=Counter, significant=True)
+    with pytest.raises(ValueError, match="a name or an address"):
+        DynamicSpec(name="x", address=DynamicAddress[Counter]("y"))

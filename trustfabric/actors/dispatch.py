@@ -1,0 +1,462 @@
+"""The Dispatcher: has a run staged for what is distrusted, and has ready runs run.
+
+Events only wake it. What there is to do is in the database each time, so an event
+lost, or a start after a crash, costs a little time and nothing else. It is the one
+door for people's orders about runs.
+"""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, assert_never
+
+import structlog
+
+from trustfabric.actors import orders
+from trustfabric.actors.attestation import Attest
+from trustfabric.actors.orders import Desk
+from trustfabric.actors.runs import CancelExecution, RunActor, RunTools
+from trustfabric.actors.streams import ActorFollower, Broadcaster, Event, Follow, Stream
+from trustfabric.db import dispatch, playbooks, run_writes
+from trustfabric.db.artifacts import execution_log
+from trustfabric.db.run_writes import ClaimRun, FinishRun, InsertRun
+from trustfabric.domain.dispatch import DISPATCHER, Distrusted, remedy
+from trustfabric.domain.events import TrustEvent
+from trustfabric.domain.failures import FailureReason
+from trustfabric.domain.ids import InstanceId, OwnerId, RunId
+from trustfabric.domain.runs import (
+    ApprovalState,
+    Ruling,
+    Run,
+    RunOrder,
+    RunStatus,
+    called_off,
+    outcome_of_lost,
+    pick,
+)
+from trustfabric.domain.trust import Change, Lifecycle, Signal, Tag
+from trustfabric.errors import ConflictError, FabricError
+from trustfabric.supervision import (
+    Actor,
+    Address,
+    AskError,
+    Down,
+    DynamicAddress,
+    Notice,
+    Request,
+    Timer,
+)
+
+log = structlog.get_logger(__name__)
+
+ASK_S = 10.0
+BATCH = 100
+ATTEST_QUIET_S = 30.0
+"""A re-attestation that is due is asked for again after so long."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DispatchSettings:
+    """How runs are staged and given out."""
+
+    runtime_id: str
+    """Stays the same when this runtime starts again: what it left is its to end."""
+    default_playbook: str = "default-vm-remediation"
+    requester_may_approve: bool = False
+    max_attempts: int = 3
+    concurrency: int = 4
+    owner_concurrency: int = 2
+    tick_s: float = 5.0
+    approval_ttl_s: float = 86_400.0
+    queue_ttl_s: float = 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnqueueRun(Request["Dispatcher", Run]):
+    """Stage a run of the playbook that `playbook` means for the instance's owner."""
+
+    owner: OwnerId | None
+    """Whose instances may be meant; None: everybody's (role admin)."""
+    by: OwnerId
+    instance_id: InstanceId
+    playbook: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    automation_payload: Mapping[str, Any] | None = None
+    assigned_owner_id: OwnerId | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecideApproval(Request["Dispatcher", Run]):
+    """Approve or reject a run that waits for it; a rejection ends it."""
+
+    owner: OwnerId | None
+    run_id: RunId
+    ruling: Ruling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRun(Request["Dispatcher", Run]):
+    """End a run: at once while it waits, by stopping its program while it runs."""
+
+    owner: OwnerId | None
+    run_id: RunId
+    by: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryRun(Request["Dispatcher", Run]):
+    """Stage a new run like one that has ended; the playbook is read anew."""
+
+    owner: OwnerId | None
+    run_id: RunId
+    by: OwnerId
+
+
+@dataclass(frozen=True, slots=True)
+class TrustMoved(Notice["Dispatcher"]):
+    """Something happened to trust that may be work."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunOver(Notice["Dispatcher"]):
+    """A run's actor has nothing left to do."""
+
+    run_id: RunId
+
+
+@dataclass(frozen=True, slots=True)
+class _RunGone(Notice["Dispatcher"]):
+    run_id: RunId
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass(Notice["Dispatcher"]):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Tick(Notice["Dispatcher"]):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Nothing(Notice["Dispatcher"]):
+    pass
+
+
+Message = (
+    EnqueueRun
+    | DecideApproval
+    | CancelRun
+    | RetryRun
+    | TrustMoved
+    | RunOver
+    | _RunGone
+    | _Pass
+    | _Tick
+    | _Nothing
+)
+
+
+class Dispatcher(Actor):
+    def __init__(
+        self,
+        desk: Desk,
+        tools: RunTools,
+        broadcaster: Address[Broadcaster],
+        running: DynamicAddress[RunActor],
+        settings: DispatchSettings,
+    ) -> None:
+        super().__init__()
+        self._desk = desk
+        self._tools = tools
+        self._broadcaster = broadcaster
+        self._running = running
+        self._settings = settings
+        self._pass_due = False
+        self._retry_timer: Timer | None = None
+        self._asked_at: dict[InstanceId, float] = {}
+
+    def on_start(self) -> None:
+        for key, address in self._running.children().items():
+            self._watch(_run_of(key), address)
+        self.after(0, _Tick())
+
+    async def handle(self, message: Message) -> Run | None:
+        match message:
+            case EnqueueRun() | RetryRun() | DecideApproval() | CancelRun():
+                return await self._carry_out(message)
+            case RunOver(run_id):
+                await self._running.stop_child(_key(run_id))
+            case _RunGone() | TrustMoved():
+                self._soon()
+            case _Pass():
+                self._pass_due = False
+                await self._guarded(self._recover, self._stage, self._claim)
+            case _Tick():
+                await self._guarded(self._follow, self._recover, self._expire)
+                await self._guarded(
+                    self._breach, self._verify, self._stage, self._claim
+                )
+                self.after(self._settings.tick_s, message)
+            case _:
+                assert_never(message)
+        return None
+
+    # --- people's orders ----------------------------------------------------------
+
+    async def _carry_out(
+        self, message: EnqueueRun | RetryRun | DecideApproval | CancelRun
+    ) -> Run:
+        now = self.now()
+        match message:
+            case EnqueueRun():
+                run = await orders.enqueue_run(
+                    self._desk, message.owner, _order(message), message.playbook, now
+                )
+            case RetryRun(owner=owner, run_id=run_id, by=by):
+                run = await orders.retry_run(self._desk, owner, run_id, by, now)
+            case DecideApproval(owner=owner, run_id=run_id, ruling=ruling):
+                run = await orders.decide_approval(
+                    self._desk,
+                    owner,
+                    run_id,
+                    ruling,
+                    now,
+                    requester_may_approve=self._settings.requester_may_approve,
+                )
+            case CancelRun(owner=owner, run_id=run_id, by=by, reason=reason):
+                run = await orders.cancel_run(
+                    self._desk, owner, run_id, by, reason, now
+                )
+                child = self._running.child(_key(run_id))
+                if child is not None:
+                    child.tell(CancelExecution())
+        self._soon()
+        return run
+
+    # --- what wakes it --------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        # Repeated, since the Broadcaster forgets its followers when it restarts.
+        follower = ActorFollower(Stream.TRUST, self.address, wake_for)
+        await self._broadcaster.ask(Follow(follower), within_s=ASK_S)
+
+    def _soon(self) -> None:
+        if not self._pass_due:
+            self._pass_due = True
+            self.after(0, _Pass())
+
+    def _watch(self, run_id: RunId, address: Address[RunActor]) -> None:
+        def gone(_: Down) -> Notice[Dispatcher]:
+            return _RunGone(run_id)
+
+        self.watch(address, gone)
+
+    async def _guarded(self, *steps: Callable[[], Awaitable[None]]) -> None:
+        """Take each step; what can't be done now is found again by the next pass."""
+        for step in steps:
+            try:
+                await step()
+            except (FabricError, AskError) as error:
+                log.warning("dispatch.waits", step=step.__name__, error=str(error))
+
+    # --- staging -------------------------------------------------------------------
+
+    async def _stage(self) -> None:
+        async with self._desk.database.reading() as conn:
+            found = await dispatch.list_distrusted(conn, self.now(), limit=BATCH)
+        for one in found:
+            await self._settled(self._decide(one))
+        if len(found) == BATCH:
+            self._soon()
+
+    async def _decide(self, found: Distrusted) -> None:
+        async with self._desk.database.reading() as conn:
+            playbook = await playbooks.find_playbook(
+                conn, found.owner_id, self._settings.default_playbook
+            )
+        decided = remedy(
+            found,
+            playbook,
+            max_attempts=self._settings.max_attempts,
+            now=self.now(),
+        )
+        await self._desk.apply(
+            found.instance_id,
+            decided.change,
+            *(() if decided.run is None else (InsertRun(decided.run),)),
+            expected_version=found.version,
+        )
+
+    async def _settled(self, work: Awaitable[None]) -> None:
+        """Let one instance's conflict be: the world moved on, and an event tells."""
+        try:
+            await work
+        except ConflictError as error:
+            log.info("dispatch.overtaken", error=str(error))
+
+    # --- giving out ------------------------------------------------------------------
+
+    async def _claim(self) -> None:
+        now = self.now()
+        per_owner = self._settings.owner_concurrency
+        async with self._desk.database.reading() as conn:
+            ready = await dispatch.list_ready(
+                conn, now, per_owner=per_owner, limit=BATCH
+            )
+            running = await dispatch.list_running(conn)
+            retry_at = await dispatch.next_retry(conn, now)
+        mine = sum(run.lease_owner == self._settings.runtime_id for run in running)
+        chosen = pick(
+            ready,
+            Counter(run.owner_id for run in running),
+            free=self._settings.concurrency - mine,
+            per_owner=per_owner,
+        )
+        for run in chosen:
+            await self._settled(self._start(run))
+        if retry_at is not None:
+            self._pass_at(retry_at)
+
+    def _pass_at(self, when: datetime) -> None:
+        if self._retry_timer is not None:
+            self._retry_timer.cancel()
+        delay_s = max(0.0, (when - self.now()).total_seconds())
+        if delay_s < self._settings.tick_s:
+            self._retry_timer = self.after(delay_s, TrustMoved())
+
+    async def _start(self, run: Run) -> None:
+        applied = await self._desk.apply(
+            run.instance_id,
+            Change(
+                signal=Signal.RUN_STARTED,
+                actor=f"run:{run.id}",
+                reason=f"run {run.id} of playbook {run.playbook} started",
+                metadata={"run_id": run.id},
+            ),
+            ClaimRun(
+                run_id=run.id,
+                lease_owner=self._settings.runtime_id,
+                lease_s=self._tools.lease_s,
+                now=self.now(),
+            ),
+        )
+        (epoch,) = applied.written
+        assert epoch is not None
+        address = await self._running.start_child(
+            _key(run.id), lambda: RunActor(run.id, epoch, self._tools)
+        )
+        self._watch(run.id, address)
+
+    # --- looking after ------------------------------------------------------------------
+
+    async def _recover(self) -> None:
+        """End or retry, as its playbook says, every run whose actor or runtime died."""
+        now = self.now()
+        async with self._desk.database.reading() as conn:
+            running = await dispatch.list_running(conn)
+        for run in running:
+            mine = run.lease_owner == self._settings.runtime_id
+            orphaned = mine and self._running.child(_key(run.id)) is None
+            assert run.lease_expires_at is not None
+            if orphaned or run.lease_expires_at <= now:
+                await self._settled(self._give_up(run, now, mine=orphaned))
+
+    async def _give_up(self, run: Run, now: datetime, *, mine: bool) -> None:
+        executor = self._tools.executors.get(run.executor_type)
+        killed = 0 if executor is None else await executor.reap(run.id)
+        decided = outcome_of_lost(run, self._tools.retry, now, self.random.random())
+        async with self._desk.database.reading() as conn:
+            text = await execution_log(conn, run.id, recorded_by=DISPATCHER)
+        finish = FinishRun(
+            run_id=run.id,
+            outcome=decided,
+            now=now,
+            by=DISPATCHER,
+            lease_epoch=run.lease_epoch,
+            lease_over_by=None if mine else now,
+            log=None if decided.status is RunStatus.PENDING else text,
+        )
+        change = orders.ended(run, decided, DISPATCHER)
+        await self._desk.apply(run.instance_id, change, finish)
+        log.warning("run.lost", run_id=run.id, then=decided.status, killed=killed)
+
+    async def _expire(self) -> None:
+        """Call off what waited too long for a person, or for its turn."""
+        now, settings = self.now(), self._settings
+        async with self._desk.database.reading() as conn:
+            overdue = await dispatch.list_overdue(
+                conn,
+                now,
+                approval_ttl_s=settings.approval_ttl_s,
+                queue_ttl_s=settings.queue_ttl_s,
+                limit=BATCH,
+            )
+        for run in overdue:
+            if run.approval_state is ApprovalState.PENDING:
+                reason, text = FailureReason.APPROVAL_EXPIRED, "nobody approved in time"
+            else:
+                reason, text = FailureReason.QUEUE_EXPIRED, "its turn came too late"
+            decided = called_off(run, reason, text)
+            await self._settled(
+                orders.end_run(self._desk, run, decided, DISPATCHER, now)
+            )
+
+    async def _breach(self) -> None:
+        """Say of each run, once, that its SLA deadline has passed."""
+        now = self.now()
+        async with self._desk.database.reading() as conn:
+            breached = await dispatch.list_breached(conn, now, limit=BATCH)
+        for run_id in breached:
+            async with self._desk.database.writing() as conn:
+                await run_writes.tell_breach(conn, run_id, now)
+            log.warning("run.sla-breached", run_id=run_id)
+
+    async def _verify(self) -> None:
+        """Have instances re-attested whose run ended while nobody could ask for it."""
+        async with self._desk.database.reading() as conn:
+            due = await dispatch.list_unverified(conn, limit=BATCH)
+        now = self.monotonic()
+        asked = {
+            instance_id: at
+            for instance_id, at in self._asked_at.items()
+            if at > now - ATTEST_QUIET_S
+        }
+        for instance_id in due:
+            if instance_id not in asked:
+                self._tools.attestation.tell(Attest(instance_id, "post-run"))
+                asked[instance_id] = now
+        self._asked_at = asked
+
+
+def wake_for(events: tuple[Event, ...]) -> TrustMoved | _Nothing:
+    """Return what the Dispatcher is told of events: that there may be work, or not."""
+    return TrustMoved() if any(map(_is_work, events)) else _Nothing()
+
+
+def _is_work(event: Event) -> bool:
+    return isinstance(event, TrustEvent) and (
+        event.lifecycle is Lifecycle.QUARANTINED
+        or event.remediation_state is Tag.AWAITING_EXECUTOR
+    )
+
+
+def _order(message: EnqueueRun) -> RunOrder:
+    return RunOrder(
+        instance_id=message.instance_id,
+        requested_by=f"user:{message.by}",
+        metadata=message.metadata,
+        automation_payload=message.automation_payload,
+        assigned_owner_id=message.assigned_owner_id,
+    )
+
+
+def _key(run_id: RunId) -> str:
+    return f"run:{run_id}"
+
+
+def _run_of(key: str) -> RunId:
+    return RunId(int(key.removeprefix("run:")))

@@ -1,0 +1,184 @@
+"""The composition root: settings → resources → tree → run until told to stop."""
+
+import asyncio
+import secrets
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import structlog
+
+from trustfabric import log as logs
+from trustfabric.actors.attestation import Attestation
+from trustfabric.actors.dispatch import Dispatcher, DispatchSettings
+from trustfabric.actors.evaluations import Cadence, Scheduler
+from trustfabric.actors.hypervisor import Hypervisor
+from trustfabric.actors.playbooks import Playbooks
+from trustfabric.actors.runs import RunTools
+from trustfabric.actors.servers import Fleet, Gone, Servers
+from trustfabric.actors.streams import Broadcaster, Feed, Listener, Stream
+from trustfabric.actors.trust import TrustRegistry
+from trustfabric.actors.vms import Equipment
+from trustfabric.config import Settings
+from trustfabric.db import listen, run_events, trust
+from trustfabric.domain.runs import RetryPolicy, Run
+from trustfabric.errors import ConfigError, FabricError
+from trustfabric.http.auth import Tokens
+from trustfabric.http.face import Face, Limits
+from trustfabric.http.site import Site
+from trustfabric.keys import tokens_of
+from trustfabric.launches import Launches
+from trustfabric.resources import Resources, opened
+from trustfabric.supervision import AskError, Runtime
+from trustfabric.tree import Addresses, Makers, fabric
+
+log = structlog.get_logger(__name__)
+
+STOP_S = 10.0
+FEEDS = (
+    Feed(Stream.TRUST, listen.TRUST_CHANNEL, trust.events_after),
+    Feed(Stream.REMEDIATION, listen.REMEDIATION_CHANNEL, run_events.events_after),
+)
+
+
+def serve(settings: Settings) -> int:
+    """Run the runtime in the foreground; return the exit code.
+
+    0 after SIGTERM or SIGINT; 1 when the tree gave up or something it stands on is
+    not to be had; 2 for settings that can't be used.
+    """
+    logs.set_up(settings.log.level, settings.log.format)
+    for warning in settings.warnings:
+        log.warning("settings.warning", text=warning)
+    try:
+        return asyncio.run(_serve(settings))
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    except FabricError as error:
+        sys.stderr.write(f"cannot start: {error}\n")
+        return 1
+
+
+def issue_token(settings: Settings, sub: int, role: str, ttl_s: int) -> str:
+    """Return a bearer token of this installation."""
+    expires = datetime.now(UTC) + timedelta(seconds=ttl_s)
+    claims = {"sub": str(sub), "role": role, "exp": expires}
+    return tokens_of(settings).issue(claims)
+
+
+async def _serve(settings: Settings) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with opened(settings) as resources:
+        runtime = Runtime(answers=(FabricError, AskError))
+        at = Addresses()
+        await runtime.start(fabric(at, _makers(resources, runtime, at)))
+        _announce(resources)
+        told = asyncio.create_task(stop.wait())
+        ended = asyncio.create_task(runtime.wait())
+        await asyncio.wait((told, ended), return_when=asyncio.FIRST_COMPLETED)
+        told.cancel()
+        if ended.done():
+            log.error("runtime.gave-up", reason=ended.result())
+            return 1
+        await runtime.stop(STOP_S)
+    return 0
+
+
+def _announce(resources: Resources) -> None:
+    settings = resources.settings
+    token = issue_token(settings, 1, "operator", 86_400)
+    shell = f"MCP_HOST_URL={resources.url} MCP_HOST_TOKEN=… mcpctl shell"
+    lines: Sequence[str] = (
+        f"database: {resources.database_note}",
+        f"hypervisor: {resources.provisioner.endpoint}"
+        + (" (simulated)" if resources.provisioner.simulated else ""),
+        f"policy: {resources.attestation.policy.id}",
+        f"listening: {resources.url}",
+        f"dashboard: {resources.url}/",
+        f"shell: {shell}",
+        f"token: {token}",
+    )
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+def _makers(use: Resources, runtime: Runtime, at: Addresses) -> Makers:
+    settings, database = use.settings, use.database
+    equipment = Equipment(
+        database=database,
+        provisioner=use.provisioner,
+        hypervisor=at.hypervisor,
+        trust=at.trust,
+        attestation=at.attestation,
+        tpms=use.tpms,
+        spec_of=_launches(use).spec_of,
+        new_boot_id=uuid.uuid4,
+        gone=lambda instance_id: _told(at.servers.tell(Gone(instance_id))),
+    )
+    fleet = Fleet(
+        database=database,
+        trust=at.trust,
+        broadcaster=at.broadcaster,
+        vms=at.vms,
+        equipment=equipment,
+        new_instance=_launches(use).new_instance,
+        runtime_id=use.runtime_id,
+        epoch=use.epoch,
+    )
+    return Makers(
+        broadcaster=lambda: Broadcaster(database, FEEDS, use.runtime_id),
+        listener=lambda: Listener(
+            database,
+            at.broadcaster,
+            FEEDS,
+            use.runtime_id,
+            lambda channels: listen.Wakeups.open(use.database_url, channels),
+        ),
+        trust=lambda: TrustRegistry(database),
+        attestation=lambda: Attestation(
+            database,
+            at.trust,
+            {"swtpm": use.tpms},
+            use.attestation,
+            use.verifying,
+            secrets.token_bytes,
+        ),
+        hypervisor=lambda: Hypervisor(use.provisioner),
+        servers=lambda: Servers(fleet),
+        scheduler=lambda: Scheduler(
+            database, at.trust, at.attestation, _cadence(settings), use.runtime_id
+        ),
+        playbooks=lambda: Playbooks(database),
+        dispatcher=lambda: _dispatcher(use, at),
+        api=lambda: Site(_face(use, runtime, at), lambda: use.listening),
+    )
+
+
+def _launches(use: Resources) -> Launches:
+    return Launches(
+        settings=use.settings.libvirt,
+        provisioner=use.provisioner,
+        data_dir=str(use.settings.data_dir.resolve()),
+        runtime_id=use.runtime_id,
+        epoch=use.epoch,
+        policy_id=use.attestation.policy.id,
+    )
+
+
+def _cadence(settings: Settings) -> Cadence:
+    max_age = settings.attestation.max_age_s
+    return Cadence(
+        tick_s=min(settings.scheduler.tick_s, max_age / 4),
+        ahead=timedelta(seconds=max_age / 2),
+        quiet=timedelta(seconds=min(30.0, max_age / 4)),
+    )
+
+
+def _told(_: object) -> None:
+    """Drop whether a notice was delivered: a dead letter is counted where it dies."""

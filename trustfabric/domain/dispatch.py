@@ -1,0 +1,78 @@
+"""What to do about a quarantined instance: stage a run, or note why none is."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from trustfabric.domain.ids import InstanceId, OwnerId, RunId
+from trustfabric.domain.playbooks import Playbook
+from trustfabric.domain.runs import NewRun, RunOrder, enqueue
+from trustfabric.domain.trust import Change, Signal, Tag
+
+DISPATCHER = "actor:dispatcher"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distrusted:
+    """A quarantined instance for which nothing was decided since it became so."""
+
+    instance_id: InstanceId
+    owner_id: OwnerId
+    version: int
+    attempts: int
+    held: bool
+    """Somebody holds the instance, its owner or everything."""
+    active_run: RunId | None
+    """A run staged before the quarantine began: it is taken up, not doubled."""
+    active_run_waits: bool
+    """That run waits for approval."""
+    history_id: int
+    """The transition that quarantined it."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """What the instance's trust row is told, and the run that goes with it."""
+
+    change: Change
+    run: NewRun | None = None
+
+
+def remedy(
+    found: Distrusted, playbook: Playbook | None, *, max_attempts: int, now: datetime
+) -> Remedy:
+    """Decide on one quarantine; each of these is decided once for it."""
+    if found.active_run is not None:
+        tag = Tag.PENDING_APPROVAL if found.active_run_waits else Tag.AWAITING_EXECUTOR
+        return Remedy(
+            _change(Signal.RUN_STAGED, tag, f"run {found.active_run} is active already")
+        )
+    if found.held:
+        return _note(Tag.HELD, "automatic remediation is held")
+    if found.attempts >= max_attempts:
+        return _note(
+            Tag.ATTEMPTS_EXHAUSTED, f"{found.attempts} attempts did not restore it"
+        )
+    if playbook is None:
+        return _note(Tag.NO_PLAYBOOK, "its owner has no default playbook")
+    order = RunOrder(
+        instance_id=found.instance_id,
+        requested_by=DISPATCHER,
+        metadata={
+            "trigger": {
+                "history_id": found.history_id,
+                "transition_reason": found.reason,
+            }
+        },
+    )
+    run = enqueue(playbook, order, now)
+    reason = f"playbook {playbook.key} staged: {found.reason}"
+    return Remedy(_change(Signal.RUN_STAGED, run.tag, reason), run)
+
+
+def _note(tag: Tag, reason: str) -> Remedy:
+    return Remedy(_change(Signal.ANNOTATED, tag, reason))
+
+
+def _change(signal: Signal, tag: Tag, reason: str) -> Change:
+    return Change(signal=signal, actor=DISPATCHER, reason=reason, tag=tag)

@@ -1,0 +1,51 @@
+"""JSON from outside that is to be stored: what PostgreSQL and the encoder can hold."""
+
+from typing import Any
+
+from trustfabric.errors import InvalidError
+
+DEEPEST = 100
+_INT_LIMIT = 2**63
+
+
+def check_document(name: str, document: Any) -> None:
+    """Raise InvalidError with a pointer to what can't be stored as it is."""
+    waiting = [(name, document, 0)]
+    while waiting:
+        where, value, depth = waiting.pop()
+        if depth > DEEPEST:
+            raise InvalidError(f"{where[:200]}: nested too deeply")
+        match value:
+            case dict():
+                for key, item in value.items():
+                    _check_text(where, key)
+                    waiting.append((f"{where}.{key}", item, depth + 1))
+            case list() | tuple():
+                waiting.extend(
+                    (f"{where}[{at}]", item, depth + 1) for at, item in enumerate(value)
+                )
+            case str():
+                _check_text(where, value)
+            case bool() | None:
+                pass
+            case int() if not -_INT_LIMIT <= value < _INT_LIMIT:
+                raise InvalidError(f"{where}: a number beyond 64 bits")
+            case float() if not -1e308 < value < 1e308:
+                raise InvalidError(f"{where}: not a finite number")
+            case _:
+                pass
+
+
+def plain(text: str, limit: int) -> str:
+    """Return text as a column of `limit` characters can hold it."""
+    storable = text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+    return storable[:limit]
+
+
+def _check_text(where: str, text: str) -> None:
+    if "\0" in text:
+        raise InvalidError(f"{where}: a text with NUL")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidError(f"{where}: a text with half a character") from None

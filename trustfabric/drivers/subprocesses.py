@@ -1,0 +1,161 @@
+"""Programs in a process group of their own: started, read, and surely ended.
+
+A program's end is the end of its process, never of its pipes: a grandchild may hold
+those for ever. The process is left a zombie until its whole group was killed, so
+that its number can't be somebody else's by then. What left the group with setsid is
+found by the mark in its environment.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Self
+
+MARK = "TRUSTFABRIC_MARK"
+_KILL_ROUNDS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """Whom a program runs as."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What to start, and where."""
+
+    argv: Sequence[str]
+    cwd: Path
+    env: Mapping[str, str]
+    mark: str
+    """Names the program's processes, all over the host; put into `env` too."""
+    account: Account | None = None
+
+
+class Program:
+    """One started program; `destroy` must be called, whatever happens."""
+
+    def __init__(self, process: subprocess.Popen[bytes], mark: str) -> None:
+        self._process = process
+        self._mark = mark
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        self._pidfd = os.pidfd_open(process.pid)
+        self._loop.add_reader(self._pidfd, self._note_end)
+        self._pipes: list[asyncio.ReadTransport] = []
+
+    @classmethod
+    def start(cls, launch: Launch) -> Self:
+        """Start it; OSError where the system refuses."""
+        account = launch.account
+        process = subprocess.Popen(
+            list(launch.argv),
+            cwd=launch.cwd,
+            env={**launch.env, MARK: launch.mark},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            umask=0o077,
+            user=None if account is None else account.uid,
+            group=None if account is None else account.gid,
+            extra_groups=None if account is None else [],
+        )
+        return cls(process, launch.mark)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def outputs(self) -> tuple[asyncio.StreamReader, asyncio.StreamReader]:
+        """Return the readers of stdout and stderr."""
+        return (
+            await self._reader(self._process.stdout),
+            await self._reader(self._process.stderr),
+        )
+
+    async def wait(self) -> None:
+        """Return when the process has ended."""
+        await self._ended.wait()
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Send a signal to every process of the group."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    def destroy(self) -> int | None:
+        """Kill what is left of it and let go of it.
+
+        Return its exit code (negative: the signal that ended it), None where even
+        KILL did not end it yet.
+        """
+        self.signal_group(signal.SIGKILL)
+        kill_marked(self._mark)
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        for pipe in self._pipes:
+            pipe.close()
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream is not None and not self._pipes:
+                stream.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(timeout=1.0)
+        return None
+
+    def _note_end(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        self._ended.set()
+
+    async def _reader(self, pipe: IO[bytes] | None) -> asyncio.StreamReader:
+        assert pipe is not None
+        reader = asyncio.StreamReader()
+        transport, _ = await self._loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), pipe
+        )
+        self._pipes.append(transport)
+        return reader
+
+
+def marked(prefix: str) -> list[int]:
+    """Return the processes whose mark is `prefix` or goes on from it after a dash."""
+    exact = f"{MARK}={prefix}".encode()
+    return [
+        int(entry.name)
+        for entry in os.scandir("/proc")
+        if entry.name.isdecimal() and _carries(entry.name, exact)
+    ]
+
+
+def kill_marked(prefix: str) -> int:
+    """Kill every process so marked, and those they fork meanwhile.
+
+    Return how many were killed.
+    """
+    killed: set[int] = set()
+    for _ in range(_KILL_ROUNDS):
+        alive = [pid for pid in marked(prefix) if pid != os.getpid()]
+        if not alive:
+            break
+        for pid in alive:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+    return len(killed)
+
+
+def _carries(pid: str, exact: bytes) -> bool:
+    try:
+        environment = Path("/proc", pid, "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False  # it ended, or is not ours to look into
+    return any(
+        entry == exact or entry.startswith(exact + b"-") for entry in environment
+    )

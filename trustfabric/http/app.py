@@ -1,0 +1,131 @@
+"""The aiohttp application: its routes, and what every request passes first."""
+
+from importlib import resources
+from pathlib import Path
+
+from aiohttp import web
+
+from trustfabric.db import runs, servers
+from trustfabric.errors import ForbiddenError, UnauthenticatedError
+from trustfabric.http import (
+    playbooks,
+    session,
+    system,
+    trust,
+)
+from trustfabric.http import runs as run_routes
+from trustfabric.http import servers as server_routes
+from trustfabric.http.auth import Principal, RunScope, authenticate
+from trustfabric.http.errors import Handler, problems
+from trustfabric.http.face import FACE, Face
+
+BODY_LIMIT = 1 << 20
+_OPEN = frozenset(
+    {
+        ("GET", "/"),
+        ("GET", "/healthz"),
+        ("GET", "/readyz"),
+        ("POST", "/api/session"),
+        ("DELETE", "/api/session"),
+    }
+)
+_STATIC = "/static/"
+
+RUN_ROUTES = frozenset(
+    {
+        ("GET", r"/api/servers/{id:\d+}"),
+        ("GET", r"/api/servers/{id:\d+}/vm"),
+        ("POST", r"/api/servers/{id:\d+}/start"),
+        ("POST", r"/api/servers/{id:\d+}/stop"),
+        ("POST", r"/api/servers/{id:\d+}/redeploy"),
+        ("POST", r"/api/servers/{id:\d+}/vm/attest"),
+    }
+)
+"""All that a run's token may do, and only to the run's own server."""
+
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; script-src 'self'; style-src 'self'; "
+        "connect-src 'self'; img-src 'self' data:; object-src 'none'; "
+        "base-uri 'none'; frame-ancestors 'none'; form-action 'self'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def build(face: Face) -> web.Application:
+    """Put the application together; every part of it is handed the same face."""
+    application = web.Application(
+        middlewares=[_secure, problems, authenticate(face.tokens, _public, _welcome)],
+        client_max_size=BODY_LIMIT,
+    )
+    application[FACE] = face
+    for part in (trust, playbooks, run_routes, server_routes, session, system):
+        application.add_routes(part.routes)
+    static = Path(str(resources.files("trustfabric.http") / "static"))
+    application.router.add_get("/", _dashboard(static / "index.html"))
+    application.router.add_static(_STATIC, static)
+    return application
+
+
+def _dashboard(page: Path) -> Handler:
+    async def dashboard(_: web.Request) -> web.StreamResponse:
+        return web.FileResponse(page)
+
+    return dashboard
+
+
+def _public(request: web.Request) -> bool:
+    if request.match_info.http_exception is not None and not request.path.startswith(
+        "/api/"
+    ):
+        return True  # not there: the same answer for everybody
+    return (request.method, request.path) in _OPEN or request.path.startswith(_STATIC)
+
+
+async def _welcome(request: web.Request, principal: Principal) -> None:
+    """Make the first request of a new user leave its row; hold runs to their scope."""
+    face = request.app[FACE]
+    if principal.run is not None:
+        await _check_run(request, principal.run)
+    if principal.user_id not in face.known_users:
+        async with face.database.writing() as conn:
+            await servers.add_user(conn, principal.user_id)
+        face.known_users.add(principal.user_id)
+
+
+async def _check_run(request: web.Request, scope: RunScope) -> None:
+    resource = request.match_info.route.resource
+    route = (request.method, resource.canonical if resource is not None else "")
+    own = request.match_info.get("id") == str(scope.server_id)
+    if not own or route not in _RUN_CANONICAL:
+        raise ForbiddenError("a run's token reaches its own server only")
+    face = request.app[FACE]
+    async with face.database.reading() as conn:
+        run = await runs.get_active_run(conn, scope.instance_id)
+    if (
+        run is None
+        or run.id != scope.run_id
+        or run.lease_epoch != scope.lease_epoch
+        or run.lease_expires_at is None
+        or run.lease_expires_at <= face.now()
+    ):
+        raise UnauthenticatedError("the run that this token was for is over")
+
+
+_RUN_CANONICAL = frozenset(
+    (method, path.replace(r":\d+", "")) for method, path in RUN_ROUTES
+)
+
+
+@web.middleware
+async def _secure(request: web.Request, handler: Handler) -> web.StreamResponse:
+    response = await handler(request)
+    if not response.prepared:
+        response.headers.update(_HEADERS)
+        if request.path.startswith("/api/"):
+            response.headers.setdefault("Cache-Control", "no-store")
+    return response

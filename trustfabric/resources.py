@@ -1,0 +1,177 @@
+"""What the runtime stands on: opened before the tree starts, closed after it."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from trustfabric.actors import attestation
+from trustfabric.config import Settings
+from trustfabric.db import runtimes
+from trustfabric.db.embedded import start_embedded
+from trustfabric.db.migrate import migrate
+from trustfabric.db.session import Database
+from trustfabric.domain.attestation.policy import (
+    DEFAULT_POLICY,
+    DEMO_POLICY,
+    AppraisalPolicy,
+    parse_policy,
+)
+from trustfabric.domain.evidence.packaged import packaged_anchors
+from trustfabric.domain.ports import Provisioner
+from trustfabric.drivers.hypervisor import HttpProvisioner
+from trustfabric.drivers.libvirt import LibvirtProvisioner
+from trustfabric.drivers.libvirt_events import EventLoop
+from trustfabric.drivers.swtpm import SoftTpms
+from trustfabric.errors import ConfigError
+from trustfabric.http.auth import Tokens
+from trustfabric.keys import held, runtime_id_of, tokens_of
+
+LIBVIRT_THREADS = 8
+TPM_THREADS = 8
+VERIFY_THREADS = 2
+"""Verification holds the interpreter: its threads only keep the loop answering."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """Everything that is not an actor and outlives all of them."""
+
+    settings: Settings
+    runtime_id: str
+    epoch: int
+    database_url: str
+    database_note: str
+    """Where the data is, for people."""
+    database: Database
+    provisioner: Provisioner
+    tpms: SoftTpms
+    attestation: attestation.Settings
+    verifying: Executor
+    blocking: Executor
+    """For short blocking work of drivers that have no pool of their own."""
+    tokens: Tokens
+    listening: socket.socket
+
+    @property
+    def url(self) -> str:
+        """Where the site listens."""
+        if self.settings.http.public_url is not None:
+            return self.settings.http.public_url
+        host, port = self.listening.getsockname()[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Resources]:
+    """Open everything, in order; close it in reverse, whatever happened."""
+    async with AsyncExitStack() as stack:
+        stack.enter_context(held(settings.data_dir))
+        tokens = tokens_of(settings)
+        listening = stack.enter_context(_listen(settings))
+        database_url, note = await _database_url(settings, stack)
+        await migrate(database_url)
+        database = await Database.open(
+            database_url, pool_size=settings.database.pool_size
+        )
+        stack.push_async_callback(database.close)
+        runtime_id = runtime_id_of(settings.data_dir)
+        async with database.writing() as conn:
+            epoch = await runtimes.join(
+                conn, runtime_id, socket.gethostname(), os.getpid()
+            )
+        blocking = _pool(stack, "blocking", TPM_THREADS)
+        tpms = SoftTpms(settings.data_dir / "tpm", blocking)
+        stack.push_async_callback(tpms.close)
+        yield Resources(
+            settings=settings,
+            runtime_id=runtime_id,
+            epoch=epoch,
+            database_url=database_url,
+            database_note=note,
+            database=database,
+            provisioner=_provisioner(settings, runtime_id, stack),
+            tpms=tpms,
+            attestation=_attestation(settings),
+            verifying=_pool(stack, "verify", VERIFY_THREADS),
+            blocking=blocking,
+            tokens=tokens,
+            listening=listening,
+        )
+
+
+def _pool(stack: AsyncExitStack, name: str, threads: int) -> Executor:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+    return pool
+
+
+def _listen(settings: Settings) -> socket.socket:
+    address = (settings.http.bind_address, settings.http.bind_port)
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    try:
+        return socket.create_server(address, family=family, backlog=1024)
+    except OSError as error:
+        raise ConfigError(
+            [f"BIND_ADDRESS, BIND_PORT: {address[0]}:{address[1]}: {error.strerror}"]
+        ) from error
+
+
+async def _database_url(settings: Settings, stack: AsyncExitStack) -> tuple[str, str]:
+    if settings.database.url is not None:
+        return settings.database.url.get_secret_value(), "the one of DATABASE_URL"
+    home = settings.data_dir / "postgres"
+    server = await start_embedded(home, binaries=settings.database.postgres_bin)
+    stack.push_async_callback(server.stop)
+    return server.url, (
+        f"embedded PostgreSQL {server.version} in {home}"
+        " (set DATABASE_URL to use your own)"
+    )
+
+
+def _provisioner(
+    settings: Settings, runtime_id: str, stack: AsyncExitStack
+) -> Provisioner:
+    if settings.provisioner.driver == "http":
+        hypervisor = settings.hypervisor
+        assert hypervisor.endpoint is not None  # a fault of the settings otherwise
+        return HttpProvisioner(
+            hypervisor.endpoint,
+            token=lambda: hypervisor.token,
+            timeout_s=hypervisor.timeout_s,
+        )
+    events = EventLoop(asyncio.get_running_loop())
+    events.start()
+    stack.callback(events.stop)
+    return LibvirtProvisioner(
+        settings.libvirt.uri,
+        events=events,
+        executor=_pool(stack, "libvirt", LIBVIRT_THREADS),
+        runtime=runtime_id,
+    )
+
+
+def _attestation(settings: Settings) -> attestation.Settings:
+    chosen = settings.attestation
+    return attestation.Settings(
+        policy=_policy(chosen.policy),
+        anchors=packaged_anchors(),
+        max_age=timedelta(seconds=chosen.max_age_s),
+        timeout_s=chosen.timeout_s,
+        attempts=chosen.attempts,
+    )
+
+
+def _policy(name: str) -> AppraisalPolicy:
+    match name:
+        case "default":
+            return DEFAULT_POLICY
+        case "demo-software-tpm":
+            return DEMO_POLICY
+        case _:
+            return parse_policy(Path(name).read_bytes())

@@ -1,0 +1,38 @@
+"""What a cell needs of the actor inside it, and of the supervisor above it."""
+
+from typing import Any, Protocol, TypeVar
+
+from trustfabric.supervision.exits import Exit
+from trustfabric.supervision.mailbox import MailboxSpec
+
+C_contra = TypeVar("C_contra", contravariant=True)
+
+
+class Behaviour(Protocol):
+    """An actor, as its cell runs it."""
+
+    mailbox: MailboxSpec
+
+    def receive(self, message: Any) -> Any: ...
+
+    def on_start(self) -> Any: ...
+
+    def on_stop(self) -> Any: ...
+
+    def on_death(self, exit_: Exit) -> None:
+        """Let go: the incarnation ends, whichever way. Never raises."""
+        ...
+
+
+class Parent(Protocol[C_contra]):
+    """Who is told of a cell's ups and downs, at once and on the spot."""
+
+    def child_up(self, cell: C_contra) -> None: ...
+
+    def child_down(self, cell: C_contra, exit_: Exit) -> None: ...
+
+
+class Cancellable(Protocol):
+    """A timer, a watch or a request taken along: it ends with its incarnation."""
+
+    def cancel(self) -> object: ...

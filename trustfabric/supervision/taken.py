@@ -1,0 +1,64 @@
+"""Requests taken along with the one in hand, to be handled together."""
+
+from typing import Generic, TypeVar
+
+from trustfabric.supervision.cell import Cell
+from trustfabric.supervision.mailbox import Envelope
+
+M = TypeVar("M")
+
+
+class Taken(Generic[M]):
+    """A request in hand: whoever took it answers it, or the actor's end does."""
+
+    __slots__ = ("_cell", "_envelope", "message")
+
+    def __init__(self, cell: Cell, envelope: Envelope) -> None:
+        self.message: M = envelope.message
+        self._cell = cell
+        self._envelope = envelope
+        if cell.resources is None:
+            cell.resources = set()
+        cell.resources.add(self)
+
+    def answer(self, value: object) -> None:
+        """Give its asker the answer."""
+        self._settle()
+        if self._envelope.reply is not None:
+            self._envelope.reply.resolve(value)
+
+    def refuse(self, error: BaseException) -> None:
+        """Raise `error` at its asker."""
+        self._settle()
+        if self._envelope.reply is not None:
+            self._envelope.reply.reject(error)
+
+    def cancel(self) -> None:
+        """Tell its asker that nobody will answer: the incarnation ends."""
+        if self._envelope.reply is not None:
+            self._envelope.reply.reject(self._cell.last_words())
+
+    def _settle(self) -> None:
+        if self._cell.resources is not None:
+            self._cell.resources.discard(self)
+
+
+def take(cell: Cell, kind: type[M], limit: int) -> list[Taken[M]]:
+    """Take requests of one kind off the front of the mailbox, up to `limit`.
+
+    The first of another kind ends it, so that the order of mail is kept. Requests
+    that nobody waits for any more are skipped.
+    """
+    taken: list[Taken[M]] = []
+    while len(taken) < limit:
+        envelope = cell.mailbox.peek()
+        if envelope is None or envelope.reply is None:
+            break
+        if not isinstance(envelope.message, kind):
+            break
+        cell.mailbox.take_oldest()
+        if envelope.is_late(cell.scheduler.clock.monotonic, cell.epoch):
+            cell.scheduler.skipped += 1
+        else:
+            taken.append(Taken(cell, envelope))
+    return taken

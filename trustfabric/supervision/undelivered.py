@@ -1,0 +1,66 @@
+"""What becomes of mail that no actor handles: somebody always hears of it."""
+
+import structlog
+from pykka.messages import _ActorStop
+
+from trustfabric.supervision.deadletters import DeadLetters
+from trustfabric.supervision.errors import ActorDeadError, AskError, MailboxFullError
+from trustfabric.supervision.mailbox import Envelope
+
+log = structlog.get_logger(__name__)
+
+
+def is_stop(envelope: Envelope) -> bool:
+    """Whether this is pykka's request to stop; answered with whether it had to."""
+    return isinstance(envelope.message, _ActorStop)
+
+
+def refuse(envelope: Envelope, path: str, reason: str, letters: DeadLetters) -> None:
+    """Send back what finds nobody there."""
+    if is_stop(envelope):
+        _resolve(envelope, value=False)
+    else:
+        _send_back(envelope, path, ActorDeadError(f"{path}: {reason}"), reason, letters)
+
+
+def strand(envelope: Envelope, path: str, reason: str, letters: DeadLetters) -> None:
+    """Send back what waited for an actor that has ended for good."""
+    if is_stop(envelope):
+        _resolve(envelope, value=True)
+    else:
+        refuse(envelope, path, reason, letters)
+
+
+def bounce(envelope: Envelope, path: str, limit: int, letters: DeadLetters) -> None:
+    """Send back what a full mailbox has no room for."""
+    error = MailboxFullError(f"{path}: {limit} waiting")
+    _send_back(envelope, path, error, "mailbox full", letters)
+
+
+def answer_error(envelope: Envelope, path: str, error: BaseException) -> None:
+    """Give the asker an error that is an answer; of a notice there is none to give."""
+    if envelope.reply is not None:
+        envelope.reply.reject(error)
+        return
+    message = type(envelope.message).__name__
+    log.warning("actor.notice_refused", path=path, message=message, error=repr(error))
+
+
+def cut_short(envelope: Envelope | None, error: AskError) -> None:
+    """Tell the asker that the actor ends; a stop is answered once it has."""
+    if envelope is not None and envelope.reply is not None and not is_stop(envelope):
+        envelope.reply.reject(error)
+
+
+def _send_back(
+    envelope: Envelope, path: str, error: AskError, reason: str, letters: DeadLetters
+) -> None:
+    if envelope.reply is not None:
+        envelope.reply.reject(error)
+    else:
+        letters.add(path, envelope.message, reason)
+
+
+def _resolve(envelope: Envelope, *, value: bool) -> None:
+    if envelope.reply is not None:
+        envelope.reply.resolve(value)

@@ -1,0 +1,78 @@
+"""Names the actor that holds the event loop, while it does."""
+
+import asyncio
+import sys
+import threading
+import traceback
+from collections import deque
+from dataclasses import dataclass
+
+import structlog
+
+from trustfabric.supervision.scheduler import Scheduler
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One time the loop was held."""
+
+    path: str
+    """The actor's, or the name of the asyncio task that is none of ours."""
+    stack: tuple[str, ...]
+    """Where it was when it was caught, outermost first."""
+
+
+class Watchdog:
+    """A thread that wants a sign of life from the loop every `limit_s`."""
+
+    def __init__(self, scheduler: Scheduler, limit_s: float) -> None:
+        self._scheduler = scheduler
+        self._limit_s = limit_s
+        self._loop_thread = threading.get_ident()
+        self._sign = threading.Event()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(
+            target=self._watch, name="supervision-watchdog", daemon=True
+        )
+        self.total = 0
+        self.held: deque[Held] = deque(maxlen=20)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._sign.set()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(self._limit_s / 2):
+            self._sign.clear()
+            try:
+                self._scheduler.call_from_thread(self._sign.set)
+            except RuntimeError:  # the loop is closed
+                return
+            if not self._sign.wait(self._limit_s) and not self._stopped.is_set():
+                self._blame()
+                self._sign.wait()
+
+    def _blame(self) -> None:
+        held = Held(self._who(), self._stack())
+        self.total += 1
+        self.held.append(held)
+        log.warning(
+            "loop.held", path=held.path, limit_s=self._limit_s, stack=held.stack
+        )
+
+    def _who(self) -> str:
+        running = self._scheduler.running
+        if running is not None:
+            return running.path
+        task = asyncio.current_task(self._scheduler.loop)
+        return "" if task is None else task.get_name()
+
+    def _stack(self) -> tuple[str, ...]:
+        frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001
+        lines = traceback.format_stack(frame)[-8:] if frame is not None else []
+        return tuple(line.strip() for line in lines)
