@@ -12,9 +12,10 @@ import structlog
 
 from trustfabric import log as logs
 from trustfabric.actors.attestation import Attestation
-from trustfabric.actors.dispatch import Dispatcher, DispatchSettings
+from trustfabric.actors.dispatch import Dispatcher, DispatchSettings, RunOver
 from trustfabric.actors.evaluations import Cadence, Scheduler
 from trustfabric.actors.hypervisor import Hypervisor
+from trustfabric.actors.orders import Desk
 from trustfabric.actors.playbooks import Playbooks
 from trustfabric.actors.runs import RunTools
 from trustfabric.actors.servers import Fleet, Gone, Servers
@@ -24,6 +25,9 @@ from trustfabric.actors.vms import Equipment
 from trustfabric.config import Settings
 from trustfabric.db import listen, run_events, trust
 from trustfabric.domain.runs import RetryPolicy, Run
+from trustfabric.domain.specs import ExecutorType
+from trustfabric.drivers.secrets import Secrets
+from trustfabric.drivers.shell import ShellExecutor, ShellSettings
 from trustfabric.errors import ConfigError, FabricError
 from trustfabric.http.auth import Tokens
 from trustfabric.http.face import Face, Limits
@@ -182,3 +186,90 @@ def _cadence(settings: Settings) -> Cadence:
 
 def _told(_: object) -> None:
     """Drop whether a notice was delivered: a dead letter is counted where it dies."""
+
+
+def _dispatcher(use: Resources, at: Addresses) -> Dispatcher:
+    chosen = use.settings.remediation
+    tools = RunTools(
+        database=use.database,
+        trust=at.trust,
+        attestation=at.attestation,
+        over=lambda run_id: at.dispatcher.tell(RunOver(run_id)),
+        executors={ExecutorType.SHELL: _shell(use)},
+        issue_token=lambda run, expires: _run_token(use.tokens, run, expires),
+        retry=RetryPolicy(
+            limit=chosen.retry_limit,
+            base_s=chosen.retry_base_s,
+            longest_s=chosen.retry_max_s,
+        ),
+        lease_s=chosen.lease_s,
+    )
+    settings = DispatchSettings(
+        runtime_id=use.runtime_id,
+        default_playbook=chosen.default_playbook,
+        requester_may_approve=chosen.requester_may_approve,
+        max_attempts=chosen.max_attempts,
+        concurrency=chosen.concurrency,
+        owner_concurrency=chosen.owner_concurrency,
+        tick_s=chosen.tick_s,
+        approval_ttl_s=chosen.approval_ttl_s,
+        queue_ttl_s=chosen.queue_ttl_s,
+    )
+    desk = Desk(use.database, at.trust)
+    return Dispatcher(desk, tools, at.broadcaster, at.runs, settings)
+
+
+def _shell(use: Resources) -> ShellExecutor:
+    chosen, data_dir = use.settings.executor, use.settings.data_dir.resolve()
+    values = {name: one.get_secret_value() for name, one in chosen.secrets.items()}
+    return ShellExecutor(
+        ShellSettings(
+            root=data_dir / "runs",
+            hidden=data_dir,
+            url=lambda: use.url,
+            user=chosen.user,
+            unsandboxed=chosen.unsandboxed,
+            path=chosen.path,
+        ),
+        Secrets(values, chosen.secrets_dir),
+        use.blocking,
+    )
+
+
+def _run_token(tokens: Tokens, run: Run, expires: datetime) -> str:
+    """Return what a run's program may call the runtime with; http/app.py limits it."""
+    return tokens.issue(
+        {
+            "sub": str(run.owner_id),
+            "role": "run",
+            "exp": expires,
+            "run": run.id,
+            "instance": run.instance_id,
+            "server": run.server_id,
+            "epoch": run.lease_epoch,
+        }
+    )
+
+
+def _face(use: Resources, runtime: Runtime, at: Addresses) -> Face:
+    http = use.settings.http
+    return Face(
+        database=use.database,
+        trust=at.trust,
+        broadcaster=at.broadcaster,
+        attestation=at.attestation,
+        servers=at.servers,
+        dispatcher=at.dispatcher,
+        playbooks=at.playbooks,
+        provisioner=use.provisioner,
+        runtime=runtime,
+        tokens=use.tokens,
+        limits=Limits(
+            history_max=http.history_limit_max,
+            stream_buffer=http.stream_buffer,
+            heartbeat_s=http.heartbeat_s,
+            log_tail=use.settings.libvirt.log_tail,
+        ),
+        chaos=use.settings.chaos.enabled,
+        now=lambda: datetime.now(UTC),
+    )

@@ -72,9 +72,7 @@ class Launches:
             memory_mib=instance.memory_mib,
             vcpu_count=instance.vcpu_count,
             image=instance.image,
-            network=NetworkTemplate(
-                **settings.network.model_dump(exclude_none=True)
-            ),
+            network=NetworkTemplate(**settings.network.model_dump(exclude_none=True)),
             volume=fill_volume(
                 volume,
                 data_dir=self.data_dir,

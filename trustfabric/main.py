@@ -44,9 +44,9 @@ def serve(session: Session, /, data_dir: Path | None, *, with_demo: bool) -> int
     if with_demo:
         return _demo(data_dir)
     settings = _settings(data_dir)
-    from trustfabric import app  # noqa: PLC0415
+    from trustfabric.app import serve as run_runtime  # noqa: PLC0415
 
-    return app.serve(settings)
+    return run_runtime(settings)
 
 
 @click.command()
@@ -82,9 +82,9 @@ def _demo(data_dir: Path | None) -> int:
 def token(sub: int, role: str, ttl_s: int, data_dir: Path | None) -> None:
     """Print a bearer token signed with the configured secret."""
     settings = _settings(data_dir)
-    from trustfabric import app  # noqa: PLC0415
+    from trustfabric.app import issue_token  # noqa: PLC0415
 
-    click.echo(app.issue_token(settings, sub, role, ttl_s))
+    click.echo(issue_token(settings, sub, role, ttl_s))
 
 
 @click.group()

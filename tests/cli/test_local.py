@@ -1,6 +1,5 @@
 """The commands that work on this machine: what they refuse and what they print."""
 
-import json
 import os
 import subprocess
 import sys

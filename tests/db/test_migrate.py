@@ -114,6 +114,7 @@ async def test_a_killed_migrator_blocks_nobody(blank_database_url: str) -> None:
         query = """
             SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
              WHERE query LIKE '%pg_sleep%' AND pid <> pg_backend_pid()
+               AND datname = current_database()
         """
         while conn.execute(query).fetchone() is None:
             await asyncio.sleep(0.01)

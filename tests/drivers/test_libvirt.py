@@ -26,8 +26,9 @@ from trustfabric.domain.vms import (
 )
 from trustfabric.drivers import libvirt_errors
 from trustfabric.drivers.libvirt import LibvirtProvisioner
+from trustfabric.drivers.libvirt_connect import Credentials, parse_uri
 from trustfabric.drivers.libvirt_events import EventLoop
-from trustfabric.drivers.libvirt_link import Credentials, Link, parse_uri
+from trustfabric.drivers.libvirt_link import Link, Listeners
 from trustfabric.errors import (
     AlreadyRunningError,
     ConflictError,
@@ -508,14 +509,13 @@ async def test_a_link_whose_calls_hang_is_lost_and_says_so_once(
 async def an_open_link(
     events: EventLoop, executor: ThreadPoolExecutor
 ) -> tuple[Link, list[str]]:
-    from trustfabric.drivers.libvirt_link import Listeners
-
     lost: list[str] = []
-    link = Link(libvirt, parse_uri("test:///default"), events, executor)
+    uri = parse_uri("test:///default")
+    link = Link(libvirt, uri, Credentials(), events, executor)
     listeners = Listeners(
         lifecycle=lambda *_: None, rebooted=lambda *_: None, lost=lost.append
     )
-    await link.open(Credentials(), listeners, None)
+    await link.open(listeners, None)
     return link, lost
 
 

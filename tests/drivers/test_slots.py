@@ -6,13 +6,13 @@ from trustfabric.drivers.slots import Slots
 
 
 async def test_who_came_first_goes_first() -> None:
-    slots, went = Slots(1), list[int]()
+    slots, went = Slots([0]), list[int]()
 
     async def go(number: int) -> None:
-        await slots.take()
+        slot = await slots.take()
         went.append(number)
         await asyncio.sleep(0)
-        slots.give()
+        slots.give(slot)
 
     await asyncio.gather(*(go(number) for number in range(5)))
 
@@ -20,7 +20,7 @@ async def test_who_came_first_goes_first() -> None:
 
 
 async def test_no_more_than_the_slots_are_taken() -> None:
-    slots = Slots(2)
+    slots = Slots([0, 1])
     await slots.take()
     await slots.take()
 
@@ -29,12 +29,12 @@ async def test_no_more_than_the_slots_are_taken() -> None:
 
 
 async def test_a_cancelled_wait_loses_no_slot() -> None:
-    slots = Slots(1)
+    slots = Slots([0])
     await slots.take()
     waiting = asyncio.create_task(slots.take())
     await asyncio.sleep(0)
 
-    slots.give()
+    slots.give(0)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
 
@@ -42,7 +42,7 @@ async def test_a_cancelled_wait_loses_no_slot() -> None:
 
 
 async def test_who_waits_is_sent_away() -> None:
-    slots = Slots(1)
+    slots = Slots([0])
     await slots.take()
     waiting = asyncio.create_task(slots.take())
     await asyncio.sleep(0)

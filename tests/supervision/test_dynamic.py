@@ -11,6 +11,7 @@ from tests.supervision.actors import (
     Gate,
     Quit,
     started,
+    state,
 )
 from trustfabric.supervision import (
     ActorDeadError,
@@ -54,7 +55,7 @@ async def test_a_stopped_child_gives_its_key_back() -> None:
     await book.stop_child("1")
     await book.stop_child("1")
 
-    assert one.state is State.DEAD
+    assert state(one) is State.DEAD
     assert dict(book.children()) == {}
     with pytest.raises(KeyError):
         await runtime.kill("root/many/1")
@@ -114,7 +115,7 @@ async def test_one_child_over_its_budget_is_given_up_alone() -> None:
         clock.advance(1.0)
         await runtime.quiet()
 
-    assert one.state is State.DEAD
+    assert state(one) is State.DEAD
     assert book.child("1") is None
     assert await two.ask(Count(), within_s=1.0) == 1
     await runtime.stop()
@@ -145,13 +146,13 @@ async def test_stopping_a_child_in_backoff_ends_the_wait() -> None:
     one.tell(Crash())
     one.tell(Crash())
     await runtime.quiet()
-    assert one.state is State.WAITING
+    assert state(one) is State.WAITING
     one.tell(Bump())
 
     await book.stop_child("1")
     clock.advance(60.0)
 
-    assert one.state is State.DEAD
+    assert state(one) is State.DEAD
     assert runtime.dead_letters.by_path() == {"root/many/1": 1}
     await runtime.stop()
 

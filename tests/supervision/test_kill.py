@@ -14,6 +14,7 @@ from tests.supervision.actors import (
     TellDo,
     children,
     started,
+    state,
 )
 from trustfabric.supervision import (
     ActorKilledError,
@@ -131,7 +132,7 @@ async def test_a_swallowed_cancel_ends_by_force_after_the_grace() -> None:
     a.kill()
     assert isinstance(await outcome(held), ActorKilledError)
     await runtime.quiet()
-    assert a.state is State.DYING
+    assert state(a) is State.DYING
     clock.advance(5.0)
 
     assert await a.ask(Count(), within_s=1.0) == 1
@@ -203,7 +204,7 @@ async def test_a_kill_while_stopping_ends_it() -> None:
     await runtime.kill("root/a")
     await stopping
 
-    assert a.state is State.DEAD
+    assert state(a) is State.DEAD
 
 
 async def test_a_second_kill_and_a_kill_in_backoff_do_nothing() -> None:
@@ -219,7 +220,7 @@ async def test_a_second_kill_and_a_kill_in_backoff_do_nothing() -> None:
     await runtime.quiet()
     a.kill()
     await runtime.quiet()
-    assert a.state is State.WAITING
+    assert state(a) is State.WAITING
     assert not a.kill()
     await runtime.kill("root/a")
     clock.advance(1.0)
@@ -292,7 +293,7 @@ async def test_no_exception_ends_more_than_its_actor(
 async def test_timers_of_an_incarnation_die_with_it() -> None:
     clock = ManualClock()
     runtime, a = await one(clock)
-    await a.ask(Do(lambda actor: actor.after(1.0, Bump()) and None), within_s=1.0)
+    await a.ask(Do(lambda actor: actor.after(1.0, Bump())), within_s=1.0)
 
     a.kill()
     clock.advance(2.0)
@@ -305,7 +306,7 @@ async def test_a_timers_notice_that_is_already_mail_dies_with_its_incarnation() 
     clock = ManualClock()
     runtime, a = await one(clock)
     gate = Gate()
-    await a.ask(Do(lambda actor: actor.after(1.0, Bump()) and None), within_s=1.0)
+    await a.ask(Do(lambda actor: actor.after(1.0, Bump())), within_s=1.0)
     held = ask_later(a, gate)
     await gate.begun.wait()
 
@@ -333,7 +334,7 @@ async def test_tasks_of_an_incarnation_end_before_the_next_begins() -> None:
         reports.append(result)
         return Bump()
 
-    await a.ask(Do(lambda actor: actor.run(beside(), done) and None), within_s=1.0)
+    await a.ask(Do(lambda actor: actor.run(beside(), done)), within_s=1.0)
     await gate.begun.wait()
     a.kill()
     await cleanup.begun.wait()
@@ -360,13 +361,13 @@ async def test_a_task_that_will_not_end_is_given_up_after_the_grace() -> None:
                 continue
 
     await a.ask(
-        Do(lambda actor: actor.run(stubborn(), lambda _: Bump()) and None),
+        Do(lambda actor: actor.run(stubborn(), lambda _: Bump())),
         within_s=1.0,
     )
     await begun.wait()
     a.kill()
     await runtime.quiet()
-    assert a.state is State.DYING
+    assert state(a) is State.DYING
     clock.advance(5.0)
 
     assert await a.ask(Count(), within_s=1.0) == 1

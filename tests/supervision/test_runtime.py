@@ -12,6 +12,7 @@ from tests.supervision.actors import (
     Gate,
     children,
     started,
+    state,
 )
 from trustfabric.supervision import (
     ActorCrashedError,
@@ -107,7 +108,7 @@ async def test_an_actor_that_has_stopped_is_dead_to_asks_and_tells() -> None:
 
     await runtime.stop()
 
-    assert a.state is State.DEAD
+    assert state(a) is State.DEAD
     assert not a.tell(Bump())
     with pytest.raises(ActorDeadError):
         await a.ask(Count(), within_s=1.0)
@@ -122,7 +123,7 @@ async def test_a_child_that_keeps_crashing_waits_ever_longer() -> None:
     a.tell(Crash())
     a.tell(Crash())
     await runtime.quiet()
-    assert a.state is State.WAITING
+    assert state(a) is State.WAITING
 
     clock.advance(0.2)
     assert await a.ask(Count(), within_s=1.0) == 1

@@ -14,6 +14,7 @@ from tests.supervision.actors import (
     Quit,
     children,
     started,
+    state,
 )
 from trustfabric.supervision import (
     ActorCrashedError,
@@ -114,7 +115,7 @@ async def test_the_restart_matrix(
     await runtime.quiet()
 
     assert a.state is (State.RUNNING if returns else State.DEAD)
-    assert b.state is State.RUNNING
+    assert state(b) is State.RUNNING
     await runtime.stop()
 
 
@@ -150,7 +151,7 @@ async def test_mail_survives_the_restart_with_a_sibling() -> None:
     await runtime.quiet()
     a.tell(Crash())
     await runtime.quiet()
-    assert b.state is State.RUNNING  # it is let finish what it has in hand
+    assert state(b) is State.RUNNING  # it is let finish what it has in hand
     gate.go.set()
 
     assert await held == "passed"
@@ -185,7 +186,7 @@ async def test_restarts_far_apart_never_escalate() -> None:
         await runtime.quiet()
         clock.advance(61.0)
 
-    assert a.state is State.RUNNING
+    assert state(a) is State.RUNNING
     await runtime.stop()
 
 
@@ -279,7 +280,7 @@ async def test_a_tree_that_cannot_start_says_why() -> None:
             ChildSpec(address=a, start=bad),
             max_restarts=0,
         )
-    assert a.state is State.DEAD
+    assert state(a) is State.DEAD
 
 
 async def test_mail_for_a_child_whose_turn_has_not_come_is_kept() -> None:
@@ -313,13 +314,13 @@ async def test_a_child_that_does_not_stop_in_time_is_stopped_by_force() -> None:
 
     stopping = asyncio.ensure_future(runtime.stop())
     await runtime.quiet()
-    assert b.state is State.RUNNING
+    assert state(b) is State.RUNNING
     clock.advance(2.0)
     await stopping
 
     assert held.done()
     assert isinstance(held.exception(), Exception)
-    assert a.state is State.DEAD
+    assert state(a) is State.DEAD
 
 
 async def test_the_runtimes_stop_has_a_bound_of_its_own() -> None:
@@ -346,12 +347,12 @@ async def test_a_stop_while_a_child_waits_for_its_restart() -> None:
     a.tell(Crash())
     a.tell(Crash())
     await runtime.quiet()
-    assert a.state is State.WAITING
+    assert state(a) is State.WAITING
 
     await runtime.stop()
     clock.advance(99.0)
 
-    assert a.state is State.DEAD
+    assert state(a) is State.DEAD
 
 
 @pytest.mark.parametrize(
@@ -392,7 +393,7 @@ async def test_backoff_starts_afresh_after_a_quiet_time() -> None:
     a.tell(Crash())
     a.tell(Crash())
     await runtime.quiet()
-    assert a.state is State.WAITING
+    assert state(a) is State.WAITING
     clock.advance(1.0)
     await runtime.quiet()
 
@@ -400,7 +401,7 @@ async def test_backoff_starts_afresh_after_a_quiet_time() -> None:
     a.tell(Crash())
     await runtime.quiet()
 
-    assert a.state is State.RUNNING
+    assert state(a) is State.RUNNING
     await runtime.stop()
 
 

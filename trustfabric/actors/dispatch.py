@@ -14,25 +14,19 @@ from typing import Any, assert_never
 import structlog
 
 from trustfabric.actors import orders
-from trustfabric.actors.attestation import Attest
 from trustfabric.actors.orders import Desk
 from trustfabric.actors.runs import CancelExecution, RunActor, RunTools
 from trustfabric.actors.streams import ActorFollower, Broadcaster, Event, Follow, Stream
-from trustfabric.db import dispatch, playbooks, run_writes
-from trustfabric.db.artifacts import execution_log
-from trustfabric.db.run_writes import ClaimRun, FinishRun, InsertRun
-from trustfabric.domain.dispatch import DISPATCHER, Distrusted, remedy
+from trustfabric.actors.upkeep import Upkeep
+from trustfabric.db import dispatch, playbooks
+from trustfabric.db.run_writes import ClaimRun, InsertRun
+from trustfabric.domain.dispatch import DispatchSettings, Distrusted, remedy
 from trustfabric.domain.events import TrustEvent
-from trustfabric.domain.failures import FailureReason
 from trustfabric.domain.ids import InstanceId, OwnerId, RunId
 from trustfabric.domain.runs import (
-    ApprovalState,
     Ruling,
     Run,
     RunOrder,
-    RunStatus,
-    called_off,
-    outcome_of_lost,
     pick,
 )
 from trustfabric.domain.trust import Change, Lifecycle, Signal, Tag
@@ -52,24 +46,6 @@ log = structlog.get_logger(__name__)
 
 ASK_S = 10.0
 BATCH = 100
-ATTEST_QUIET_S = 30.0
-"""A re-attestation that is due is asked for again after so long."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DispatchSettings:
-    """How runs are staged and given out."""
-
-    runtime_id: str
-    """Stays the same when this runtime starts again: what it left is its to end."""
-    default_playbook: str = "default-vm-remediation"
-    requester_may_approve: bool = False
-    max_attempts: int = 3
-    concurrency: int = 4
-    owner_concurrency: int = 2
-    tick_s: float = 5.0
-    approval_ttl_s: float = 86_400.0
-    queue_ttl_s: float = 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +153,7 @@ class Dispatcher(Actor):
         self._settings = settings
         self._pass_due = False
         self._retry_timer: Timer | None = None
-        self._asked_at: dict[InstanceId, float] = {}
+        self._upkeep = Upkeep(desk, tools, settings)
 
     def on_start(self) -> None:
         for key, address in self._running.children().items():
@@ -192,6 +168,8 @@ class Dispatcher(Actor):
                 await self._running.stop_child(_key(run_id))
             case _RunGone() | TrustMoved():
                 self._soon()
+            case _Nothing():
+                pass
             case _Pass():
                 self._pass_due = False
                 await self._guarded(self._recover, self._stage, self._claim)
@@ -234,6 +212,8 @@ class Dispatcher(Actor):
                 child = self._running.child(_key(run_id))
                 if child is not None:
                     child.tell(CancelExecution())
+            case _:
+                assert_never(message)
         self._soon()
         return run
 
@@ -351,7 +331,7 @@ class Dispatcher(Actor):
         )
         self._watch(run.id, address)
 
-    # --- looking after ------------------------------------------------------------------
+    # --- looking after ------------------------------------------------------
 
     async def _recover(self) -> None:
         """End or retry, as its playbook says, every run whose actor or runtime died."""
@@ -363,73 +343,18 @@ class Dispatcher(Actor):
             orphaned = mine and self._running.child(_key(run.id)) is None
             assert run.lease_expires_at is not None
             if orphaned or run.lease_expires_at <= now:
-                await self._settled(self._give_up(run, now, mine=orphaned))
+                end = self._upkeep.end_lost(
+                    run, now, mine=orphaned, jitter=self.random.random()
+                )
+                await self._settled(end)
 
-    async def _give_up(self, run: Run, now: datetime, *, mine: bool) -> None:
-        executor = self._tools.executors.get(run.executor_type)
-        killed = 0 if executor is None else await executor.reap(run.id)
-        decided = outcome_of_lost(run, self._tools.retry, now, self.random.random())
-        async with self._desk.database.reading() as conn:
-            text = await execution_log(conn, run.id, recorded_by=DISPATCHER)
-        finish = FinishRun(
-            run_id=run.id,
-            outcome=decided,
-            now=now,
-            by=DISPATCHER,
-            lease_epoch=run.lease_epoch,
-            lease_over_by=None if mine else now,
-            log=None if decided.status is RunStatus.PENDING else text,
-        )
-        change = orders.ended(run, decided, DISPATCHER)
-        await self._desk.apply(run.instance_id, change, finish)
-        log.warning("run.lost", run_id=run.id, then=decided.status, killed=killed)
-
-    async def _expire(self) -> None:
-        """Call off what waited too long for a person, or for its turn."""
-        now, settings = self.now(), self._settings
-        async with self._desk.database.reading() as conn:
-            overdue = await dispatch.list_overdue(
-                conn,
-                now,
-                approval_ttl_s=settings.approval_ttl_s,
-                queue_ttl_s=settings.queue_ttl_s,
-                limit=BATCH,
-            )
-        for run in overdue:
-            if run.approval_state is ApprovalState.PENDING:
-                reason, text = FailureReason.APPROVAL_EXPIRED, "nobody approved in time"
-            else:
-                reason, text = FailureReason.QUEUE_EXPIRED, "its turn came too late"
-            decided = called_off(run, reason, text)
-            await self._settled(
-                orders.end_run(self._desk, run, decided, DISPATCHER, now)
-            )
-
-    async def _breach(self) -> None:
-        """Say of each run, once, that its SLA deadline has passed."""
+    async def _tend(self) -> None:
+        """See to what only the clock can tell."""
         now = self.now()
-        async with self._desk.database.reading() as conn:
-            breached = await dispatch.list_breached(conn, now, limit=BATCH)
-        for run_id in breached:
-            async with self._desk.database.writing() as conn:
-                await run_writes.tell_breach(conn, run_id, now)
-            log.warning("run.sla-breached", run_id=run_id)
-
-    async def _verify(self) -> None:
-        """Have instances re-attested whose run ended while nobody could ask for it."""
-        async with self._desk.database.reading() as conn:
-            due = await dispatch.list_unverified(conn, limit=BATCH)
-        now = self.monotonic()
-        asked = {
-            instance_id: at
-            for instance_id, at in self._asked_at.items()
-            if at > now - ATTEST_QUIET_S
-        }
-        for instance_id in due:
-            if instance_id not in asked:
-                self._tools.attestation.tell(Attest(instance_id, "post-run"))
-                asked[instance_id] = now
-        self._asked_at = asked
+        for end in await self._upkeep.ends_overdue(now):
+            await self._settled(end)
+        await self._upkeep.tell_breaches(now)
+        await self._upkeep.ask_for_evidence(now)
 
 
 def wake_for(events: tuple[Event, ...]) -> TrustMoved | _Nothing:

@@ -129,7 +129,7 @@ async def retry_run(
     return await enqueue_run(desk, owner, order, old.playbook, now)
 
 
-async def decide_approval(  # noqa: PLR0913  one argument per fact of the order
+async def decide_approval(
     desk: Desk,
     owner: OwnerId | None,
     run_id: RunId,
@@ -159,7 +159,7 @@ async def decide_approval(  # noqa: PLR0913  one argument per fact of the order
     return await desk.read(owner, run_id)
 
 
-async def cancel_run(  # noqa: PLR0913  likewise
+async def cancel_run(
     desk: Desk,
     owner: OwnerId | None,
     run_id: RunId,

@@ -71,7 +71,8 @@ class Playbooks(Actor):
             case UpdatePlaybook():
                 return await self._update(message)
             case DeletePlaybook():
-                return await self._delete(message)
+                await self._delete(message)
+                return None
             case _:
                 assert_never(message)
 

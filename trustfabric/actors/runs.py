@@ -114,6 +114,7 @@ class RunActor(Actor):
         self._is_over = False
         self._cancelled = asyncio.Event()
         self._work: asyncio.Task[ExitStatus] | None = None
+        self._guarding: asyncio.Task[None] | None = None
         self._exit: ExitStatus | None = None
         self._lines: list[tuple[RemediationLogEvent, datetime]] = []
         self._room = asyncio.Event()
@@ -163,7 +164,7 @@ class RunActor(Actor):
         if run.cancellation_reason is not None:
             self._cancelled.set()
         self._work = self.run(self._execute(run), _Executed)
-        self.run(self._guard(self._work), lambda _: _GuardEnded())
+        self._guarding = self.run(self._guard(self._work), lambda _: _GuardEnded())
         self._beat_later()
 
     async def _execute(self, run: Run) -> ExitStatus:

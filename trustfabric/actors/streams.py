@@ -133,14 +133,26 @@ class Subscription:
         self._ready.set()
 
 
+class ReadAfter(Protocol):
+    """Reads a stream's events after a position, up to another, in order."""
+
+    async def __call__(
+        self,
+        conn: Connection,
+        position: Position,
+        *,
+        upto: Position | None = None,
+        limit: int,
+    ) -> Sequence[Event]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Feed:
     """Where a stream's events come from."""
 
     stream: Stream
     channel: str
-    read: Callable[[Connection, Position, int], Awaitable[Sequence[Event]]]
-    """Events after a position, in order, at most so many."""
+    read: ReadAfter
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +319,7 @@ class Listener(Actor):
         while True:
             head = await self._broadcaster.ask(Head(feed.stream), within_s=ASK_S)
             async with self._database.reading() as conn:
-                events = await feed.read(conn, head, BATCH)
+                events = await feed.read(conn, head, limit=BATCH)
             if not events:
                 return count
             count += len(events)

@@ -12,7 +12,6 @@ from trustfabric.domain.dispatch import Distrusted
 from trustfabric.domain.ids import InstanceId, RunId
 from trustfabric.domain.runs import Run
 
-
 _DISTRUSTED_SQL: LiteralString = """
 SELECT r.runtime_vm_instance_id AS instance_id, s.owner_id, r.version,
        r.remediation_attempts AS attempts, q.history_id, q.reason,
@@ -185,12 +184,18 @@ SELECT r.runtime_vm_instance_id
  WHERE r.lifecycle_state = 'remediating' AND i.terminated_at IS NULL
    AND NOT EXISTS (SELECT 1 FROM runtime_vm_remediation_runs a
         WHERE a.runtime_vm_instance_id = i.id AND a.status IN ('pending', 'running'))
+   AND NOT EXISTS (SELECT 1 FROM attestation_challenges c
+        WHERE c.runtime_vm_instance_id = i.id AND c.issued_at > %(asked_since)s)
  ORDER BY r.runtime_vm_instance_id
  LIMIT %(limit)s
 """
 
 
-async def list_unverified(conn: Connection, *, limit: int) -> list[InstanceId]:
-    """Return instances whose run is over and whose evidence is still to be seen."""
-    cursor = await conn.execute(_UNVERIFIED_SQL, {"limit": limit})
+async def list_unverified(
+    conn: Connection, asked_since: datetime, *, limit: int
+) -> list[InstanceId]:
+    """Return instances whose run is over, and that were not challenged since then."""
+    cursor = await conn.execute(
+        _UNVERIFIED_SQL, {"asked_since": asked_since, "limit": limit}
+    )
     return [InstanceId(row[0]) for row in await cursor.fetchall()]

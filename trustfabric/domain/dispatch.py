@@ -12,6 +12,22 @@ DISPATCHER = "actor:dispatcher"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DispatchSettings:
+    """How runs are staged and given out."""
+
+    runtime_id: str
+    """Stays the same when this runtime starts again: what it left is its to end."""
+    default_playbook: str = "default-vm-remediation"
+    requester_may_approve: bool = False
+    max_attempts: int = 3
+    concurrency: int = 4
+    owner_concurrency: int = 2
+    tick_s: float = 5.0
+    approval_ttl_s: float = 86_400.0
+    queue_ttl_s: float = 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Distrusted:
     """A quarantined instance for which nothing was decided since it became so."""
 

@@ -1,5 +1,6 @@
 """JSON from outside that is to be stored: what PostgreSQL and the encoder can hold."""
 
+import math
 from typing import Any
 
 from trustfabric.errors import InvalidError
@@ -24,16 +25,8 @@ def check_document(name: str, document: Any) -> None:
                 waiting.extend(
                     (f"{where}[{at}]", item, depth + 1) for at, item in enumerate(value)
                 )
-            case str():
-                _check_text(where, value)
-            case bool() | None:
-                pass
-            case int() if not -_INT_LIMIT <= value < _INT_LIMIT:
-                raise InvalidError(f"{where}: a number beyond 64 bits")
-            case float() if not -1e308 < value < 1e308:
-                raise InvalidError(f"{where}: not a finite number")
             case _:
-                pass
+                _check_scalar(where, value)
 
 
 def plain(text: str, limit: int) -> str:
@@ -49,3 +42,12 @@ def _check_text(where: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise InvalidError(f"{where}: a text with half a character") from None
+
+
+def _check_scalar(where: str, value: object) -> None:
+    if isinstance(value, str):
+        _check_text(where, value)
+    elif isinstance(value, int) and not -_INT_LIMIT <= value < _INT_LIMIT:
+        raise InvalidError(f"{where}: a number beyond 64 bits")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InvalidError(f"{where}: not a finite number")

@@ -22,22 +22,19 @@ from trustfabric.domain.vms import (
     VmSpec,
 )
 from trustfabric.drivers import libvirt_domains as domains
+from trustfabric.drivers.libvirt_connect import Credentials, parse_uri, snapshot_of
 from trustfabric.drivers.libvirt_console import Console
 from trustfabric.drivers.libvirt_errors import load_binding
 from trustfabric.drivers.libvirt_events import EventLoop, power_change
-from trustfabric.drivers.libvirt_link import (
-    Credentials,
-    Link,
-    Listeners,
-    parse_uri,
-    snapshot_of,
-)
+from trustfabric.drivers.libvirt_link import Link, Listeners
 from trustfabric.drivers.libvirt_xml import VirtType, domain_xml
 from trustfabric.errors import UnavailableError, UnsupportedError
 
 _START_S: Final = 60.0
 _DESTROY_S: Final = 30.0
 """A hung QEMU is asked for ten seconds before it is killed."""
+_OBSERVE_S: Final = 30.0
+"""The list of domains waits for a hung QEMU to be killed."""
 _POLL_S: Final = 1.0
 _CONSOLE_LINES: Final = 2000
 _NEEDED: Final[Mapping[IsolationTier, int]] = {
@@ -115,7 +112,9 @@ class LibvirtProvisioner:
         await self.close()
         self._generation += 1
         self._on_event = on_event
-        link = Link(self._binding, self._uri, self._events, self._executor)
+        link = Link(
+            self._binding, self._uri, self._credentials, self._events, self._executor
+        )
         generation = self._generation
         listeners = Listeners(
             lifecycle=partial(self._lifecycle, generation),
@@ -123,7 +122,7 @@ class LibvirtProvisioner:
             lost=partial(self._lost, generation, on_lost),
         )
         try:
-            watch = await link.open(self._credentials, listeners, self._anchor)
+            watch = await link.open(listeners, self._anchor)
         except BaseException:
             await link.close()
             raise
@@ -166,7 +165,8 @@ class LibvirtProvisioner:
         )
 
         def attach(domain: Any) -> None:
-            self._console(name).attach(link.watched, domain.UUIDString())
+            uuid = domain.UUIDString()
+            link.with_watch(lambda conn: self._console(name).attach(conn, uuid))
 
         await link.call(
             f"starting {name}",
@@ -205,9 +205,10 @@ class LibvirtProvisioner:
 
     async def observe(self) -> Mapping[str, PowerState]:
         known, strangers = dict(self._ours), self._strangers
-        seen = await self._up().watch(
+        seen = await self._up().observe(
             "observing",
             lambda conn: domains.snapshot(self._host, conn, known, strangers),
+            within_s=_OBSERVE_S,
         )
         defined = {u: n for u, n in self._ours.items() if n in self._specs}
         self._ours = {**defined, **seen.ours}
@@ -266,7 +267,7 @@ class LibvirtProvisioner:
             if not await self._ask_to_stop(link, name, grace_s):
                 return False
             while (left := deadline - clock()) > 0:
-                if not await link.watch(
+                if not await link.observe(
                     f"watching {name} stop",
                     lambda conn: domains.active(self._host, conn, name),
                 ):
@@ -304,7 +305,7 @@ class LibvirtProvisioner:
     async def _attached(self, name: str) -> Console | None:
         """Return the console, attached where that is possible; None if it has none."""
         link = self._up()
-        found = await link.watch(
+        found = await link.observe(
             f"looking for {name}",
             lambda conn: domains.require(self._host, conn, name).UUIDString(),
         )
@@ -312,9 +313,9 @@ class LibvirtProvisioner:
             return None
         console = self._console(name)
         if not console.attached:
-            await link.watch(
+            await link.call(
                 f"opening the console of {name}",
-                lambda conn: console.attach(conn, found),
+                lambda _: link.with_watch(lambda conn: console.attach(conn, found)),
             )
         return console
 

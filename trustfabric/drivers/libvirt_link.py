@@ -1,86 +1,38 @@
-"""One opening of a libvirt URI: its connections, their calls, how it is lost."""
+"""One opening of a libvirt URI: its connections, their calls, how it is lost.
+
+A connection carries one call at a time: libvirt's client (9.0 at least) sometimes
+forgets to send a call that is made while another waits for its answer, until
+something else happens on the connection.
+"""
 
 import asyncio
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 from typing import Any, Final, TypeVar
-from urllib.parse import SplitResult, urlsplit
 
-from trustfabric.drivers.credentials import Secret
+from trustfabric.drivers.libvirt_connect import Credentials, Uri, connect
 from trustfabric.drivers.libvirt_errors import is_link_loss, translate
 from trustfabric.drivers.libvirt_events import EventLoop
 from trustfabric.drivers.slots import Slots
-from trustfabric.errors import InvalidError, UnavailableError
+from trustfabric.errors import UnavailableError
 
 T = TypeVar("T")
 
-_DRIVERS: Final = frozenset({"test", "qemu"})
-_TRANSPORTS: Final = frozenset(
-    {"", "unix", "ssh", "libssh", "libssh2", "tls", "tcp", "ext"}
-)
-_OPEN_S: Final = 10.0
+CALL_S: Final = 10.0
 _CLOSE_S: Final = 3.0
-_SLOTS: Final = 4
-"""libvirtd drops a client that has more than five calls in flight."""
+_WATCH: Final = 0
+_OBSERVE: Final = (1,)
+_OPERATE: Final = (2, 3, 4, 5)
+"""Connections by number; all but the first are opened when they are first used."""
 _STUCK_LIMIT: Final = 3
 _KEEPALIVE: Final = (5, 3)
-_CRED_NAMES: Final = frozenset({1, 2})
-_CRED_SECRETS: Final = frozenset({5, 7})
-_CRED_TYPES: Final = [1, 2, 5, 7]
 _CLOSE_REASONS: Final = {0: "error", 1: "end of file", 2: "keepalive", 3: "client"}
 _LIFECYCLE: Final = 0
 _REBOOT: Final = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """What libvirt may ask for; the secret is read anew for each opening."""
-
-    username: str | None = None
-    password: Callable[[], Secret | None] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Uri:
-    """A connection URI that is known to be one of ours."""
-
-    text: str
-    simulated: bool
-    local: bool
-    """The driver runs in our own process: its state is ours to keep open."""
-    volatile: bool
-    """That state is only in memory."""
-
-    @property
-    def shown(self) -> str:
-        """The URI without user information and without its parameters."""
-        return re.sub(r"//[^/]*@", "//", self.text.partition("?")[0], count=1)
-
-
-def parse_uri(text: str) -> Uri:
-    """Refuse what libvirt would quietly send to the local daemon instead."""
-    parts = _split(text)
-    driver, _, transport = parts.scheme.partition("+")
-    if driver not in _DRIVERS or transport not in _TRANSPORTS:
-        raise InvalidError(f"not a libvirt URI of the drivers test or qemu: {text!r}")
-    if parts.password is not None:
-        raise InvalidError("a libvirt URI may not hold a password")
-    remote = bool(transport) or bool(parts.netloc)
-    simulated = driver == "test"
-    local = not remote and (simulated or parts.path == "/embed")
-    return Uri(text, simulated, local, volatile=local and simulated)
-
-
-def _split(text: str) -> SplitResult:
-    plain = re.fullmatch(r"[a-z0-9+]+://[\x21-\x7e]*", text) is not None
-    parts = urlsplit(text) if plain else None
-    if parts is None or not parts.path:
-        raise InvalidError(f"not a libvirt URI: {text!r}")
-    return parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +49,22 @@ class Link:
     """Open until `close` or until it is lost; then every call is refused."""
 
     def __init__(
-        self, binding: Any, uri: Uri, events: EventLoop, executor: Executor
+        self,
+        binding: Any,
+        uri: Uri,
+        credentials: Credentials,
+        events: EventLoop,
+        executor: Executor,
     ) -> None:
         self._binding = binding
         self._uri = uri
+        self._credentials = credentials
         self._events = events
         self._executor = executor
-        self._slots = Slots(_SLOTS)
-        self._watching = Slots(1)
-        self._connections: tuple[Any, ...] = ()
+        self._operating = Slots(_OPERATE)
+        self._observing = Slots(_OBSERVE)
+        self._connections: dict[int, Any] = {}
+        self._watch_lock = Lock()
         self._callbacks: list[int] = []
         self._stuck = 0
         self._lost: str | None = None
@@ -115,50 +74,44 @@ class Link:
     def lost(self) -> str | None:
         return self._lost
 
-    @property
-    def watched(self) -> Any:
-        """The connection that events and consoles come over."""
-        return self._connections[0]
-
-    async def open(
-        self, credentials: Credentials, listeners: Listeners, kept: Any | None
-    ) -> Any:
+    async def open(self, listeners: Listeners, kept: Any | None) -> Any:
         """Connect and listen. `kept` is used in place of a new connection.
 
         Return the connection that events come over. A local driver has no limit of
         calls in flight and loses its state with its last connection, so it has one.
         """
         self._listeners = listeners
-        watch = kept or await self._connect(credentials)
-        self._connections = (watch,)
-        if not self._uri.local:
-            ops = await self._connect(credentials)
-            self._connections = (watch, ops)
-        await self._in_thread("listening", self._listen, _OPEN_S)
-        return watch
+        if kept is not None:
+            self._connections[_WATCH] = kept
+        await self._in_thread(
+            f"opening {self._uri.shown}", partial(self._listen, listeners), CALL_S
+        )
+        return self._connections[_WATCH]
 
     async def call(
-        self, doing: str, work: Callable[[Any], T], *, within_s: float = _OPEN_S
+        self, doing: str, work: Callable[[Any], T], *, within_s: float = CALL_S
     ) -> T:
-        """Run `work` on the connection for operations."""
-        return await self._limited(self._slots, doing, work, -1, within_s)
+        """Run `work` on a connection for operations."""
+        return await self._limited(self._operating, doing, work, within_s)
 
-    async def watch(
-        self, doing: str, work: Callable[[Any], T], *, within_s: float = _OPEN_S
+    async def observe(
+        self, doing: str, work: Callable[[Any], T], *, within_s: float = CALL_S
     ) -> T:
-        """Run `work` on the other one, which hung operations don't hold up."""
-        return await self._limited(self._watching, doing, work, 0, within_s)
+        """Run `work` on another one, which hung operations don't hold up."""
+        return await self._limited(self._observing, doing, work, within_s)
+
+    def with_watch(self, act: Callable[[Any], None]) -> None:
+        """Act, blocking, on the connection that events and consoles come over."""
+        with self._watch_lock:
+            act(self._connection(_WATCH))
 
     async def close(self) -> None:
         """Stop listening and let go; what still runs keeps its connection alive."""
-        connections, self._connections = self._connections, ()
         self._give_up(self._lost or "closed")
         self._listeners = None
-        if connections:
+        if self._connections:
             with suppress(UnavailableError):
-                await self._in_thread(
-                    "closing", lambda: self._unlisten(connections), _CLOSE_S
-                )
+                await self._in_thread("closing", self._let_go, _CLOSE_S)
 
     def lose(self, reason: str) -> None:
         """Refuse every call from now on and say so, once."""
@@ -170,43 +123,26 @@ class Link:
 
     def _give_up(self, reason: str) -> None:
         self._lost = reason
-        for slots in (self._slots, self._watching):
-            slots.fail(UnavailableError(f"the link is down: {reason}"))
+        for slots in (self._operating, self._observing):
+            slots.fail(self._down(reason))
 
-    async def _connect(self, credentials: Credentials) -> Any:
-        def connect() -> Any:
-            auth = [_CRED_TYPES, _OneShot(credentials), None]
-            return self._binding.openAuth(self._uri.text, auth, 0)
-
-        opening = asyncio.get_running_loop().run_in_executor(self._executor, connect)
-        try:
-            async with asyncio.timeout(_OPEN_S):
-                return await asyncio.shield(opening)
-        except TimeoutError:
-            raise UnavailableError(
-                f"{self._uri.shown}: no connection within {_OPEN_S:g} s"
-            ) from None
-        except self._binding.libvirtError as error:
-            raise translate(error, self._uri.shown) from error
-        finally:
-            if not opening.done():
-                opening.add_done_callback(_close_late)
+    def _down(self, reason: str) -> UnavailableError:
+        return UnavailableError(f"{self._uri.shown} is down: {reason}")
 
     async def _limited(
-        self,
-        slots: Slots,
-        doing: str,
-        work: Callable[[Any], T],
-        which: int,
-        within_s: float,
+        self, slots: Slots, doing: str, work: Callable[[Any], T], within_s: float
     ) -> T:
         """Wait for a slot as long as the link is up, then for the answer."""
-        if self._lost is None:
-            await slots.take()
         if self._lost is not None:
-            raise UnavailableError(f"{doing}: the link is down: {self._lost}")
-        conn = self._connections[which]
-        return await self._in_thread(doing, lambda: work(conn), within_s, slots.give)
+            raise self._down(self._lost)
+        slot = await slots.take()
+
+        def on_connection() -> T:
+            return work(self._connection(slot))
+
+        return await self._in_thread(
+            doing, on_connection, within_s, partial(slots.give, slot)
+        )
 
     async def _in_thread(
         self,
@@ -241,10 +177,34 @@ class Link:
         if self._stuck >= _STUCK_LIMIT:
             self.lose(f"{self._stuck} calls hang")
 
-    def _listen(self) -> None:
+    def _connection(self, number: int) -> Any:
+        """Return the connection of a slot, opened by the first who needs it."""
+        number = _WATCH if self._uri.local else number
+        conn = self._connections.get(number)
+        if conn is None:
+            conn = connect(self._binding, self._uri, self._credentials)
+            self._connections[number] = conn
+            self._guard(conn)
+            if self._lost is not None:  # meanwhile
+                self._let_go()
+                raise self._down(self._lost)
+        return conn
+
+    def _guard(self, conn: Any) -> None:
+        """Notice when a connection that leaves our process ends."""
+        if self._uri.local:
+            return
+
+        def closed(_: Any, reason: int, __: Any) -> None:
+            why = _CLOSE_REASONS.get(reason, str(reason))
+            self._events.deliver(self.lose, f"connection closed: {why}")
+
+        conn.setKeepAlive(*_KEEPALIVE)
+        conn.registerCloseCallback(closed, None)
+
+    def _listen(self, listeners: Listeners) -> None:
         """Register callbacks; they run on libvirt's thread and only pass values on."""
-        watch, listeners = self._connections[0], self._listeners
-        assert listeners is not None
+        watch = self._connection(_WATCH)
         deliver = self._events.deliver
 
         def lifecycle(_: Any, domain: Any, event: int, detail: int, __: Any) -> None:
@@ -258,24 +218,14 @@ class Link:
             self._callbacks.append(
                 watch.domainEventRegisterAny(None, event, callback, None)
             )
-        if not self._uri.local:
-            self._guard()
 
-    def _guard(self) -> None:
-        def closed(_: Any, reason: int, __: Any) -> None:
-            why = _CLOSE_REASONS.get(reason, str(reason))
-            self._events.deliver(self.lose, f"connection closed: {why}")
-
-        for conn in self._connections:
-            conn.setKeepAlive(*_KEEPALIVE)
-            conn.registerCloseCallback(closed, None)
-
-    def _unlisten(self, connections: tuple[Any, ...]) -> None:
+    def _let_go(self) -> None:
         """Drop what keeps a socket open: callbacks do, whatever `close` says."""
-        watch = connections[0]
-        for callback in self._callbacks:
-            self._try(partial(watch.domainEventDeregisterAny, callback))
-        for conn in () if self._uri.local else connections:
+        connections, self._connections = self._connections, {}
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            self._try(partial(connections[_WATCH].domainEventDeregisterAny, callback))
+        for conn in () if self._uri.local else connections.values():
             self._try(conn.unregisterCloseCallback)
             self._try(conn.close)
 
@@ -284,45 +234,7 @@ class Link:
             act()
 
 
-class _OneShot:
-    """Answers each kind of question once: a second one means it was wrong.
-
-    Some transports ask for ever otherwise.
-    """
-
-    def __init__(self, credentials: Credentials) -> None:
-        """Read the secret here: an exception inside the callback would be lost."""
-        secret = None if credentials.password is None else credentials.password()
-        self._left = {
-            **dict.fromkeys(_CRED_NAMES, credentials.username),
-            **dict.fromkeys(_CRED_SECRETS, secret),
-        }
-
-    def __call__(self, questions: list[list[Any]], _opaque: Any) -> int:
-        for question in questions:
-            answer = self._left.pop(question[0], None)
-            if answer is None:
-                return -1
-            plain = answer if isinstance(answer, str) else answer.get_secret_value()
-            question[4] = plain
-        return 0
-
-
 def _look(late: asyncio.Future[Any]) -> None:
     """Take notice of a failure that comes after its deadline; nobody else does."""
     if not late.cancelled():
         late.exception()
-
-
-def _close_late(opening: asyncio.Future[Any]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()
-
-
-def snapshot_of(credentials: Credentials) -> Mapping[str, object]:
-    """Return what may be shown of credentials."""
-    return {
-        "username": credentials.username,
-        "method": "password" if credentials.password is not None else "none",
-        "secret_provided": credentials.password is not None,
-    }

@@ -270,12 +270,11 @@ class ShellExecutor:
             if not end.done():
                 program.signal_group(signal.SIGTERM)
                 await asyncio.wait({end}, timeout=spec.kill_grace_s)
-            program.signal_group(signal.SIGKILL)
+            program.kill()
             await asyncio.wait({end}, timeout=KILL_S)
             end.cancel()
-            _, open_pumps = await asyncio.wait(pumps, timeout=DRAIN_S)
-            for pump in open_pumps:
-                pump.cancel()
+            await asyncio.wait(pumps, timeout=DRAIN_S)
+            program.close_pipes()
         return ending
 
     async def _pump(
@@ -286,13 +285,11 @@ class ShellExecutor:
         emit: Emit,
     ) -> None:
         lines = OutputLines(masker, self._settings.output)
-        try:
-            while data := await reader.read(CHUNK):
-                for line in lines.feed(data):
-                    await emit(RemediationLogEvent(stream, line))
-        finally:
-            for line in lines.end():
+        while data := await reader.read(CHUNK):
+            for line in lines.feed(data):
                 await emit(RemediationLogEvent(stream, line))
+        for line in lines.end():
+            await emit(RemediationLogEvent(stream, line))
 
     async def _clear(self, folder: Path) -> None:
         await asyncio.get_running_loop().run_in_executor(

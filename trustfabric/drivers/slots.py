@@ -2,37 +2,38 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 
 
 class Slots:
-    """Like a semaphore, but who waits can be told that it is of no use."""
+    """Like a semaphore with numbered places, but who waits can be sent away."""
 
-    def __init__(self, count: int) -> None:
-        self._free = count
-        self._waiting: deque[asyncio.Future[None]] = deque()
+    def __init__(self, numbers: Sequence[int]) -> None:
+        """The first number is the one that is used most."""
+        self._free = list(reversed(numbers))
+        self._waiting: deque[asyncio.Future[int]] = deque()
 
-    async def take(self) -> None:
+    async def take(self) -> int:
         """Wait for a slot; raises what `fail` is given."""
-        if self._free > 0:
-            self._free -= 1
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._free:
+            return self._free.pop()
+        turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
-            await turn
+            return await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self.give()
+                self.give(turn.result())
             raise
 
-    def give(self) -> None:
+    def give(self, number: int) -> None:
         """Pass a slot on."""
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
-                turn.set_result(None)
+                turn.set_result(number)
                 return
-        self._free += 1
+        self._free.append(number)
 
     def fail(self, error: Exception) -> None:
         """Send away everybody who waits."""

@@ -91,18 +91,26 @@ class Program:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 
+    def kill(self) -> None:
+        """Kill every process of it, also those that left the group."""
+        self.signal_group(signal.SIGKILL)
+        kill_marked(self._mark)
+
+    def close_pipes(self) -> None:
+        """End the outputs, whoever holds their other ends."""
+        for pipe in self._pipes:
+            pipe.close()
+
     def destroy(self) -> int | None:
         """Kill what is left of it and let go of it.
 
         Return its exit code (negative: the signal that ended it), None where even
         KILL did not end it yet.
         """
-        self.signal_group(signal.SIGKILL)
-        kill_marked(self._mark)
+        self.kill()
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        for pipe in self._pipes:
-            pipe.close()
+        self.close_pipes()
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None and not self._pipes:
                 stream.close()

@@ -82,10 +82,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
 
 
 def _known(request: web.Request, error: Exception) -> web.Response:
-    for kind in type(error).__mro__:
-        if kind in STATUS:
-            status, title = STATUS[kind]
-            break
+    status, title = next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
     facts = dict(error.facts) if isinstance(error, FabricError) else {}
     code = getattr(error, "code", None) or next(
         _CODES[kind] for kind in type(error).__mro__ if kind in _CODES

@@ -76,7 +76,8 @@ class Query:
                 return True
             case "false" | "0" | "no":
                 return False
-        raise MalformedError(f"{name}: not true or false")
+            case _:
+                raise MalformedError(f"{name}: not true or false")
 
     def limit(self, *, default: int = DEFAULT_LIMIT, maximum: int = MAX_LIMIT) -> int:
         return self.integer("limit", minimum=1, maximum=maximum) or default

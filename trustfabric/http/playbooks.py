@@ -178,7 +178,7 @@ _NOTHING = {
 
 
 def _author(principal: Principal) -> Author:
-    return Author(principal.user_id, is_admin=principal.role is Role.ADMIN)
+    return Author(owner_id=principal.user_id, is_admin=principal.role is Role.ADMIN)
 
 
 def _reply(playbook: Playbook) -> web.Response:

@@ -8,8 +8,7 @@ from pydantic import Field
 from trustfabric.actors.dispatch import CancelRun, DecideApproval, EnqueueRun, RetryRun
 from trustfabric.actors.streams import Event, Stream
 from trustfabric.db import artifacts, run_events, runs
-from trustfabric.db.session import Connection
-from trustfabric.domain.events import Position, RemediationEvent
+from trustfabric.domain.events import RemediationEvent
 from trustfabric.domain.ids import InstanceId, OwnerId, RunId
 from trustfabric.domain.runs import ApprovalState, Ruling, Run, RunStatus
 from trustfabric.errors import NotFoundError
@@ -253,7 +252,10 @@ async def stream_runs(request: web.Request) -> web.StreamResponse:
         )
 
     channel = Channel(
-        stream=Stream.REMEDIATION, accepts=accepts, read=_read_events, view=_view
+        stream=Stream.REMEDIATION,
+        accepts=accepts,
+        read=run_events.events_after,
+        view=_view,
     )
     return await follow(request, channel, last_position(request, query))
 
@@ -266,12 +268,6 @@ def _status_of(event: RemediationEvent) -> str | None:
 def _view(event: Event) -> View:
     assert isinstance(event, RemediationEvent)
     return event.payload
-
-
-async def _read_events(
-    conn: Connection, after: Position, upto: Position, limit: int
-) -> list[RemediationEvent]:
-    return await run_events.events_after(conn, after, upto=upto, limit=limit)
 
 
 async def _run(request: web.Request) -> Run:

@@ -13,7 +13,14 @@ from typing import Any
 
 from aiohttp import web
 
-from trustfabric.actors.streams import Event, Follow, Stream, Subscription, Unfollow
+from trustfabric.actors.streams import (
+    Event,
+    Follow,
+    ReadAfter,
+    Stream,
+    Subscription,
+    Unfollow,
+)
 from trustfabric.db.session import Connection
 from trustfabric.domain.events import Position
 from trustfabric.http.auth import PRINCIPAL
@@ -25,7 +32,6 @@ RETRY_MS = 2000
 WRITE_S = 10.0
 BATCH = 500
 
-Read = Callable[[Connection, Position, Position, int], Awaitable[Sequence[Event]]]
 Snapshot = Callable[[Connection], Awaitable[Sequence[Any]]]
 
 
@@ -35,8 +41,7 @@ class Channel:
 
     stream: Stream
     accepts: Callable[[Event], bool]
-    read: Read
-    """Events after a position up to another, in order, at most so many."""
+    read: ReadAfter
     view: Callable[[Event], Any]
     snapshot: Snapshot | None = None
     """What `?snapshot=true` sends first."""
@@ -147,7 +152,9 @@ class _Session:
         """Send what the store has between what was sent and `head`."""
         while self._sent < head:
             async with self._face.database.reading() as conn:
-                events = await self._channel.read(conn, self._sent, head, BATCH)
+                events = await self._channel.read(
+                    conn, self._sent, upto=head, limit=BATCH
+                )
             await self._send([e for e in events if self._channel.accepts(e)])
             if len(events) < BATCH:
                 self._sent = head

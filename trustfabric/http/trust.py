@@ -12,7 +12,7 @@ from trustfabric.actors.trust import ApplyChange
 from trustfabric.db import trust
 from trustfabric.db.run_writes import CancelActiveRun
 from trustfabric.db.session import Connection
-from trustfabric.domain.events import Position, TrustEvent
+from trustfabric.domain.events import TrustEvent
 from trustfabric.domain.ids import InstanceId, OwnerId, ServerId
 from trustfabric.domain.trust import (
     AttestationStatus,
@@ -79,7 +79,7 @@ async def stream_registry(request: web.Request) -> web.StreamResponse:
     channel = Channel(
         stream=Stream.TRUST,
         accepts=lambda event: _accepts(wanted, event, face.now()),
-        read=_read_events,
+        read=trust.events_after,
         view=view,
         snapshot=snapshot if query.flag("snapshot") else None,
     )
@@ -249,12 +249,6 @@ def _accepts(wanted: trust.PostureFilter, event: Event, now: datetime) -> bool:
 
 def _owned(owner_id: OwnerId | None, event: TrustEvent) -> bool:
     return owner_id in (None, event.owner_id)
-
-
-async def _read_events(
-    conn: Connection, after: Position, upto: Position, limit: int
-) -> list[TrustEvent]:
-    return await trust.events_after(conn, after, upto=upto, limit=limit)
 
 
 def _includes_provenance(query: Query) -> bool:

@@ -42,8 +42,8 @@ class Runtime:
         """`answers` are exceptions that go to the asker and leave the actor alive.
 
         Under the system's clock, whoever holds the loop for `watchdog_s` is named in
-        the log; 0 turns that off. With `shuffle`, whose turn it is comes from `random`: order within one sender
-        and receiver stays, all else is varied.
+        the log; 0 turns that off. With `shuffle`, whose turn it is comes from
+        `random`: order within one sender and receiver stays, all else is varied.
         """
         self._clock = clock or SystemClock()
         self._random = random or Random()  # noqa: S311  # spreads load, keeps no secret

@@ -217,9 +217,7 @@ def test_without_reference_values_there_is_no_verdict() -> None:
 
 
 def test_what_fails_outweighs_what_is_missing() -> None:
-    appraisal = judge(
-        evidence(), TPM.enrolled("swtpm"), policy=a_policy(TpmPolicy())
-    )
+    appraisal = judge(evidence(), TPM.enrolled("swtpm"), policy=a_policy(TpmPolicy()))
 
     assert appraisal.status is AttestationStatus.UNTRUSTED
 
@@ -288,7 +286,9 @@ def test_a_document_whose_two_keys_differ_is_refused() -> None:
     document = EnrolledKey.from_tpmt(TPM.public(), "maker").document()
 
     with pytest.raises(Reject):
-        EnrolledKey.from_document(document | {"spki": other.enrolled().document()["spki"]})
+        EnrolledKey.from_document(
+            document | {"spki": other.enrolled().document()["spki"]}
+        )
 
 
 @pytest.mark.parametrize(
@@ -357,9 +357,7 @@ def test_one_bit_decides_whether_a_blob_was_made_by_a_tpm() -> None:
 
 
 @given(st.sets(st.integers(0, 8)), st.sets(st.integers(0, 8)))
-def test_a_stricter_policy_never_accepts_more(
-    some: set[int], more: set[int]
-) -> None:
+def test_a_stricter_policy_never_accepts_more(some: set[int], more: set[int]) -> None:
     document = evidence(pcrs=ZERO | {4: b"\x04" * 32})
     loose = TpmPolicy(pcrs=dict.fromkeys(some, ("00" * 32,)), measured=False)
     strict = TpmPolicy(pcrs=dict.fromkeys(some | more, ("00" * 32,)), measured=False)

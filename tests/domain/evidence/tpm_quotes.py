@@ -79,13 +79,17 @@ class FakeTpm:
         if isinstance(self.key, ec.EllipticCurvePrivateKey):
             size = (self.key.key_size + 7) // 8
             r, s = decode_dss_signature(self.key.sign(attest, ec.ECDSA(algorithm)))
-            return head + sized(r.to_bytes(size, "big")) + sized(s.to_bytes(size, "big"))
+            return (
+                head + sized(r.to_bytes(size, "big")) + sized(s.to_bytes(size, "big"))
+            )
         scheme: padding.AsymmetricPadding = padding.PKCS1v15()
         if self.scheme == RSAPSS:
             scheme = padding.PSS(padding.MGF1(algorithm), padding.PSS.MAX_LENGTH)
         return head + sized(self.key.sign(attest, scheme, algorithm))
 
-    def public(self, attributes: int = AK_ATTRIBUTES, scheme_hash: str = "sha256") -> bytes:
+    def public(
+        self, attributes: int = AK_ATTRIBUTES, scheme_hash: str = "sha256"
+    ) -> bytes:
         """TPMT_PUBLIC."""
         start = attributes.to_bytes(4, "big") + u16(0) + u16(0x10)
         scheme = u16(self.scheme) + u16(BANKS[scheme_hash])
