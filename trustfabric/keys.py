@@ -36,7 +36,9 @@ def runtime_id_of(data_dir: Path) -> str:
 @contextmanager
 def held(data_dir: Path) -> Iterator[None]:
     """Keep other runtimes off this data directory. ConfigError where one is on it."""
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Others may pass through it, to what is made for them: a run's own directory,
+    # the database's socket. What is secret inside is readable by us only.
+    data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
     descriptor = os.open(data_dir / "runtime.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
@@ -52,7 +54,7 @@ def held(data_dir: Path) -> Iterator[None]:
 
 def _kept(path: Path, size: int) -> str:
     """Return a random text that is made once and then kept, readable by us only."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

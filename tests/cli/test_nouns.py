@@ -511,3 +511,16 @@ async def test_a_next_page_that_is_the_same_page_ends_the_list(
 
     assert done.code == 1
     assert "same page" in done.err
+
+
+async def test_a_change_is_answered_with_what_is_now_on_one_line(
+    host: Host, mcpctl: Mcpctl
+) -> None:
+    host.answers("GET", RUN, run_row(version=3))
+    host.answers(
+        "POST", f"{RUN}/approval", run_row(version=4, approval_state="approved")
+    )
+
+    done = await mcpctl("remediation", "runs", "approve", "42")
+
+    assert done.out == "run 42, pending, approval approved, version 4\n"

@@ -259,9 +259,7 @@ def test_a_mailbox_never_exceeds_its_bound_and_loses_nothing(
     overflow: Overflow, limit: int, actions: list[int | None]
 ) -> None:
     """None takes; a number puts that key, of which 0 is not conflated."""
-    spec = MailboxSpec(
-        limit=limit, overflow=overflow, conflate=lambda m: m[0] if m[0] else None
-    )
+    spec = MailboxSpec(limit=limit, overflow=overflow, conflate=lambda m: m[0] or None)
     mailbox = Mailbox(spec)
     put = out = replaced = 0
     for action in actions:

@@ -174,10 +174,8 @@ class Dispatcher(Actor):
                 self._pass_due = False
                 await self._guarded(self._recover, self._stage, self._claim)
             case _Tick():
-                await self._guarded(self._follow, self._recover, self._expire)
-                await self._guarded(
-                    self._breach, self._verify, self._stage, self._claim
-                )
+                await self._guarded(self._follow, self._recover, self._tend)
+                await self._guarded(self._stage, self._claim)
                 self.after(self._settings.tick_s, message)
             case _:
                 assert_never(message)
@@ -351,8 +349,8 @@ class Dispatcher(Actor):
     async def _tend(self) -> None:
         """See to what only the clock can tell."""
         now = self.now()
-        for end in await self._upkeep.ends_overdue(now):
-            await self._settled(end)
+        for run in await self._upkeep.overdue(now):
+            await self._settled(self._upkeep.call_off(run, now))
         await self._upkeep.tell_breaches(now)
         await self._upkeep.ask_for_evidence(now)
 

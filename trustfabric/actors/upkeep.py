@@ -1,6 +1,5 @@
 """What the Dispatcher sees to by the clock: runs that were lost, forgotten or late."""
 
-from collections.abc import Awaitable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -64,22 +63,25 @@ class Upkeep:
         await self.desk.apply(run.instance_id, change, finish)
         log.warning("run.lost", run_id=run.id, then=decided.status, killed=killed)
 
-    async def ends_overdue(self, now: datetime) -> list[Awaitable[None]]:
-        """Return the endings of runs that waited too long for a person or a turn."""
+    async def overdue(self, now: datetime) -> list[Run]:
+        """Return runs that waited too long for a person, or for their turn."""
         async with self.desk.database.reading() as conn:
-            overdue = await dispatch.list_overdue(
+            return await dispatch.list_overdue(
                 conn,
                 now,
                 approval_ttl_s=self.settings.approval_ttl_s,
                 queue_ttl_s=self.settings.queue_ttl_s,
                 limit=BATCH,
             )
-        return [
-            orders.end_run(
-                self.desk, run, called_off(run, *_overdue(run)), DISPATCHER, now
-            )
-            for run in overdue
-        ]
+
+    async def call_off(self, run: Run, now: datetime) -> None:
+        """End a run that is overdue."""
+        if run.approval_state is ApprovalState.PENDING:
+            reason, text = FailureReason.APPROVAL_EXPIRED, "nobody approved in time"
+        else:
+            reason, text = FailureReason.QUEUE_EXPIRED, "its turn came too late"
+        decided = called_off(run, reason, text)
+        await orders.end_run(self.desk, run, decided, DISPATCHER, now)
 
     async def tell_breaches(self, now: datetime) -> None:
         """Say of each run, once, that its SLA deadline has passed."""
@@ -96,9 +98,3 @@ class Upkeep:
             due = await dispatch.list_unverified(conn, now - ATTEST_QUIET, limit=BATCH)
         for instance_id in due:
             self.tools.attestation.tell(Attest(instance_id, "post-run"))
-
-
-def _overdue(run: Run) -> tuple[FailureReason, str]:
-    if run.approval_state is ApprovalState.PENDING:
-        return FailureReason.APPROVAL_EXPIRED, "nobody approved in time"
-    return FailureReason.QUEUE_EXPIRED, "its turn came too late"

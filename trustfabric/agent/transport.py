@@ -11,6 +11,7 @@ from typing import Protocol
 _HEADER = 10
 _MAX_RESPONSE = 4096
 _MAX_SOCKET_PATH = 107
+_PAUSE_S = 0.01
 
 
 class TpmUnreachableError(Exception):
@@ -31,8 +32,7 @@ class TpmSocket:
         self._until = time.monotonic() + within_s
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._socket.settimeout(within_s)
-            _connect(self._socket, path)
+            self._connect(path)
         except OSError as error:
             self._socket.close()
             raise TpmUnreachableError(f"{path.name}: {error}") from error
@@ -51,6 +51,15 @@ class TpmSocket:
 
     def close(self) -> None:
         self._socket.close()
+
+    def _connect(self, path: Path) -> None:
+        """Wait in line: swtpm has no room for others while it serves one."""
+        while True:
+            self._socket.settimeout(self._left())
+            try:
+                return _connect(self._socket, path)
+            except BlockingIOError:
+                time.sleep(_PAUSE_S)
 
     def _receive(self, size: int) -> bytes:
         received = b""

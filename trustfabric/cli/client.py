@@ -1,6 +1,7 @@
 """The HTTP side of a command: requests, problem documents, lists over pages."""
 
 import json
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -204,6 +205,12 @@ def _word(value: str | int | bool) -> str:  # noqa: FBT001 (a query value)
 
 
 def _reason(error: aiohttp.ClientError) -> str:
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error.strerror or str(error.os_error)
-    return str(error) or type(error).__name__
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return "the name is unknown"
+        case aiohttp.ClientConnectorError() if error.os_error.errno:
+            return os.strerror(error.os_error.errno)
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientPayloadError():
+            return "the connection was cut"
+        case _:
+            return str(error) or type(error).__name__

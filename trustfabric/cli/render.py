@@ -131,5 +131,14 @@ def show_record(document: Any, *, as_json: bool) -> None:
         line(cell(document))
 
 
+def show_outcome(document: Any, fields: Columns, *, as_json: bool) -> None:
+    """Print the few fields that say what something has become, on one line."""
+    if as_json or not isinstance(document, Mapping):
+        show_record(document, as_json=as_json)
+        return
+    parts = (f"{name} {cell(document[key])}" for key, name in fields if key in document)
+    line(", ".join(part.strip() for part in parts))
+
+
 def _style(value: object) -> str:
     return _STYLES.get(value, "") if isinstance(value, str) else ""

@@ -55,6 +55,12 @@ _ARTIFACT_COLUMNS = (
     ("uri", "URI"),
     ("created_at", "CREATED"),
 )
+_OUTCOME = (
+    ("id", "run"),
+    ("status", ""),
+    ("approval_state", "approval"),
+    ("version", "version"),
+)
 _expected_version = click.option(
     "--version",
     "--expected-version",
@@ -190,7 +196,7 @@ async def _decide(
     body = {"new_state": state, "expected_version": expected}
     body |= given({"approval_notes": notes})
     answer = await session.client.send("POST", f"{path}/approval", body)
-    render.show_record(answer, as_json=as_json)
+    render.show_outcome(answer, _OUTCOME, as_json=as_json)
 
 
 @runs.command()
@@ -204,7 +210,7 @@ async def cancel(
     """End a run that has not ended."""
     body = given({"reason": reason})
     answer = await session.client.send("POST", f"{RUNS}/{run}/cancel", body)
-    render.show_record(answer, as_json=as_json)
+    render.show_outcome(answer, _OUTCOME, as_json=as_json)
 
 
 @runs.command()

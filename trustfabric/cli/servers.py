@@ -37,6 +37,14 @@ _INSTANCE_COLUMNS = (
     ("trust_provenance_ref", "PROVENANCE"),
     ("version", "VERSION"),
 )
+_OUTCOME = (
+    ("id", "server"),
+    ("server_id", "server"),
+    ("name", ""),
+    ("status", ""),
+    ("vm_instance_id", "instance"),
+    ("challenged", "challenged"),
+)
 _TIERS = click.Choice(["standard", "sev", "sev-es", "sev-snp", "tdx"])
 
 
@@ -121,10 +129,7 @@ async def _ask(
 ) -> None:
     path = f"{SERVERS}/{server}/{verb}"
     answer = await session.client.send("POST", path, body)
-    if answer is None and not as_json:
-        render.note(f"server {server}: {verb} accepted")
-    else:
-        render.show_record(answer, as_json=as_json)
+    render.show_outcome(answer, _OUTCOME, as_json=as_json)
 
 
 @servers.command()

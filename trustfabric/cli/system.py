@@ -50,10 +50,7 @@ async def kill(session: Session, /, path: str, *, as_json: bool) -> None:
     """Kill an actor to see it come back (role admin, CHAOS_ENABLED=true)."""
     at = f"{ACTORS}/{quote(path, safe='/:')}/kill"
     answer = await session.client.send("POST", at)
-    if answer is None and not as_json:
-        render.note("killed")
-    else:
-        render.show_record(answer, as_json=as_json)
+    render.show_record(answer, as_json=as_json)
 
 
 def flat(document: object) -> list[Mapping[str, Any]]:

@@ -53,6 +53,13 @@ _HISTORY_COLUMNS = (
     ("actor", "BY"),
     ("provenance_ref", "PROVENANCE"),
 )
+_OUTCOME = (
+    ("vm_instance_id", "instance"),
+    ("lifecycle_state", ""),
+    ("attestation_status", ""),
+    ("remediation_state", ""),
+    ("version", "version"),
+)
 
 
 @click.group(help="The registry of trust.")
@@ -171,7 +178,7 @@ async def transition(
     body = {name: row.get(name) for name in needed} | body
     body["expected_version"] = expected_version
     after = await session.client.send("POST", f"{path}/transition", body)
-    render.show_record(after, as_json=as_json)
+    render.show_outcome(after, _OUTCOME, as_json=as_json)
 
 
 @trust.command()
@@ -194,7 +201,7 @@ async def release(
     version = await versions.version(session.client, path, expected_version)
     body = {"reason": reason, "expected_version": version}
     after = await session.client.send("POST", f"{path}/release", body)
-    render.show_record(after, as_json=as_json)
+    render.show_outcome(after, _OUTCOME, as_json=as_json)
 
 
 @trust.command()

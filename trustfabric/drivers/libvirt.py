@@ -22,6 +22,7 @@ from trustfabric.domain.vms import (
     VmSpec,
 )
 from trustfabric.drivers import libvirt_domains as domains
+from trustfabric.drivers import libvirt_volumes as volumes
 from trustfabric.drivers.libvirt_connect import Credentials, parse_uri, snapshot_of
 from trustfabric.drivers.libvirt_console import Console
 from trustfabric.drivers.libvirt_errors import load_binding
@@ -31,6 +32,7 @@ from trustfabric.drivers.libvirt_xml import VirtType, domain_xml
 from trustfabric.errors import UnavailableError, UnsupportedError
 
 _START_S: Final = 60.0
+_DISK_S: Final = 60.0
 _DESTROY_S: Final = 30.0
 """A hung QEMU is asked for ten seconds before it is killed."""
 _OBSERVE_S: Final = 30.0
@@ -142,6 +144,12 @@ class LibvirtProvisioner:
         link = self._up()
         await self._require_tier(link, spec.tier)
         wanted = domain_xml(spec, virt=self._virt, runtime=self._host.runtime)
+        if volumes.is_wanted(spec.volume) and not self.simulated:
+            await link.call(
+                f"making the disk of {spec.name}",
+                lambda conn: volumes.ensure(self._host.error, conn, spec.volume),
+                within_s=_DISK_S,
+            )
         adopted = await link.call(
             f"defining {spec.name}",
             lambda conn: domains.define(self._host, conn, wanted),

@@ -9,7 +9,7 @@ class Slots:
     """Like a semaphore with numbered places, but who waits can be sent away."""
 
     def __init__(self, numbers: Sequence[int]) -> None:
-        """The first number is the one that is used most."""
+        """Lend `numbers`; the first is the one that is used most."""
         self._free = list(reversed(numbers))
         self._waiting: deque[asyncio.Future[int]] = deque()
 

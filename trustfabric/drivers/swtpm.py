@@ -62,6 +62,7 @@ class SoftTpms:
         self._within_s = within_s
         self._processes: dict[str, Process] = {}
         self._changing: dict[str, asyncio.Lock] = {}
+        self._asking: dict[str, asyncio.Lock] = {}
 
     async def start(self, name: str) -> None:
         """Boot it afresh, whether it runs or not; makes its state at the first time."""
@@ -96,7 +97,6 @@ class SoftTpms:
             await self._blocking(
                 lambda: shutil.rmtree(self._folder(name), ignore_errors=True)
             )
-        self._changing.pop(name, None)
 
     async def close(self) -> None:
         """Switch all of them off."""
@@ -133,8 +133,9 @@ class SoftTpms:
             with open_tpm(path, self._within_s) as transport:
                 return question(Tpm(transport))
 
+        lock = self._asking.setdefault(name, asyncio.Lock())
         try:
-            async with asyncio.timeout(self._within_s):
+            async with asyncio.timeout(self._within_s), lock:
                 return await self._blocking(ask)
         except (TpmUnreachableError, TpmError, Reject, TimeoutError) as error:
             raise UnavailableError(

@@ -1,5 +1,6 @@
 """OTP's supervision for pykka actors on one asyncio loop. See README.md."""
 
+from trustfabric.supervision import exits
 from trustfabric.supervision.actor import Actor
 from trustfabric.supervision.address import Address, DynamicAddress
 from trustfabric.supervision.clock import Clock, ManualClock, SystemClock
@@ -79,5 +80,6 @@ __all__ = [
     "TraceEvent",
     "Watch",
     "WouldDeadlockError",
+    "exits",
     "simulate",
 ]

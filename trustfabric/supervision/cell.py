@@ -216,7 +216,8 @@ class Cell:
         assert envelope is not None
         name = type(envelope.message).__name__
         if self.scheduler.observers:
-            self.scheduler.emit(self, Event.HANDLED, f"{name} {type(error).__name__}")
+            fault = "" if error is None else f" {type(error).__name__}"
+            self.scheduler.emit(self, Event.HANDLED, name + fault)
         if error is None:
             if envelope.reply is not None:
                 envelope.reply.resolve(result)

@@ -102,7 +102,7 @@ class Platform:
         changes: Mapping[str, bytes | None] | None = None,
         after: timedelta = YEAR,
     ) -> bytes:
-        """The certificate of the chip's key; `changes` by extension, None leaves out."""
+        """The certificate of the chip's key; `changes` by extension, None: left out."""
         issuer, role = ("SEV-VLEK-", "asvk") if signer == "VLEK" else ("SEV-", "ask")
         product = f"{self.product}-B0".encode()
         extensions: dict[str, bytes | None] = {

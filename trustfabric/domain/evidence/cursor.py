@@ -32,9 +32,9 @@ class Cursor:
         self.offset += size
         return self._data[start : self.offset]
 
-    def peek(self) -> bytes:
-        """Return what is left without moving on."""
-        return self._data[self.offset :]
+    def since(self, start: int) -> bytes:
+        """Return what was read from that offset on."""
+        return self._data[start : self.offset]
 
     def uint(self, size: int) -> int:
         return int.from_bytes(self.take(size), self._order)

@@ -24,13 +24,12 @@ class Element(NamedTuple):
 
 
 def read(cursor: Cursor) -> Element:
-    start = cursor.peek()
-    begin = cursor.offset
+    start = cursor.offset
     tag, length = cursor.u8(), cursor.u8()
     if length >= _LONG_FORM:
         length = _long_length(cursor, length - _LONG_FORM)
     content = cursor.take(length)
-    return Element(tag, content, start[: cursor.offset - begin])
+    return Element(tag, content, cursor.since(start))
 
 
 def _long_length(cursor: Cursor, size: int) -> int:

@@ -1,0 +1,86 @@
+"""Programs in their own group: the end is the process's, and nothing survives it."""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+from trustfabric.drivers.subprocesses import Launch, Program, kill_marked, marked
+
+
+def a_launch(tmp_path: Path, script: str, mark: str = "test-1-1") -> Launch:
+    return Launch(
+        argv=["/bin/sh", "-c", script],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin"},
+        mark=f"{os.getpid()}{tmp_path.name}-{mark}",
+    )
+
+
+async def test_the_output_and_the_exit_code_come_back(tmp_path: Path) -> None:
+    program = Program.start(a_launch(tmp_path, "echo out; echo err >&2; exit 3"))
+    out, err = await program.outputs()
+
+    await program.wait()
+    texts = await out.read(), await err.read()
+
+    assert program.destroy() == 3
+    assert texts == (b"out\n", b"err\n")
+
+
+async def test_a_grandchild_that_holds_the_pipe_does_not_delay_the_end(
+    tmp_path: Path,
+) -> None:
+    program = Program.start(a_launch(tmp_path, "sleep 60 & exit 0"))
+    out, _ = await program.outputs()
+    before = time.monotonic()
+
+    await program.wait()
+    program.kill()
+    rest = await asyncio.wait_for(out.read(), 2)
+
+    assert program.destroy() == 0
+    assert rest == b""
+    assert time.monotonic() - before < 2
+
+
+async def test_a_program_that_ignores_term_is_killed(tmp_path: Path) -> None:
+    program = Program.start(
+        a_launch(tmp_path, "trap '' TERM; echo ready; while :; do sleep 1; done")
+    )
+    out, _ = await program.outputs()
+    await out.readline()
+
+    program.signal_group(signal.SIGTERM)
+
+    assert program.destroy() == -signal.SIGKILL
+
+
+async def test_what_left_the_group_with_setsid_is_killed_by_its_mark(
+    tmp_path: Path,
+) -> None:
+    launch = a_launch(tmp_path, "setsid sleep 60 & echo $!; wait")
+    program = Program.start(launch)
+    out, _ = await program.outputs()
+    await out.readline()
+    assert len(marked(launch.mark)) >= 2
+
+    program.destroy()
+
+    assert marked(launch.mark) == []
+
+
+async def test_marks_of_other_runs_are_left_alone(tmp_path: Path) -> None:
+    mine = a_launch(tmp_path, "exec sleep 60", "7-1")
+    other = a_launch(tmp_path, "exec sleep 60", "70-1")
+    programs = [Program.start(mine), Program.start(other)]
+    for program in programs:
+        await program.outputs()
+
+    killed = kill_marked(mine.mark.removesuffix("-1"))
+    await programs[0].wait()
+
+    assert killed == 1
+    assert marked(other.mark) == [programs[1].pid]
+    assert [program.destroy() for program in programs] == [-9, -9]
