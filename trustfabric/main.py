@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from trustfabric.cli import render
 from trustfabric.cli.main import command_table, run
+from trustfabric.cli.options import as_json
 from trustfabric.cli.session import Session
-from trustfabric.cli.terminal import escape_json
 
 if TYPE_CHECKING:
     from trustfabric.config import Settings
@@ -102,12 +103,53 @@ directory_option = click.option(
 
 @scenarios.command("list")
 @directory_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_scenarios(directory: Path | None, *, as_json: bool) -> int:
+@as_json
+def list_scenarios(directory: Path | None, *, as_json: bool) -> None:
     """List the scenarios, once all of their documents are valid."""
-    from trustfabric.scenarios import harness  # noqa: PLC0415
+    from trustfabric.scenarios import manifest as documents  # noqa: PLC0415
 
-    return harness.main("list", directory=directory, as_json=as_json)
+    found = documents.load(_scenario_dir(directory))
+    rows = [
+        {
+            "name": one.name,
+            "kind": one.kind,
+            "tag": one.tag,
+            "tenants": list(one.tenants),
+            "document": source.path.name,
+        }
+        for source in found.sources
+        for one in source.document.scenarios
+    ]
+    columns = [(name, name.upper()) for name in rows[0]]
+    render.show_rows(rows, columns, as_json=as_json)
+
+
+@scenarios.command("manifest")
+@directory_option
+def print_manifest(directory: Path | None) -> None:
+    """Print what the documents are, with their digests, as JSON."""
+    from trustfabric.scenarios import manifest as documents  # noqa: PLC0415
+
+    found = documents.load(_scenario_dir(directory))
+    sources = [
+        {
+            "path": str(source.path.relative_to(found.root)),
+            "sha256": source.sha256,
+            "format": source.format,
+            "description": source.document.description,
+            "scenarios": [
+                {
+                    "name": one.name,
+                    "tag": one.tag,
+                    "kind": one.kind,
+                    "tenants": list(one.tenants),
+                }
+                for one in source.document.scenarios
+            ],
+        }
+        for source in found.sources
+    ]
+    render.whole({"scenario_root": str(found.root), "scenarios": sources})
 
 
 @scenarios.command("run")
@@ -130,16 +172,7 @@ def run_scenarios(
     _own_terminal(session)
     from trustfabric.scenarios import harness  # noqa: PLC0415
 
-    return harness.main("run", directory=directory, names=names, output=output)
-
-
-@scenarios.command("manifest")
-@directory_option
-def manifest(directory: Path | None) -> int:
-    """Print the manifest of the documents, unrun."""
-    from trustfabric.scenarios import harness  # noqa: PLC0415
-
-    return harness.main("manifest", directory=directory)
+    return harness.main(directory=_scenario_dir(directory), names=names, output=output)
 
 
 @click.group()
@@ -157,24 +190,22 @@ def attest() -> None:
 @click.option("--only", metavar="ID", help="Only the case with this id.")
 def verify(cases: Path, anchors: Path | None, only: str | None) -> int:
     """Verify each case of a document; one JSON object a line, 1 if one failed."""
-    import json  # noqa: PLC0415
-
     from trustfabric.domain.evidence.cases import verify_cases  # noqa: PLC0415
-    from trustfabric.errors import ConfigError, InvalidError  # noqa: PLC0415
 
     accepted = True
-    try:
-        for verdict in verify_cases(cases, anchors=anchors, only=only):
-            accepted = accepted and bool(verdict["accept"])
-            click.echo(escape_json(json.dumps(verdict, ensure_ascii=False)))
-    except (InvalidError, OSError, ValueError) as error:
-        raise ConfigError([f"{cases}: {error}"]) from error
+    for verdict in verify_cases(cases, anchors=anchors, only=only):
+        accepted = accepted and bool(verdict["accept"])
+        render.jsonl(verdict)
     return 0 if accepted else 1
 
 
 def _own_terminal(session: Session) -> None:
     if session.in_shell:
         raise click.UsageError("this one needs a terminal of its own")
+
+
+def _scenario_dir(given: Path | None) -> Path | None:
+    return given or _settings(None).scenarios.directory
 
 
 def _settings(data_dir: Path | None) -> "Settings":

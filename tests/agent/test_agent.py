@@ -236,11 +236,11 @@ def test_an_answer_that_is_none_is_unreachable(tmp_path: Path, answer: str) -> N
 
 
 def test_waiting_in_line_ends_in_time(path: Path) -> None:
-    with (
-        open_tpm(path, within_s=5),
-        open_tpm(path, within_s=5),
-        pytest.raises(TpmUnreachableError),
-        contextlib.ExitStack() as others,
-    ):
-        for _ in range(10):
-            others.enter_context(open_tpm(path, within_s=0.1))
+    with contextlib.ExitStack() as others:
+
+        def crowd() -> None:
+            for _ in range(10):
+                others.enter_context(open_tpm(path, within_s=0.1))
+
+        with pytest.raises(TpmUnreachableError):
+            crowd()

@@ -314,3 +314,15 @@ def test_help_is_there_within_200_ms() -> None:
         return time.perf_counter() - begin
 
     assert min(once() for _ in range(7)) <= 0.2
+
+
+async def test_who_sent_no_token_is_told_where_to_put_one(
+    host: Host, spawn: Spawn
+) -> None:
+    host.refuses("GET", ROW, 401, "unauthenticated")
+
+    process = await spawn("trust", "get", "7", MCP_HOST_TOKEN="")
+    _, err = await process.communicate()
+
+    assert process.returncode == 4
+    assert b"MCP_HOST_TOKEN" in err

@@ -14,10 +14,12 @@ from prompt_toolkit.output import DummyOutput
 
 from tests.cli.conftest import Spawn
 from tests.cli.host import TOKEN, Hold, Host, frame, registry_row, trust_event
+from trustfabric.cli import render
 from trustfabric.cli.client import Client
 from trustfabric.cli.main import command_table
 from trustfabric.cli.session import Connection
 from trustfabric.cli.shell import Operator, split
+from trustfabric.main import serve
 
 CTRL_C, CTRL_D = "\x03", "\x04"
 
@@ -166,3 +168,46 @@ async def test_a_script_on_standard_input_runs_line_by_line(
 )
 def test_split(line: str, words: list[str]) -> None:
     assert split(line) == words
+
+
+async def test_a_fault_of_a_command_does_not_end_the_shell(
+    open_shell: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_args: object, **_options: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(render, "show_record", broken)
+    async with open_shell() as shell:
+        shell.type("trust get 7\r")
+        await shell.sees("a fault of ours")
+        shell.type("help quit\r")
+        await shell.sees("No such command")
+        shell.type("quit\r")
+
+
+async def test_what_needs_a_terminal_of_its_own_is_refused(
+    host: Host, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = command_table()
+    root.add_command(serve)
+    connection = Connection(host.url, 5.0, TOKEN)
+    client = Client(connection)
+
+    code = await Operator(root, connection, client).execute(["serve"])
+    await client.close()
+
+    assert code == 2
+    assert "terminal of its own" in capsys.readouterr().err
+
+
+async def test_a_line_may_name_another_host(host: Host) -> None:
+    connection = Connection("http://127.0.0.1:1", 5.0, TOKEN)
+    client = Client(connection)
+    host.lists("/api/servers", [])
+    operator = Operator(command_table(), connection, client)
+
+    here = await operator.execute(["servers", "list"])
+    there = await operator.execute(["--host", host.url, "servers", "list"])
+    await client.close()
+
+    assert (here, there) == (3, 0)

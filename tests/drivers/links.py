@@ -14,8 +14,11 @@ from trustfabric.domain.vms import (
     VolumeTemplate,
     vm_uuid,
 )
+from trustfabric.drivers.libvirt import LibvirtProvisioner
 
 RUNTIME = "tests"
+
+MakeDriver = Callable[..., LibvirtProvisioner]
 
 
 def a_spec(

@@ -5,6 +5,7 @@ to `nobody`. The guest prints GUEST-UP, ticks, obeys shutdown, and on one byte o
 serial port panics (p), resets (r), floods (f) or sends bytes that are no text (b).
 """
 
+import asyncio
 import os
 import shutil
 import signal
@@ -17,6 +18,8 @@ from typing import Self
 
 from tests.drivers.links import a_spec
 from trustfabric.domain.vms import NetworkTemplate, VmSpec, VolumeTemplate
+from trustfabric.drivers.libvirt import LibvirtProvisioner
+from trustfabric.drivers.libvirt_xml import parse
 
 NOBODY = 65534
 NEEDED = ("libvirtd", "virtlogd", "qemu-system-x86_64", "as", "ld", "setpriv")
@@ -158,3 +161,28 @@ class PrivateLibvirtd:
             ["ld", *link, "-o", str(image), str(built)],
         ):
             subprocess.run(command, check=True, env={"PATH": _PATH})
+
+
+async def a_running_vm(driver: LibvirtProvisioner, host: PrivateLibvirtd) -> VmSpec:
+    spec = host.spec()
+    await driver.define(spec)
+    await driver.start(spec.name)
+    await until_printed(driver, spec.name, "GUEST-UP")
+    return spec
+
+
+async def until_printed(driver: LibvirtProvisioner, name: str, line: str) -> None:
+    async with asyncio.timeout(15):
+        while line not in (await driver.console_tail(name, 2000)).lines:
+            await asyncio.sleep(0.05)
+
+
+def type_into(host: PrivateLibvirtd, name: str, key: bytes) -> None:
+    """Send a byte to the guest's serial port, past libvirt."""
+    import libvirt
+
+    conn = libvirt.open(host.uri)
+    source = parse(conn.lookupByName(name).XMLDesc(0)).find("devices/serial/source")
+    conn.close()
+    assert source is not None
+    Path(source.attrib["path"]).write_bytes(key)

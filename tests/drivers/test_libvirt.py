@@ -1,74 +1,33 @@
 """The libvirt driver on libvirt's own test driver, which runs nothing but is real."""
 
 import asyncio
-import importlib
-import logging
-import sys
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from threading import Event
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from pydantic import SecretStr
 
-from tests.drivers.links import RUNTIME, Heard, a_spec
+from tests.drivers.links import Heard, MakeDriver, a_spec
 from trustfabric.domain.vms import (
     IsolationTier,
     PowerChange,
     PowerState,
     VmSpec,
     is_structural,
-    vm_uuid,
 )
-from trustfabric.drivers import libvirt_errors
 from trustfabric.drivers.libvirt import LibvirtProvisioner
-from trustfabric.drivers.libvirt_connect import Credentials, parse_uri
-from trustfabric.drivers.libvirt_events import EventLoop
-from trustfabric.drivers.libvirt_link import Link, Listeners
 from trustfabric.errors import (
     AlreadyRunningError,
     ConflictError,
     InvalidError,
     NotFoundError,
-    UnavailableError,
     UnsupportedError,
 )
 
 libvirt = pytest.importorskip("libvirt")
 
 pytestmark = pytest.mark.libvirt
-
-MakeDriver = Callable[..., LibvirtProvisioner]
-
-
-@pytest.fixture
-async def make(
-    events: EventLoop, executor: ThreadPoolExecutor
-) -> AsyncIterator[MakeDriver]:
-    """Makes drivers, and closes them."""
-    made: list[LibvirtProvisioner] = []
-    runtime = f"{RUNTIME}-{uuid4().hex}"  # what other tests left is a stranger's
-
-    def build(uri: str = "test:///default", **options: Any) -> LibvirtProvisioner:
-        options = {"runtime": runtime, **options}
-        driver = LibvirtProvisioner(uri, events=events, executor=executor, **options)
-        made.append(driver)
-        return driver
-
-    yield build
-    for driver in made:
-        await driver.close()
-
-
-@pytest.fixture
-async def driver(make: MakeDriver, heard: Heard) -> LibvirtProvisioner:
-    driver = make()
-    await driver.open(heard.on_event, heard.on_lost)
-    return driver
 
 
 @pytest.fixture
@@ -399,291 +358,3 @@ async def test_two_thousand_vms_start_and_every_event_comes(
     assert clock() - before < 5
     assert set(seen.values()) == {PowerState.RUNNING}
     assert len(seen) == len(specs)
-
-
-# --- links ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "",
-        "tset:///default",
-        "http://host/system",
-        "qemu",
-        "qemu:",
-        "qemu+carrier://host/system",
-        "qemu+ssh://user:secret@host/system",
-        "test:///default\n",
-        " test:///default",
-        "test://\u202e/default",
-    ],
-)
-def test_a_uri_that_libvirt_would_guess_at_is_refused(uri: str) -> None:
-    with pytest.raises(InvalidError):
-        parse_uri(uri)
-
-
-@pytest.mark.parametrize(
-    ("uri", "simulated", "local", "volatile"),
-    [
-        ("test:///default", True, True, True),
-        ("test:////etc/my-test.xml", True, True, True),
-        ("test+unix:///default?socket=/run/x", True, False, False),
-        ("qemu:///system", False, False, False),
-        ("qemu:///embed?root=/run/r", False, True, False),
-        ("qemu+ssh://me@host/system?keyfile=/k", False, False, False),
-    ],
-)
-def test_a_uri_says_where_its_domains_live(
-    uri: str,
-    simulated: bool,  # noqa: FBT001 - a table of cases
-    local: bool,  # noqa: FBT001
-    volatile: bool,  # noqa: FBT001
-) -> None:
-    parsed = parse_uri(uri)
-
-    assert (parsed.simulated, parsed.local, parsed.volatile) == (
-        simulated,
-        local,
-        volatile,
-    )
-
-
-def test_a_shown_uri_has_neither_user_nor_parameters() -> None:
-    uri = parse_uri("qemu+ssh://me@host:22/system?keyfile=/k&x=secret")
-
-    assert uri.shown == "qemu+ssh://host:22/system"
-
-
-async def test_a_uri_that_leads_nowhere_does_not_open(
-    make: MakeDriver, heard: Heard
-) -> None:
-    driver = make("test+unix:///default?socket=/nonexistent")
-
-    with pytest.raises(UnavailableError):
-        await driver.open(heard.on_event, heard.on_lost)
-    with pytest.raises(UnavailableError):
-        await driver.observe()
-
-
-async def test_a_call_that_hangs_is_given_up_and_holds_its_slot(
-    events: EventLoop, executor: ThreadPoolExecutor
-) -> None:
-    link, lost = await an_open_link(events, executor)
-    release = Event()
-
-    with pytest.raises(UnavailableError) as refused:
-        await link.call("hanging", lambda _: release.wait(), within_s=0.05)
-
-    assert refused.value.facts["cause"] == "deadline"
-    assert await link.call("asking", lambda conn: conn.getType()) == "TEST"
-    assert lost == []
-    release.set()
-    await link.close()
-
-
-async def test_a_link_whose_calls_hang_is_lost_and_says_so_once(
-    events: EventLoop, executor: ThreadPoolExecutor
-) -> None:
-    link, lost = await an_open_link(events, executor)
-    release = Event()
-
-    results = await asyncio.gather(
-        *(
-            link.call("hanging", lambda _: release.wait(), within_s=0.05)
-            for _ in range(4)
-        ),
-        return_exceptions=True,
-    )
-    await asyncio.sleep(0)
-
-    assert [type(result) for result in results] == [UnavailableError] * 4
-    assert len(lost) == 1
-    with pytest.raises(UnavailableError):
-        await link.call("asking", lambda conn: conn.getType())
-    release.set()
-    await link.close()
-
-
-async def an_open_link(
-    events: EventLoop, executor: ThreadPoolExecutor
-) -> tuple[Link, list[str]]:
-    lost: list[str] = []
-    uri = parse_uri("test:///default")
-    link = Link(libvirt, uri, Credentials(), events, executor)
-    listeners = Listeners(
-        lifecycle=lambda *_: None, rebooted=lambda *_: None, lost=lost.append
-    )
-    await link.open(listeners, None)
-    return link, lost
-
-
-async def test_reopening_leaves_no_callback_behind(
-    driver: LibvirtProvisioner, heard: Heard
-) -> None:
-    spec = a_spec()
-    await driver.define(spec)
-    for _ in range(20):
-        await driver.open(heard.on_event, heard.on_lost)
-
-    await driver.start(spec.name)
-
-    await heard.until_heard(spec.name, PowerChange.STARTED)
-    await driver.observe()
-    assert heard.changes(spec.name) == [PowerChange.STARTED]
-
-
-# --- credentials ---------------------------------------------------------------------
-
-
-@pytest.fixture
-def guarded(tmp_path: Path) -> str:
-    """A test host of libvirt that asks who is there."""
-    path = tmp_path / "host.xml"
-    path.write_text(
-        "<node><auth><user password='pw1'>alice</user></auth></node>", "utf-8"
-    )
-    return f"test:///{path}"
-
-
-def a_credential(username: str, password: str) -> Credentials:
-    return Credentials(username, lambda: SecretStr(password))
-
-
-async def test_the_right_credentials_open(
-    make: MakeDriver, heard: Heard, guarded: str
-) -> None:
-    driver = make(guarded, credentials=a_credential("alice", "pw1"))
-
-    await driver.open(heard.on_event, heard.on_lost)
-
-    assert await driver.observe() == {}
-    assert driver.credentials == {
-        "username": "alice",
-        "method": "password",
-        "secret_provided": True,
-    }
-
-
-@pytest.mark.parametrize(
-    "credentials",
-    [
-        a_credential("alice", "wrong"),
-        a_credential("mallory", "pw1"),
-        Credentials("alice", lambda: None),
-        Credentials("alice"),
-        Credentials(),
-    ],
-)
-async def test_wrong_credentials_are_one_clear_error(
-    make: MakeDriver,
-    heard: Heard,
-    guarded: str,
-    credentials: Credentials,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    driver = make(guarded, credentials=credentials)
-
-    with pytest.raises(UnavailableError) as refused:
-        await driver.open(heard.on_event, heard.on_lost)
-
-    assert refused.value.facts["cause"] == "credentials"
-    assert "pw1" not in str(refused.value)
-    assert capfd.readouterr().err == ""
-
-
-async def test_the_password_is_read_anew_for_each_opening(
-    make: MakeDriver, heard: Heard, guarded: str
-) -> None:
-    passwords = iter(["wrong", "pw1"])
-    credentials = Credentials("alice", lambda: SecretStr(next(passwords)))
-    driver = make(guarded, credentials=credentials)
-
-    with pytest.raises(UnavailableError):
-        await driver.open(heard.on_event, heard.on_lost)
-    await driver.open(heard.on_event, heard.on_lost)
-
-    assert await driver.observe() == {}
-
-
-async def test_a_password_that_cannot_be_read_says_so(
-    make: MakeDriver, heard: Heard, guarded: str
-) -> None:
-    def unreadable() -> SecretStr:
-        raise InvalidError("LIBVIRT_PASSWORD_FILE: no such file")
-
-    driver = make(guarded, credentials=Credentials("alice", unreadable))
-
-    with pytest.raises(InvalidError, match="LIBVIRT_PASSWORD_FILE"):
-        await driver.open(heard.on_event, heard.on_lost)
-
-
-# --- without, and around, the binding ------------------------------------------------
-
-
-def test_without_the_binding_it_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "libvirt", None)
-
-    with pytest.raises(UnsupportedError, match=r"trustfabric\[libvirt\]"):
-        libvirt_errors.load_binding()
-
-
-def test_the_http_driver_does_without_the_binding(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "libvirt", None)
-    monkeypatch.delitem(sys.modules, "trustfabric.drivers.hypervisor")
-
-    module = importlib.import_module("trustfabric.drivers.hypervisor")
-
-    assert module.HttpProvisioner("http://127.0.0.1:1").name == "http"
-
-
-def test_our_numbers_are_libvirts() -> None:
-    ours = {
-        name: value
-        for name, value in vars(libvirt_errors).items()
-        if name.isupper() and not name.startswith("_") and isinstance(value, int)
-    }
-
-    assert ours == {name: getattr(libvirt, f"VIR_ERR_{name}") for name in ours}
-
-
-async def test_libvirt_stays_off_standard_error(
-    driver: LibvirtProvisioner, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(NotFoundError):
-        await driver.start("nobody")
-
-    assert capfd.readouterr() == ("", "")
-
-
-async def test_the_event_thread_starts_and_stops_again_and_again() -> None:
-    loop = asyncio.get_running_loop()
-
-    for _ in range(5):
-        events = EventLoop(loop)
-        events.start()
-        before = loop.time()
-        events.stop()
-        events.stop()
-        assert loop.time() - before < 1
-
-
-async def test_what_is_heard_after_the_loop_closed_is_dropped(
-    events: EventLoop, caplog: pytest.LogCaptureFixture
-) -> None:
-    closed = asyncio.new_event_loop()
-    closed.close()
-
-    with caplog.at_level(logging.WARNING):
-        EventLoop(closed).deliver(lambda: None)
-
-    assert caplog.records == []
-
-
-def test_uuids_are_ours_by_runtime() -> None:
-    assert a_spec("vm-1").uuid == vm_uuid(RUNTIME, "vm-1")

@@ -21,7 +21,6 @@ from trustfabric.domain.executors import (
 )
 from trustfabric.domain.failures import FailureReason
 from trustfabric.domain.ids import InstanceId, OwnerId, RunId, ServerId
-from trustfabric.drivers import shell
 from trustfabric.drivers.output import OutputLimits
 from trustfabric.drivers.secrets import Secrets
 from trustfabric.drivers.shell import ProgramLimits, ShellExecutor, ShellSettings
@@ -369,8 +368,8 @@ async def test_reaping_kills_what_a_dead_runtime_left(
 async def test_without_account_or_sandbox_nothing_is_run(
     executor: ShellExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shell.os, "geteuid", lambda: 1000)
-    monkeypatch.setattr(shell.shutil, "which", lambda name, path=None: path and name)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("shutil.which", lambda name, path=None: path and name)
 
     status, _ = await execute(with_settings(executor, unsandboxed=False), command="id")
 
@@ -382,7 +381,7 @@ async def test_without_account_or_sandbox_nothing_is_run(
 async def test_in_the_sandbox_our_data_is_not_there(
     executor: ShellExecutor, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shell.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
     (root / "jwt-secret").write_text("secret")
 
     status, log = await execute(

@@ -8,7 +8,7 @@ from collections import Counter as Tally
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, assert_never
 
 import pytest
 
@@ -105,13 +105,13 @@ class Worker(Actor):
     async def work(self, message: Job | AskJob) -> None:
         match message.kind:
             case "wait":
-                await asyncio.sleep(self.random.random())
+                await asyncio.sleep(self.random.random() * 4)
             case "crash":
                 self.ledger.crashes += 1
                 raise ZeroDivisionError
             case "swallow":
                 try:
-                    await asyncio.sleep(self.random.random())
+                    await asyncio.sleep(self.random.random() * 4)
                 except asyncio.CancelledError:
                     await asyncio.sleep(60.0)
             case "ask":
@@ -121,7 +121,9 @@ class Worker(Actor):
                 except AskError:
                     self.check()
             case "task":
-                self.run(asyncio.sleep(1.0), lambda _: Job(0, "none"))
+                _ = self.run(asyncio.sleep(1.0), lambda _: Job(0, "none"))
+            case _:
+                pass
 
 
 async def conservation(simulation: Simulation) -> Ledger:
@@ -253,8 +255,10 @@ class Shaky(Actor):
                 self.stop()
             case Shake(how="wait"):
                 await asyncio.sleep(self.random.random())
-            case Shake():
-                raise ZeroDivisionError(message.how)
+            case Shake(how=how):
+                raise ZeroDivisionError(how)
+            case _:
+                assert_never(message)
         return ""
 
 

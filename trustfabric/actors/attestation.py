@@ -32,7 +32,7 @@ from trustfabric.domain.ids import InstanceId
 from trustfabric.domain.trust import AttestationStatus, Change, Lifecycle, Signal
 from trustfabric.domain.vms import PowerState
 from trustfabric.errors import ConflictError, FabricError, UnavailableError
-from trustfabric.supervision import Actor, Address, Notice, Request
+from trustfabric.supervision import Actor, Address, AskError, Notice, Request
 
 log = structlog.get_logger(__name__)
 
@@ -145,7 +145,7 @@ class Attestation(Actor):
                 )
 
     def _failed(self, instance_id: InstanceId, error: BaseException) -> None:
-        if not isinstance(error, FabricError):
+        if not isinstance(error, FabricError | AskError):
             raise error
         # Its challenge stays unanswered; the scheduler finds who lacks evidence.
         log.warning("attestation.failed", instance_id=instance_id, error=str(error))
@@ -279,9 +279,11 @@ class Attestation(Actor):
         if appraisal.status is AttestationStatus.UNKNOWN and (
             applied.after.lifecycle is Lifecycle.REMEDIATING
         ):
-            await self._give_up_after_retries(instance.id)
+            await self._give_up_after_retries(instance.id, applied.after.version)
 
-    async def _give_up_after_retries(self, instance_id: InstanceId) -> None:
+    async def _give_up_after_retries(
+        self, instance_id: InstanceId, version: int
+    ) -> None:
         async with self._database.reading() as conn:
             count = await attestations.count_unknown_since_run(conn, instance_id)
         if count < self._settings.attempts:
@@ -294,6 +296,7 @@ class Attestation(Actor):
                     actor="actor:attestation",
                     reason=f"no verdict in {count} re-attestations after the run",
                 ),
+                expected_version=version,
             ),
             within_s=ASK_S,
         )

@@ -16,8 +16,8 @@ from trustfabric.db import attestations, trust
 from trustfabric.db.session import Database
 from trustfabric.domain.ids import InstanceId
 from trustfabric.domain.trust import Change, Signal
-from trustfabric.errors import FabricError
-from trustfabric.supervision import Actor, Address, Notice
+from trustfabric.errors import ConflictError, FabricError, NotFoundError
+from trustfabric.supervision import Actor, Address, AskError, Notice
 
 log = structlog.get_logger(__name__)
 
@@ -64,7 +64,7 @@ class Scheduler(Actor):
         try:
             await self._decay()
             await self._challenge()
-        except FabricError as error:
+        except (FabricError, AskError) as error:
             log.warning("scheduler.tick-failed", error=str(error))
         self.after(self._cadence.tick_s, message)
 
@@ -72,7 +72,12 @@ class Scheduler(Actor):
         async with self._database.reading() as conn:
             expired = await trust.list_decayed(conn, self.now(), limit=BATCH)
         for instance_id in expired:
-            await self._expire(instance_id)
+            try:
+                await self._expire(instance_id)
+            except (ConflictError, NotFoundError) as error:
+                log.warning(
+                    "scheduler.not-decayed", instance_id=instance_id, error=str(error)
+                )
 
     async def _expire(self, instance_id: InstanceId) -> None:
         await self._trust.ask(

@@ -18,7 +18,7 @@ from trustfabric.domain.vms import (
     power_after,
 )
 from trustfabric.errors import FabricError, UnavailableError
-from trustfabric.supervision import Actor, Address, Notice, Request
+from trustfabric.supervision import Actor, Address, Notice, Request, Timer
 
 log = structlog.get_logger(__name__)
 
@@ -83,6 +83,7 @@ class Hypervisor(Actor):
         self._provisioner = provisioner
         self._watchers: dict[str, Watcher] = {}
         self._powers: dict[str, PowerState] | None = None
+        self._next: Timer | None = None
 
     async def on_start(self) -> None:
         await self._open(0)
@@ -107,7 +108,7 @@ class Hypervisor(Actor):
                 await self._open(0)
             case _Reconcile():
                 await self._reconcile()
-                self.after(RECONCILE_S, _Reconcile())
+                self._reconcile_later()
             case _:
                 assert_never(message)
         return None
@@ -133,7 +134,12 @@ class Hypervisor(Actor):
             self.after(min(high, low * 2**attempt), _Open(min(attempt + 1, 16)))
             return
         await self._reconcile()
-        self.after(RECONCILE_S, _Reconcile())
+        self._reconcile_later()
+
+    def _reconcile_later(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+        self._next = self.after(RECONCILE_S, _Reconcile())
 
     async def _reconcile(self) -> None:
         try:

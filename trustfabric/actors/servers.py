@@ -35,7 +35,14 @@ from trustfabric.errors import (
     NotFoundError,
     PlacementBlockedError,
 )
-from trustfabric.supervision import Actor, Address, DynamicAddress, Notice, Request
+from trustfabric.supervision import (
+    Actor,
+    Address,
+    AskError,
+    DynamicAddress,
+    Notice,
+    Request,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -301,6 +308,13 @@ class Servers(Actor):
                 await self._try_again(event.server_id)
 
     async def _sweep(self) -> None:
+        try:
+            await self._look_for_waiting()
+        except (FabricError, AskError) as error:
+            log.warning("servers.sweep-failed", error=str(error))
+        self.after(SWEEP_S, _Sweep())
+
+    async def _look_for_waiting(self) -> None:
         # Following again is harmless, and repairs what a broadcaster's death broke.
         await self._fleet.broadcaster.ask(
             Follow(ActorFollower(Stream.TRUST, self.address, _changed)),
@@ -312,7 +326,6 @@ class Servers(Actor):
                     waiting = await servers.list_servers(conn, None, status=status)
                 for server in waiting:
                     await self._try_again(server.id)
-        self.after(SWEEP_S, _Sweep())
 
     async def _try_again(self, server_id: ServerId) -> None:
         caller = Caller(None, "actor:servers")
@@ -324,7 +337,7 @@ class Servers(Actor):
             await self._start(StartServer(server_id, caller))
         except (PlacementBlockedError, AlreadyRunningError):
             return
-        except FabricError as error:
+        except (FabricError, AskError) as error:
             log.warning("server.not-resumed", server_id=server_id, error=str(error))
 
 

@@ -24,7 +24,7 @@ from trustfabric.db.listen import (
 from trustfabric.db.session import Connection, Database
 from trustfabric.domain.events import Position, RemediationEvent, TrustEvent
 from trustfabric.errors import FabricError, UnavailableError
-from trustfabric.supervision import Actor, Address, Notice, Request
+from trustfabric.supervision import Actor, Address, AskError, Notice, Request
 
 log = structlog.get_logger(__name__)
 
@@ -307,7 +307,7 @@ class Listener(Actor):
     async def _read_on(self, heard: frozenset[str]) -> None:
         try:
             counts = [await self._drain(feed) for feed in self._feeds]
-        except FabricError as error:
+        except (FabricError, AskError) as error:
             self.address.tell(_Lost(error))
             return
         late = bool(heard) and not any(counts)

@@ -19,6 +19,7 @@ from trustfabric.domain.trust import Change, Facts, Snapshot, Wish, advance, ord
 from trustfabric.errors import (
     ConflictError,
     FabricError,
+    InvalidError,
     NotFoundError,
     VersionConflictError,
     VersionRequiredError,
@@ -118,7 +119,8 @@ class TrustRegistry(Actor):
         try:
             return await self._commit(orders, self.now())
         except FabricError as error:
-            if len(orders) == 1 or not isinstance(error, ConflictError):
+            spoilt = isinstance(error, ConflictError | InvalidError)
+            if len(orders) == 1 or not spoilt:
                 return [error] * len(orders)
         return [(await self._commit_or_part([one]))[0] for one in orders]
 
@@ -172,7 +174,8 @@ async def _decide(
     if not message.companions:
         return Applied(before=before, after=after), change
     async with savepoint(conn):
-        written = [await each.write(conn, before) for each in message.companions]
+        with trust.storable():
+            written = [await each.write(conn, before) for each in message.companions]
     return Applied(before=before, after=after, written=tuple(written)), change
 
 

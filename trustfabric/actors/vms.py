@@ -25,8 +25,13 @@ from trustfabric.domain.power import Desired, Step, next_step
 from trustfabric.domain.servers import ServerStatus, status_for
 from trustfabric.domain.trust import Change, Signal
 from trustfabric.domain.vms import PowerState, VmSpec, is_structural
-from trustfabric.errors import AlreadyRunningError, FabricError, NotFoundError
-from trustfabric.supervision import Actor, Address, Notice
+from trustfabric.errors import (
+    AlreadyRunningError,
+    ConflictError,
+    FabricError,
+    NotFoundError,
+)
+from trustfabric.supervision import Actor, Address, AskError, Notice
 
 log = structlog.get_logger(__name__)
 
@@ -101,8 +106,7 @@ class Vm(Actor):
             case Look():
                 await self._look()
             case Rebooted():
-                await self._signal(Signal.BOOTED, "guest rebooted", boots=True)
-                self._use.attestation.tell(Attest(self._id, "boot"))
+                await self._rebooted(message)
             case _Done():
                 self._done(message)
             case _:
@@ -118,7 +122,7 @@ class Vm(Actor):
                 self._use.gone(self._id)
                 return
             step = await self._next(instance)
-        except FabricError as error:
+        except (FabricError, AskError) as error:
             self._retry(error)
             return
         if step is Step.NOTHING:
@@ -126,6 +130,17 @@ class Vm(Actor):
             return
         self._busy = step
         _ = self.run(self._take(step, instance), lambda result: _done(step, result))
+
+    async def _rebooted(self, message: Rebooted) -> None:
+        try:
+            await self._signal(Signal.BOOTED, "guest rebooted", boots=True)
+        except ConflictError:
+            return  # it is terminated
+        except (FabricError, AskError) as error:
+            log.warning("vm.reboot-waits", instance_id=self._id, error=str(error))
+            self.after(RETRY_S[0], message)
+            return
+        self._use.attestation.tell(Attest(self._id, "boot"))
 
     async def _read(self) -> vms.Instance | None:
         async with self._use.database.reading() as conn:
@@ -157,7 +172,7 @@ class Vm(Actor):
     def _done(self, message: _Done) -> None:
         self._busy = None
         error = message.error
-        if isinstance(error, FabricError):
+        if isinstance(error, FabricError | AskError):
             self._retry(error)
         elif error is not None:
             raise error
@@ -165,12 +180,12 @@ class Vm(Actor):
             self._look_again = False
             self.address.tell(Look())
 
-    def _retry(self, error: FabricError) -> None:
+    def _retry(self, error: FabricError | AskError) -> None:
         low, high = RETRY_S
         delay = min(high, low * 2.0**self._failures) * (1 + 0.2 * self.random.random())
         self._failures = min(self._failures + 1, 16)
         log.warning("vm.retries", instance_id=self._id, error=str(error), after_s=delay)
-        if not is_structural(error):
+        if isinstance(error, AskError) or not is_structural(error):
             self.after(delay, Look())
         elif self._look_again:
             self._look_again = False

@@ -15,6 +15,7 @@ from trustfabric.cli.session import Connection
 
 PAGE = 100
 """Rows asked for at a time where there is a limit; else the host decides."""
+_UNAUTHENTICATED = 401
 SILENCE_S = 45.0
 """A stream that is silent for three heartbeats is dead."""
 
@@ -143,7 +144,12 @@ class Client:
             ) as response:
                 answered = True
                 if response.status >= 300:  # noqa: PLR2004 (not a success)
-                    raise RefusedError(response.status, await _problem(response))
+                    raise RefusedError(
+                        response.status,
+                        await _problem(response),
+                        without_token=response.status == _UNAUTHENTICATED
+                        and self.connection.token is None,
+                    )
                 yield response
         except TimeoutError as error:
             within = f"within {self.connection.timeout_s:g} s"

@@ -9,10 +9,14 @@ from trustfabric.errors import FabricError, UnavailableError
 class RefusedError(FabricError):
     """The host answered, and the answer is no."""
 
-    def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
+    def __init__(
+        self, status: int, problem: Mapping[str, Any], *, without_token: bool = False
+    ) -> None:
         detail = problem.get("detail") or problem.get("error") or problem.get("title")
         super().__init__(str(detail or f"HTTP {status}"), **problem)
         self.status = status
+        self.without_token = without_token
+        """The caller isn't known because it never said who it is."""
         self.slug = str(problem.get("type") or "about:blank").rsplit("/", 1)[-1]
         """The problem type's last word: `version-conflict`."""
 

@@ -11,9 +11,10 @@ import click
 
 from trustfabric.cli.errors import RefusedError, UnreachableError
 from trustfabric.cli.lazy import Lazy, LazyGroup
+from trustfabric.cli.render import note
 from trustfabric.cli.session import Connection, Session, fault_in_host
 from trustfabric.cli.terminal import escape
-from trustfabric.errors import ConfigError, FabricError
+from trustfabric.errors import FabricError, InvalidError
 
 DONE, REFUSED, USAGE, UNREACHABLE, NOT_ALLOWED, VERSION_CONFLICT = range(6)
 INTERRUPTED = 130
@@ -160,29 +161,31 @@ def report(error: Exception) -> int:
         case click.ClickException():
             error.show()
             return error.exit_code
-        case ConfigError():
+        case InvalidError():
             for fault in str(error).splitlines():
-                click.echo(escape(fault), err=True)
+                note(escape(fault))
             return USAGE
         case UnreachableError():
-            click.echo(f"mcpctl: {escape(str(error))}", err=True)
+            note(f"mcpctl: {escape(str(error))}")
             return UNREACHABLE
         case RefusedError():
             return _refused(error)
         case _:
-            click.echo(f"mcpctl: {escape(str(error))}", err=True)
+            note(f"mcpctl: {escape(str(error))}")
             return REFUSED
 
 
 def _refused(error: RefusedError) -> int:
-    click.echo(f"mcpctl: {escape(str(error))} ({_what(error)})", err=True)
-    for note in _listed(error.facts.get("notes")):
-        click.echo(f"  {escape(note)}", err=True)
+    note(f"mcpctl: {escape(str(error))} ({_what(error)})")
+    if error.without_token:
+        note("  no token was sent: set MCP_HOST_TOKEN, or give --token-file")
+    for text in _listed(error.facts.get("notes")):
+        note(f"  {escape(text)}")
     if error.slug in ("version-conflict", "version-required"):
         expected = error.facts.get("expected_version")
         current = error.facts.get("current_version")
         found = f"  expected version {expected}, current version {current}"
-        click.echo(escape(found), err=True)
+        note(escape(found))
         return VERSION_CONFLICT
     return NOT_ALLOWED if error.status in (401, 403) else REFUSED
 

@@ -58,8 +58,9 @@ SELECT s.released_at, i.id AS instance_id, i.terminated_at,
          ON f.failure_reason IS NOT NULL
         AND NOT EXISTS (
             SELECT 1 FROM runtime_vm_trust_history t
-             WHERE t.runtime_vm_instance_id = i.id AND t.attestation_id IS NOT NULL
-               AND t.current_status = 'trusted' AND t.triggered_at > f.ended_at)
+              JOIN runtime_vm_attestations v ON v.id = t.attestation_id
+             WHERE t.runtime_vm_instance_id = i.id
+               AND v.verification_status = 'trusted' AND t.triggered_at > f.ended_at)
  WHERE s.id = %(server_id)s AND s.deleted_at IS NULL
 """
 
@@ -90,7 +91,8 @@ async def read_situation(
 
 
 _RECORD_SQL: LiteralString = """
-INSERT INTO runtime_policy_decisions (server_id, backend, tier, notes, allowed, decided_at)
+INSERT INTO runtime_policy_decisions
+       (server_id, backend, tier, notes, allowed, decided_at)
 VALUES (%(server_id)s, %(backend)s, %(tier)s, %(notes)s, %(allowed)s, %(now)s)
 """
 

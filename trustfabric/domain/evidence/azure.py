@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from hmac import compare_digest
 
-from trustfabric.domain.evidence import snp, tpm2
+from trustfabric.domain.evidence import snp, tdx, tpm2
 from trustfabric.domain.evidence.anchors import Anchors
 from trustfabric.domain.evidence.cursor import Cursor
 from trustfabric.domain.evidence.documents import (
@@ -36,7 +36,7 @@ _MAGIC = b"HCLA"
 _HEADER = 32
 _REPORT = 1184
 _PREFIX = 20
-_SNP = 2
+_TEES = {2: EvidenceKind.AMD_SEV_SNP, 4: EvidenceKind.INTEL_TDX}
 _HASHES = {1: "sha256", 2: "sha384", 3: "sha512"}
 _AK = "HCLAkPub"
 
@@ -45,7 +45,9 @@ _AK = "HCLAkPub"
 class HclReport:
     """Azure's wrapping of a hardware report and what it covers."""
 
+    tee: EvidenceKind
     report: bytes
+    """TDX: a report for this machine only; what others believe is a quote of it."""
     hash: str
     runtime_data: bytes
     """JSON, to be hashed before anybody reads it."""
@@ -56,7 +58,7 @@ class AzureEvidence:
     """Nothing is believed yet."""
 
     hcl: HclReport
-    hardware: snp.SnpEvidence
+    hardware: snp.SnpEvidence | tdx.TdxQuote
     quote: tpm2.TpmQuote
 
 
@@ -64,15 +66,16 @@ class AzureEvidence:
 class AzureClaims:
     """What the processor vouches for, and what the TPM that it vouches for says."""
 
-    hardware: snp.SnpClaims
+    hardware: snp.SnpClaims | tdx.TdxClaims
     tpm: tpm2.TpmClaims
     vm_unique_id: str | None
     secure_boot: bool | None
 
 
 def parse_document(raw: bytes) -> AzureEvidence:
-    """Read `{"kind", "hcl", "leaf", "intermediate"?, "attest", "signature", "pcrs"}`.
+    """Read `{"kind", "hcl", "leaf" or "td_quote", "attest", "signature", "pcrs"}`.
 
+    `leaf` is the certificate of an SNP report's key, with an "intermediate" perhaps.
     The signature is the bare RSASSA number, as Azure's TPM gives it.
     """
     check = "document"
@@ -80,8 +83,8 @@ def parse_document(raw: bytes) -> AzureEvidence:
     only_keys(
         members,
         check,
-        frozenset({"kind", "hcl", "leaf", "attest", "signature", "pcrs"}),
-        frozenset({"intermediate"}),
+        frozenset({"kind", "hcl", "attest", "signature", "pcrs"}),
+        frozenset({"leaf", "intermediate", "td_quote"}),
     )
     if text(members, "kind", check) != EvidenceKind.COMPOSITE_AZURE_VTPM:
         raise Reject(Code.MALFORMED, "kind", "not the kind that was asked for")
@@ -90,8 +93,11 @@ def parse_document(raw: bytes) -> AzureEvidence:
         bare_rsassa(base64_bytes(members, "signature", check)),
         tpm2.read_pcrs(members["pcrs"]),
     )
-    return parse(
-        base64_bytes(members, "hcl", check),
+    hcl = base64_bytes(members, "hcl", check)
+    if "td_quote" in members:
+        return parse_with_tdx(hcl, base64_bytes(members, "td_quote", check), quote)
+    return parse_with_snp(
+        hcl,
         base64_bytes(members, "leaf", check),
         quote,
         base64_bytes(members, "intermediate", check)
@@ -100,18 +106,35 @@ def parse_document(raw: bytes) -> AzureEvidence:
     )
 
 
-def parse(
+def parse_with_snp(
     hcl: bytes,
     leaf: bytes,
     quote: tpm2.TpmQuote,
     intermediate: bytes | None = None,
 ) -> AzureEvidence:
-    wrapped = parse_hcl(hcl)
+    wrapped = _parse_hcl_of(hcl, EvidenceKind.AMD_SEV_SNP)
     return AzureEvidence(
         hcl=wrapped,
         hardware=snp.parse(wrapped.report, leaf, intermediate),
         quote=quote,
     )
+
+
+def parse_with_tdx(hcl: bytes, td_quote: bytes, quote: tpm2.TpmQuote) -> AzureEvidence:
+    return AzureEvidence(
+        hcl=_parse_hcl_of(hcl, EvidenceKind.INTEL_TDX),
+        hardware=tdx.parse(td_quote),
+        quote=quote,
+    )
+
+
+def _parse_hcl_of(raw: bytes, tee: EvidenceKind) -> HclReport:
+    hcl = parse_hcl(raw)
+    if hcl.tee is not tee:
+        raise Reject(
+            Code.MALFORMED, _CHECK, "another tee", expected=tee, actual=hcl.tee
+        )
+    return hcl
 
 
 def parse_hcl(raw: bytes) -> HclReport:
@@ -120,8 +143,9 @@ def parse_hcl(raw: bytes) -> HclReport:
         raise cursor.malformed("not Azure's")
     report = cursor.take(_REPORT)
     size, _version, kind = cursor.u32(), cursor.u32(), cursor.u32()
+    tee = _TEES.get(kind)
     algorithm = _HASHES.get(cursor.u32())
-    if kind != _SNP:
+    if tee is None:
         raise Reject(Code.UNSUPPORTED, _CHECK, f"hardware report of type {kind}")
     if algorithm is None:
         raise Reject(Code.UNSUPPORTED, _CHECK, "unknown hash")
@@ -130,17 +154,18 @@ def parse_hcl(raw: bytes) -> HclReport:
         raise cursor.malformed("two sizes that differ")
     runtime_data = cursor.take(length)
     cursor.zeros(cursor.remaining, "the rest")
-    return HclReport(report=report, hash=algorithm, runtime_data=runtime_data)
+    return HclReport(tee=tee, report=report, hash=algorithm, runtime_data=runtime_data)
 
 
 def authenticate(
     evidence: AzureEvidence, anchors: Anchors, now: datetime
 ) -> Authenticated[AzureClaims]:
-    hardware = snp.authenticate(evidence.hardware, anchors, now)
-    _require_covered(evidence.hcl, hardware.claims.report.report_data)
+    hardware, report_data = _hardware(evidence.hardware, anchors, now)
+    _require_covered(evidence.hcl, report_data)
     runtime = read_object(evidence.hcl.runtime_data, "runtime-data")
     quoted = tpm2.authenticate(evidence.quote, (_attestation_key(runtime),))
     configuration = as_object(runtime.get("vm-configuration", {}), "runtime-data")
+    regions = f"{hardware.region_sha256} {quoted.region_sha256}"
     return Authenticated(
         kind=EvidenceKind.COMPOSITE_AZURE_VTPM,
         claims=AzureClaims(
@@ -149,13 +174,23 @@ def authenticate(
             vm_unique_id=_text(configuration.get("vmUniqueId")),
             secure_boot=_flag(configuration.get("secure-boot")),
         ),
-        region_sha256=hashlib.sha256(
-            evidence.hardware.report.signed + evidence.quote.attest
-        ).hexdigest(),
+        region_sha256=hashlib.sha256(regions.encode()).hexdigest(),
         endorsements={**hardware.endorsements, **quoted.endorsements},
         endorsed_until=hardware.endorsed_until,
+        advisories=hardware.advisories,
         token=_AUTHENTICATOR,
     )
+
+
+def _hardware(
+    evidence: snp.SnpEvidence | tdx.TdxQuote, anchors: Anchors, now: datetime
+) -> tuple[Authenticated[snp.SnpClaims | tdx.TdxClaims], bytes]:
+    """Authenticate it; return with it what it covers."""
+    if isinstance(evidence, snp.SnpEvidence):
+        reported = snp.authenticate(evidence, anchors, now)
+        return reported, reported.claims.report.report_data
+    quoted = tdx.authenticate(evidence, anchors, now)
+    return quoted, quoted.claims.report_data
 
 
 def _require_covered(hcl: HclReport, report_data: bytes) -> None:

@@ -1,0 +1,256 @@
+"""The remediation half of the tree on a real database, real streams and programs."""
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.db.fix_runs import add_instance, read_run
+from trustfabric.actors.attestation import Attest
+from trustfabric.actors.dispatch import Dispatcher, RunOver
+from trustfabric.actors.orders import Desk
+from trustfabric.actors.playbooks import Playbooks
+from trustfabric.actors.runs import RunActor, RunTools
+from trustfabric.actors.streams import Broadcaster, Feed, Listener, Stream
+from trustfabric.actors.trust import ApplyChange, TrustRegistry
+from trustfabric.db import listen, run_events, runs, trust
+from trustfabric.db.session import Database
+from trustfabric.domain.dispatch import DispatchSettings
+from trustfabric.domain.ids import InstanceId, RunId
+from trustfabric.domain.runs import RetryPolicy, Run
+from trustfabric.domain.specs import ExecutorType
+from trustfabric.domain.trust import Change, Signal, Snapshot
+from trustfabric.drivers.secrets import Secrets
+from trustfabric.drivers.shell import ShellExecutor, ShellSettings
+from trustfabric.errors import FabricError
+from trustfabric.supervision import (
+    Actor,
+    Address,
+    ChildSpec,
+    DynamicAddress,
+    DynamicSpec,
+    Restart,
+    Runtime,
+    Strategy,
+    SupervisorSpec,
+)
+
+FEEDS = (
+    Feed(Stream.TRUST, listen.TRUST_CHANNEL, trust.events_after),
+    Feed(Stream.REMEDIATION, listen.REMEDIATION_CHANNEL, run_events.events_after),
+)
+SETTINGS = DispatchSettings(runtime_id="here", tick_s=0.2)
+RETRY = RetryPolicy(limit=2, base_s=0.05, longest_s=0.1)
+
+
+class Challenger(Actor):
+    """Stands where attestation does; keeps what it was asked for."""
+
+    def __init__(self, asked: list[Attest]) -> None:
+        super().__init__()
+        self._asked = asked
+
+    def handle(self, message: Attest) -> None:
+        self._asked.append(message)
+
+
+@dataclass
+class Fabric:
+    """A running tree, and what a test does with it."""
+
+    database: Database
+    runtime: Runtime
+    trust: Address[TrustRegistry]
+    playbooks: Address[Playbooks]
+    dispatcher: Address[Dispatcher]
+    runs: DynamicAddress[RunActor]
+    executor: ShellExecutor
+    asked: list[Attest] = field(default_factory=list)
+
+    async def ask(self, request: Any) -> Any:
+        return await self.dispatcher.ask(request, within_s=10)
+
+    async def change(self, instance: InstanceId, signal: Signal) -> Snapshot:
+        applied = await self.trust.ask(
+            ApplyChange(
+                instance_id=instance,
+                change=Change(signal=signal, actor="test", reason=f"test: {signal}"),
+            ),
+            within_s=10,
+        )
+        return applied.after
+
+    async def quarantined(self) -> InstanceId:
+        """Add an instance whose evidence was rejected."""
+        instance = await add_instance(self.database)
+        await self.change(instance, Signal.UNTRUSTED_VERDICT)
+        return instance
+
+    async def posture(self, instance: InstanceId) -> Snapshot:
+        async with self.database.reading() as conn:
+            found = await trust.get_posture(conn, None, instance)
+        assert found is not None
+        return found.snapshot
+
+    async def run_of(
+        self, instance: InstanceId, wanted: Callable[[Run], object]
+    ) -> Run:
+        """Wait until the instance's newest run is as wanted."""
+        seen: list[Run] = []
+
+        async def look() -> Run | None:
+            async with self.database.reading() as conn:
+                found = await runs.list_runs(
+                    conn, runs.RunFilter(instance_id=instance), limit=1
+                )
+            seen[:] = found
+            return found[0] if found and wanted(found[0]) else None
+
+        return await until(look, lambda: seen)
+
+    async def until_posture(
+        self, instance: InstanceId, wanted: Callable[[Snapshot], object]
+    ) -> Snapshot:
+        seen: list[Snapshot] = []
+
+        async def look() -> Snapshot | None:
+            seen[:] = [await self.posture(instance)]
+            return seen[0] if wanted(seen[0]) else None
+
+        return await until(look, lambda: seen)
+
+    async def lines(self, run_id: RunId) -> list[str]:
+        async with self.database.reading() as conn:
+            return [
+                line.message for line in await run_events.list_log(conn, None, run_id)
+            ]
+
+    async def until_line(self, run_id: RunId, text: str) -> None:
+        async def look() -> bool | None:
+            return text in await self.lines(run_id) or None
+
+        await until(look, lambda: "no such line")
+
+    async def read(self, run_id: RunId) -> Run:
+        return await read_run(self.database, run_id)
+
+
+async def until(look: Callable[[], Any], seen: Callable[[], object]) -> Any:
+    """Return the first thing that `look` finds; fail with what was `seen`."""
+    try:
+        async with asyncio.timeout(10):
+            while (found := await look()) is None:
+                await asyncio.sleep(0.01)
+            return found
+    except TimeoutError:
+        pytest.fail(f"waited in vain; last seen: {seen()}")
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    place = Path(tempfile.mkdtemp(prefix="tf-remediation-"))
+    place.chmod(0o711)
+    yield place
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@asynccontextmanager
+async def a_fabric(
+    database: Database,
+    database_url: str,
+    data_dir: Path,
+    settings: DispatchSettings = SETTINGS,
+    lease_s: float = 30.0,
+) -> AsyncIterator[Fabric]:
+    """Start the tree; whatever ends the block, nothing goes on running."""
+    runtime = Runtime(answers=(FabricError,))
+    broadcaster: Address[Broadcaster] = Address("broadcaster")
+    challenger: Address[Any] = Address("attestation")
+    with ThreadPoolExecutor(1) as threads:
+        executor = ShellExecutor(
+            ShellSettings(
+                root=data_dir / "runs",
+                hidden=data_dir,
+                url=lambda: "http://127.0.0.1:1",
+                unsandboxed=os.geteuid() != 0,
+            ),
+            Secrets(),
+            threads,
+        )
+        fabric = Fabric(
+            database=database,
+            runtime=runtime,
+            trust=Address("trust"),
+            playbooks=Address("playbooks"),
+            dispatcher=Address("dispatcher"),
+            runs=DynamicAddress("runs"),
+            executor=executor,
+        )
+        tools = RunTools(
+            database=database,
+            trust=fabric.trust,
+            attestation=challenger,
+            over=lambda run_id: fabric.dispatcher.tell(RunOver(run_id)),
+            executors={ExecutorType.SHELL: executor},
+            issue_token=_token,
+            retry=RETRY,
+            lease_s=lease_s,
+        )
+
+        async def open_wakeups(channels: Any) -> listen.Wakeups:
+            return await listen.Wakeups.open(database_url, channels)
+
+        def dispatcher() -> Dispatcher:
+            desk = Desk(database, fabric.trust)
+            return Dispatcher(desk, tools, broadcaster, fabric.runs, settings)
+
+        root = SupervisorSpec(
+            name="fabric",
+            max_restarts=100,
+            children=(
+                ChildSpec(
+                    address=broadcaster,
+                    start=lambda: Broadcaster(database, FEEDS, "test"),
+                ),
+                ChildSpec(
+                    name="listener",
+                    start=lambda: Listener(
+                        database, broadcaster, FEEDS, "test", open_wakeups
+                    ),
+                ),
+                ChildSpec(address=fabric.trust, start=lambda: TrustRegistry(database)),
+                ChildSpec(address=challenger, start=lambda: Challenger(fabric.asked)),
+                SupervisorSpec(
+                    name="remediation",
+                    strategy=Strategy.REST_FOR_ONE,
+                    max_restarts=100,
+                    children=(
+                        ChildSpec(
+                            address=fabric.playbooks,
+                            start=lambda: Playbooks(database),
+                        ),
+                        DynamicSpec(address=fabric.runs, restart=Restart.TEMPORARY),
+                        ChildSpec(address=fabric.dispatcher, start=dispatcher),
+                    ),
+                ),
+            ),
+        )
+        await runtime.start(root)
+        try:
+            yield fabric
+        finally:
+            await runtime.stop()
+
+
+def _token(run: Run, until_at: datetime) -> str:
+    assert until_at.tzinfo is not None
+    return f"token-of-run-{run.id}-{run.lease_epoch}"

@@ -1,0 +1,259 @@
+"""A run's actor: its program, its log, its lease, and its end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.actors.fix_remediation import Fabric, a_fabric, data_dir
+from tests.db.fix_runs import ALICE, BOB, add_instance, add_playbook
+from trustfabric.actors.dispatch import CancelRun, EnqueueRun
+from trustfabric.actors.trust import ApplyChange
+from trustfabric.db import artifacts
+from trustfabric.db.run_writes import CancelActiveRun
+from trustfabric.db.session import Database
+from trustfabric.domain.failures import FailureReason
+from trustfabric.domain.ids import InstanceId
+from trustfabric.domain.runs import Run, RunStatus
+from trustfabric.domain.specs import ExecutorType
+from trustfabric.domain.trust import Change, Lifecycle, Signal, Tag
+from trustfabric.drivers.subprocesses import marked
+
+__all__ = ["data_dir"]
+
+
+@pytest.fixture
+async def fabric(
+    database: Database, database_url: str, data_dir: Path
+) -> AsyncIterator[Fabric]:
+    async with a_fabric(database, database_url, data_dir) as started:
+        yield started
+
+
+async def enqueued(fabric: Fabric, instance: InstanceId, **metadata: object) -> Run:
+    """Enqueue a playbook of this metadata that needs nobody's consent."""
+    metadata.setdefault("script", "echo fixed")
+    playbook = await add_playbook(fabric.database, key="mine", metadata=metadata)
+    order = EnqueueRun(
+        owner=ALICE, by=ALICE, instance_id=instance, playbook=playbook.key
+    )
+    run = await fabric.ask(order)
+    assert isinstance(run, Run)
+    return run
+
+
+async def events(fabric: Fabric, run: Run) -> list[tuple[int, str, str]]:
+    async with fabric.database.reading() as conn:
+        cursor = await conn.execute(
+            "SELECT seq, kind, message FROM runtime_vm_remediation_events"
+            " WHERE run_id = %s ORDER BY seq",
+            [run.id],
+        )
+        return [(row[0], row[1], row[2]) for row in await cursor.fetchall()]
+
+
+async def test_a_run_is_executed_logged_and_has_the_instance_attested(
+    fabric: Fabric,
+) -> None:
+    instance = await add_instance(fabric.database)
+
+    queued = await enqueued(fabric, instance, script="echo one; echo two")
+    run = await fabric.run_of(instance, lambda r: r.status is RunStatus.COMPLETED)
+
+    assert run.id == queued.id
+    assert await events(fabric, run) == [
+        (1, "status", "queued"),
+        (2, "status", "started"),
+        (3, "log", "one"),
+        (4, "log", "two"),
+        (5, "status", "exit code 0"),
+    ]
+    posture = await fabric.until_posture(instance, lambda _: fabric.asked)
+    assert (posture.lifecycle, posture.remediation_state) == (
+        Lifecycle.REMEDIATING,
+        Tag.AUTOMATION_COMPLETE,
+    )
+    assert posture.remediation_attempts == 1
+    assert (fabric.asked[0].instance_id, fabric.asked[0].purpose) == (
+        instance,
+        "post-run",
+    )
+    async with fabric.database.reading() as conn:
+        (log,) = await artifacts.list_artifacts(conn, ALICE, run.id)
+        assert (await artifacts.read_artifact(conn, log)).count(b"stdout") == 2
+
+
+async def test_a_failure_puts_the_instance_back_in_quarantine(fabric: Fabric) -> None:
+    instance = await fabric.quarantined()
+
+    await enqueued(fabric, instance, script="echo no >&2; exit 3")
+    run = await fabric.run_of(instance, lambda r: r.status is RunStatus.FAILED)
+
+    assert run.failure_reason is FailureReason.EXECUTION_FAILURE
+    assert run.last_error == "exit code 3"
+    posture = await fabric.posture(instance)
+    assert (posture.lifecycle, posture.remediation_state) == (
+        Lifecycle.QUARANTINED,
+        Tag.AUTOMATION_FAILED,
+    )
+
+
+async def test_a_transient_failure_is_tried_again_up_to_its_limit(
+    fabric: Fabric,
+) -> None:
+    instance = await fabric.quarantined()
+
+    await enqueued(fabric, instance, script="exit 75")
+    run = await fabric.run_of(instance, lambda r: r.status is RunStatus.FAILED)
+
+    assert run.attempt == 3
+    assert run.failure_reason is FailureReason.DEPENDENCY_UNAVAILABLE
+    posture = await fabric.posture(instance)
+    assert posture.remediation_state is Tag.TRANSIENT_FAILURE
+
+
+async def test_an_executor_that_is_not_there_is_never_another_one(
+    fabric: Fabric,
+) -> None:
+    instance = await fabric.quarantined()
+    await add_playbook(
+        fabric.database,
+        executor_type=ExecutorType.ANSIBLE,
+        metadata={"playbook": "site.yml", "retry_limit": 0},
+    )
+
+    run = await fabric.run_of(instance, lambda r: not r.status.active)
+
+    assert run.failure_reason is FailureReason.EXECUTOR_UNAVAILABLE
+    assert (await fabric.posture(instance)).remediation_state is (
+        Tag.EXECUTOR_UNAVAILABLE
+    )
+
+
+async def test_a_cancel_stops_the_program(fabric: Fabric) -> None:
+    instance = await fabric.quarantined()
+    run = await enqueued(
+        fabric,
+        instance,
+        script="trap 'echo bye; exit 1' TERM; echo on; sleep 60 & wait",
+    )
+    await fabric.until_line(run.id, "on")
+
+    asked = await fabric.ask(
+        CancelRun(owner=ALICE, run_id=run.id, by="user:7", reason="enough")
+    )
+    after = await fabric.run_of(instance, lambda r: not r.status.active)
+
+    assert asked.cancellation_reason == "enough"
+    assert (after.status, after.failure_reason) == (
+        RunStatus.CANCELLED,
+        FailureReason.CANCELLED,
+    )
+    assert after.cancellation_reason == "enough"
+    assert await fabric.lines(run.id) == ["on", "bye"]
+    assert (await fabric.posture(instance)).lifecycle is Lifecycle.QUARANTINED
+
+
+@pytest.mark.parametrize("on_lost", ["fail", "retry"])
+async def test_a_killed_actor_takes_its_program_along_and_the_run_goes_on_or_ends(
+    fabric: Fabric, on_lost: str
+) -> None:
+    instance = await fabric.quarantined()
+    run = await enqueued(
+        fabric,
+        instance,
+        on_lost=on_lost,
+        script='echo "on $TRUSTFABRIC_ATTEMPT"; [ $TRUSTFABRIC_ATTEMPT = 2 ] || sleep 60',
+    )
+    await fabric.until_line(run.id, "on 1")
+
+    await fabric.runtime.kill(f"fabric/remediation/runs/run:{run.id}")
+
+    assert marked(f"{fabric.executor._installation}-{run.id}-1") == []
+    after = await fabric.run_of(instance, lambda r: not r.status.active)
+    expected = RunStatus.FAILED if on_lost == "fail" else RunStatus.COMPLETED
+    assert after.status is expected
+    assert "on 1" in await fabric.lines(run.id)
+
+
+async def test_a_run_that_was_ended_from_outside_loses_its_program(
+    fabric: Fabric, database: Database, database_url: str
+) -> None:
+    instance = await fabric.quarantined()
+    run = await enqueued(fabric, instance, script="echo on; sleep 60")
+    await fabric.until_line(run.id, "on")
+
+    now = datetime.now(UTC)
+    await fabric.trust.ask(
+        ApplyChange(
+            instance_id=instance,
+            change=Change(
+                signal=Signal.QUARANTINED_BY_HAND, actor="user:1", reason="stop"
+            ),
+            companions=(CancelActiveRun(by="user:1", reason="stop", now=now),),
+        ),
+        within_s=5,
+    )
+
+    assert (await fabric.read(run.id)).status is RunStatus.CANCELLED
+    async with asyncio.timeout(15):
+        while marked(f"{fabric.executor._installation}-{run.id}"):
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.slow
+async def test_a_lease_that_can_not_be_renewed_ends_the_program_in_time(
+    database: Database, database_url: str, data_dir: Path
+) -> None:
+    async with a_fabric(database, database_url, data_dir, lease_s=1.0) as fabric:
+        instance = await fabric.quarantined()
+        run = await enqueued(fabric, instance, script="echo on; sleep 60")
+        await fabric.until_line(run.id, "on")
+        async with database.writing() as conn:
+            await conn.execute(
+                "SELECT 1 FROM runtime_vm_remediation_runs WHERE id = %s FOR UPDATE",
+                [run.id],
+            )
+            async with asyncio.timeout(3):
+                while marked(f"{fabric.executor._installation}-{run.id}"):
+                    await asyncio.sleep(0.05)
+
+        after = await fabric.run_of(instance, lambda r: not r.status.active)
+    assert after.failure_reason is FailureReason.TRANSIENT_INFRASTRUCTURE
+
+
+async def test_a_flood_of_output_arrives_whole_and_in_order(fabric: Fabric) -> None:
+    instance = await fabric.quarantined()
+    run = await enqueued(fabric, instance, script="seq 1 3000")
+
+    await fabric.run_of(instance, lambda r: not r.status.active)
+
+    async with fabric.database.reading() as conn:
+        cursor = await conn.execute(
+            "SELECT array_agg(message::int ORDER BY seq) = array_agg(n)"
+            "  FROM (SELECT e.seq, e.message, row_number() OVER (ORDER BY seq) AS n"
+            "          FROM runtime_vm_remediation_events e"
+            "         WHERE run_id = %s AND kind = 'log') t",
+            [run.id],
+        )
+        assert (await cursor.fetchone()) == (True,)
+
+
+async def test_a_breached_deadline_is_an_event(fabric: Fabric) -> None:
+    instance = await fabric.quarantined()
+    playbook = await add_playbook(
+        fabric.database, key="gated", approval_required=True, sla_duration_s=3600
+    )
+    run = await fabric.ask(
+        EnqueueRun(owner=None, by=BOB, instance_id=instance, playbook=playbook.key)
+    )
+    async with fabric.database.writing() as conn:
+        await conn.execute(
+            "UPDATE runtime_vm_remediation_runs SET sla_deadline = %s",
+            [datetime.now(UTC) - timedelta(seconds=1)],
+        )
+
+    while not any(m == "sla-breached" for _, _, m in await events(fabric, run)):
+        await asyncio.sleep(0.02)

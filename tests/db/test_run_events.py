@@ -1,0 +1,103 @@
+"""A run's events: numbered without gaps, frozen, read on from any point."""
+
+import asyncio
+
+import psycopg
+import pytest
+
+from tests.db.fix_runs import NOON, add_instance, add_playbook, add_run
+from trustfabric.db import run_events, runs
+from trustfabric.db.run_writes import tell_breach
+from trustfabric.db.session import Database
+from trustfabric.domain.events import Position
+from trustfabric.domain.executors import LogStream, RemediationLogEvent
+from trustfabric.domain.run_events import log_event
+from trustfabric.domain.runs import Run
+
+
+@pytest.fixture
+async def run(database: Database) -> Run:
+    playbook = await add_playbook(
+        database, metadata={"script": "true", "tag": "book"}, owner_id=None
+    )
+    instance = await add_instance(database)
+    return await add_run(database, instance, playbook, metadata={"tag": "run"})
+
+
+async def say(database: Database, run: Run, *lines: str) -> None:
+    async with database.writing() as conn:
+        await run_events.append(
+            conn,
+            await runs.lock_run(conn, run.id),
+            [
+                log_event(RemediationLogEvent(LogStream.STDOUT, line), NOON)
+                for line in lines
+            ],
+        )
+
+
+async def test_numbers_have_no_gaps_under_concurrent_writers(
+    database: Database, run: Run
+) -> None:
+    async def breach() -> None:
+        async with database.writing() as conn:
+            await tell_breach(conn, run.id, NOON)
+
+    await asyncio.gather(
+        *(say(database, run, f"{n}a", f"{n}b") for n in range(8)), breach()
+    )
+
+    async with database.reading() as conn:
+        events = await run_events.events_after(conn, Position.FIRST, limit=100)
+    assert sorted(event.seq for event in events) == list(range(1, 19))
+
+
+async def test_the_log_is_read_on_from_a_number(database: Database, run: Run) -> None:
+    await say(database, run, "one", "two", "three")
+
+    async with database.reading() as conn:
+        lines = await run_events.list_log(conn, run.owner_id, run.id, after=2, limit=2)
+        assert await run_events.count_log(conn, run.id) == 3
+
+    assert [(line.seq, line.message) for line in lines] == [(3, "two"), (4, "three")]
+
+
+async def test_the_payload_is_the_streams_data_as_it_was(
+    database: Database, run: Run
+) -> None:
+    await say(database, run, "hello")
+
+    async with database.reading() as conn:
+        queued, line = await run_events.events_after(conn, Position.FIRST, limit=9)
+
+    assert (queued.kind, line.kind) == ("status", "log")
+    assert line.payload["manifest_tags"] == ["book", "run"]
+    assert line.payload["instance_id"] == run.instance_id
+    assert line.payload["event"] == {
+        "event": "log",
+        "seq": 2,
+        "timestamp": "2026-01-01T12:00:00Z",
+        "stream": "stdout",
+        "message": "hello",
+    }
+    assert queued.payload["event"]["status"] == "pending"
+    assert line.owner_id == run.owner_id
+
+
+async def test_events_are_read_on_from_a_position(database: Database, run: Run) -> None:
+    await say(database, run, "one")
+    async with database.reading() as conn:
+        first, *_ = await run_events.events_after(conn, Position.FIRST, limit=1)
+        rest = await run_events.events_after(conn, first.position, limit=9)
+        none = await run_events.events_after(
+            conn, Position.FIRST, upto=Position.FIRST, limit=9
+        )
+
+    assert [event.message for event in (first, *rest)] == ["queued", "one"]
+    assert none == []
+
+
+async def test_what_was_written_is_never_changed(database: Database, run: Run) -> None:
+    with pytest.raises(psycopg.errors.RestrictViolation):
+        async with database.writing() as conn:
+            await conn.execute("UPDATE runtime_vm_remediation_events SET message = ''")

@@ -1,0 +1,102 @@
+"""A libvirtd that dies, hangs and comes back while its guests run on."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.drivers.links import Heard
+from tests.drivers.private_libvirtd import (
+    PrivateLibvirtd,
+    a_running_vm,
+    missing,
+)
+from trustfabric.domain.vms import (
+    PowerChange,
+    PowerState,
+)
+from trustfabric.drivers import libvirt_link
+from trustfabric.drivers.libvirt import LibvirtProvisioner
+from trustfabric.errors import (
+    UnavailableError,
+)
+
+libvirt = pytest.importorskip("libvirt")
+
+pytestmark = [
+    pytest.mark.libvirt,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(missing()), reason=f"not installed: {missing()}"),
+]
+
+
+async def test_a_killed_daemon_is_a_lost_link_and_its_guests_are_found_again(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd, heard: Heard
+) -> None:
+    spec = await a_running_vm(qemu_driver, host)
+
+    host.kill()
+    await heard.until(lambda: bool(heard.lost))
+    with pytest.raises(UnavailableError):
+        await qemu_driver.observe()
+    with pytest.raises(UnavailableError):
+        await qemu_driver.open(heard.on_event, heard.on_lost)
+    host.start()
+    later = Heard()
+    await qemu_driver.open(later.on_event, later.on_lost)
+
+    assert (await qemu_driver.observe())[spec.name] is PowerState.RUNNING
+    assert len(heard.lost) == 1
+    assert (await qemu_driver.define(spec)).adopted
+    await qemu_driver.stop(spec.name, grace_s=10)
+    await later.until_heard(spec.name, PowerChange.SHUT_DOWN)
+
+
+async def test_what_died_while_nobody_looked_is_seen_afterwards(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd, heard: Heard
+) -> None:
+    spec = await a_running_vm(qemu_driver, host)
+    qemu = host.qemu_of(spec.name)
+
+    host.kill()
+    os.kill(qemu, signal.SIGKILL)
+    host.start()
+    await qemu_driver.open(heard.on_event, heard.on_lost)
+
+    async with asyncio.timeout(10):
+        while (await qemu_driver.observe())[spec.name].active:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_frozen_daemon_is_a_lost_link(
+    qemu_driver: LibvirtProvisioner,
+    host: PrivateLibvirtd,
+    heard: Heard,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(libvirt_link, "_KEEPALIVE", (1, 1))
+    await qemu_driver.open(heard.on_event, heard.on_lost)
+
+    host.freeze()
+    try:
+        await heard.until(lambda: bool(heard.lost))
+        with pytest.raises(UnavailableError):
+            await qemu_driver.observe()
+    finally:
+        host.thaw()
+
+
+async def test_a_link_opened_and_closed_leaks_no_file(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd, heard: Heard
+) -> None:
+    def files() -> int:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    await qemu_driver.open(heard.on_event, heard.on_lost)
+    before = files()
+    for _ in range(10):
+        await qemu_driver.open(heard.on_event, heard.on_lost)
+
+    assert files() <= before + 2
