@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pykka
 import structlog
@@ -78,7 +78,7 @@ class Peer(pykka.ThreadingActor):
         super().__init__()
         self.count = 0
 
-    def on_receive(self, message: Any) -> int:
+    def on_receive(self, message: Any) -> int:  # noqa: ARG002
         self.count += 1
         return self.count
 
@@ -102,7 +102,7 @@ class Ours:
         self.runtime = Runtime(watchdog_s=0.0)
         self.book = DynamicAddress[Worker]("many")
 
-    async def __aenter__(self) -> "Ours":
+    async def __aenter__(self) -> Self:
         many = DynamicSpec(
             address=self.book,
             max_restarts=1_000_000,

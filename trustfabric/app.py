@@ -12,7 +12,7 @@ import structlog
 
 from trustfabric import log as logs
 from trustfabric.actors.attestation import Attestation
-from trustfabric.actors.dispatch import Dispatcher, DispatchSettings, RunOver
+from trustfabric.actors.dispatch import Dispatcher, RunOver
 from trustfabric.actors.evaluations import Cadence, Scheduler
 from trustfabric.actors.hypervisor import Hypervisor
 from trustfabric.actors.orders import Desk
@@ -23,7 +23,8 @@ from trustfabric.actors.streams import Broadcaster, Feed, Listener, Stream
 from trustfabric.actors.trust import TrustRegistry
 from trustfabric.actors.vms import Equipment
 from trustfabric.config import Settings
-from trustfabric.db import listen, run_events, trust
+from trustfabric.db import listen, run_events, trust_events
+from trustfabric.domain.dispatch import DispatchSettings
 from trustfabric.domain.runs import RetryPolicy, Run
 from trustfabric.domain.specs import ExecutorType
 from trustfabric.drivers.secrets import Secrets
@@ -42,7 +43,7 @@ log = structlog.get_logger(__name__)
 
 STOP_S = 10.0
 FEEDS = (
-    Feed(Stream.TRUST, listen.TRUST_CHANNEL, trust.events_after),
+    Feed(Stream.TRUST, listen.TRUST_CHANNEL, trust_events.events_after),
     Feed(Stream.REMEDIATION, listen.REMEDIATION_CHANNEL, run_events.events_after),
 )
 

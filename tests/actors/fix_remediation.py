@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from trustfabric.actors.playbooks import Playbooks
 from trustfabric.actors.runs import RunActor, RunTools
 from trustfabric.actors.streams import Broadcaster, Feed, Listener, Stream
 from trustfabric.actors.trust import ApplyChange, TrustRegistry
-from trustfabric.db import listen, run_events, runs, trust
+from trustfabric.db import listen, run_events, runs, trust, trust_events
 from trustfabric.db.session import Database
 from trustfabric.domain.dispatch import DispatchSettings
 from trustfabric.domain.ids import InstanceId, RunId
@@ -45,7 +45,7 @@ from trustfabric.supervision import (
 )
 
 FEEDS = (
-    Feed(Stream.TRUST, listen.TRUST_CHANNEL, trust.events_after),
+    Feed(Stream.TRUST, listen.TRUST_CHANNEL, trust_events.events_after),
     Feed(Stream.REMEDIATION, listen.REMEDIATION_CHANNEL, run_events.events_after),
 )
 SETTINGS = DispatchSettings(runtime_id="here", tick_s=0.2)
@@ -115,7 +115,8 @@ class Fabric:
             seen[:] = found
             return found[0] if found and wanted(found[0]) else None
 
-        return await until(look, lambda: seen)
+        run: Run = await until(look, lambda: seen)
+        return run
 
     async def until_posture(
         self, instance: InstanceId, wanted: Callable[[Snapshot], object]
@@ -126,7 +127,8 @@ class Fabric:
             seen[:] = [await self.posture(instance)]
             return seen[0] if wanted(seen[0]) else None
 
-        return await until(look, lambda: seen)
+        posture: Snapshot = await until(look, lambda: seen)
+        return posture
 
     async def lines(self, run_id: RunId) -> list[str]:
         async with self.database.reading() as conn:
@@ -155,31 +157,34 @@ async def until(look: Callable[[], Any], seen: Callable[[], object]) -> Any:
         pytest.fail(f"waited in vain; last seen: {seen()}")
 
 
-@pytest.fixture
-def data_dir() -> Iterator[Path]:
+@contextmanager
+def a_data_dir() -> Iterator[Path]:
+    """A place that the account of programs can reach."""
     place = Path(tempfile.mkdtemp(prefix="tf-remediation-"))
     place.chmod(0o711)
-    yield place
-    shutil.rmtree(place, ignore_errors=True)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @asynccontextmanager
 async def a_fabric(
     database: Database,
     database_url: str,
-    data_dir: Path,
     settings: DispatchSettings = SETTINGS,
     lease_s: float = 30.0,
+    data_dir: Path | None = None,
 ) -> AsyncIterator[Fabric]:
     """Start the tree; whatever ends the block, nothing goes on running."""
     runtime = Runtime(answers=(FabricError,))
     broadcaster: Address[Broadcaster] = Address("broadcaster")
     challenger: Address[Any] = Address("attestation")
-    with ThreadPoolExecutor(1) as threads:
+    with ThreadPoolExecutor(1) as threads, a_data_dir() as fresh:
         executor = ShellExecutor(
             ShellSettings(
-                root=data_dir / "runs",
-                hidden=data_dir,
+                root=(data_dir or fresh) / "runs",
+                hidden=data_dir or fresh,
                 url=lambda: "http://127.0.0.1:1",
                 unsandboxed=os.geteuid() != 0,
             ),

@@ -5,14 +5,14 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from trustfabric.agent.evidence import tpm_evidence
 from trustfabric.agent.main import FAILED, OK, UNREACHABLE, main
-from trustfabric.agent.tpm import AK_ECC, AK_RSA, Tpm, TpmError
+from trustfabric.agent.tpm import AK_ECC, AK_RSA, AttestationKey, Quote, Tpm, TpmError
 from trustfabric.agent.transport import TpmUnreachableError, open_tpm
 from trustfabric.domain.evidence.documents import base64_bytes
 from trustfabric.domain.evidence.keys import EnrolledKey
@@ -233,6 +233,34 @@ def test_an_answer_that_is_none_is_unreachable(tmp_path: Path, answer: str) -> N
             pytest.raises(TpmUnreachableError),
         ):
             Tpm(transport).random(2)
+
+
+def test_a_file_that_is_no_tpm_is_unreachable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+
+    assert run(tmp_path / "file", capsys, "enroll")[0] == UNREACHABLE
+    assert run(tmp_path, capsys, "enroll")[0] == UNREACHABLE
+
+
+def test_registers_that_never_stand_still_give_no_evidence(tpm: Tpm) -> None:
+    class Racing(Tpm):
+        def quote(
+            self,
+            key: AttestationKey,
+            extra_data: bytes,
+            selection: Mapping[str, Sequence[int]],
+        ) -> Quote:
+            made = super().quote(key, extra_data, selection)
+            self.pcr_extend(16, "sha256", b"\x01" * 32)
+            return made
+
+    racing = Racing(tpm._transport)
+
+    with pytest.raises(TpmUnreachableError):
+        tpm_evidence(racing, NONCE, [16])
+    assert tpm_evidence(racing, NONCE, [0])
 
 
 def test_waiting_in_line_ends_in_time(path: Path) -> None:

@@ -420,3 +420,104 @@ def test_faulty_specs_are_named() -> None:
         ChildSpec(name="a", start=Counter, significant=True)
     with pytest.raises(ValueError, match="a name or an address"):
         DynamicSpec(name="x", address=DynamicAddress[Counter]("y"))
+
+
+async def test_a_tree_can_be_stopped_while_it_starts() -> None:
+    a, b, c = three()
+    log, gate = list[str](), Gate()
+
+    class Slow(Counter):
+        async def on_start(self) -> None:  # type: ignore[override]
+            await gate(self)
+
+    inner = SupervisorSpec(
+        name="inner",
+        children=(*children(b, log=log), ChildSpec(address=c, start=Slow)),
+    )
+    runtime = Runtime(clock=ManualClock())
+    starting = asyncio.ensure_future(started(runtime, *children(a, log=log), inner))
+    await gate.begun.wait()
+
+    await runtime.stop()
+
+    with pytest.raises(ActorCrashedError, match="did not start"):
+        await starting
+    assert log == ["start a", "start b", "stop b", "stop a"]
+    assert {x.state for x in (a, b, c)} == {State.DEAD}
+
+
+async def test_a_start_that_always_fails_lets_others_run_even_without_backoff() -> None:
+    clock = ManualClock()
+    a, _, _ = three()
+    fails = 0
+
+    def fail() -> Counter:
+        nonlocal fails
+        fails += 1
+        raise RuntimeError("always")
+
+    book = DynamicAddress[Counter]("many")
+    runtime = await started(
+        Runtime(clock=clock),
+        *children(a),
+        DynamicSpec(address=book, backoff=NO_WAIT, max_restarts=50),
+    )
+    await book.start_child("1", fail)
+    assert fails == 2
+
+    assert await a.ask(Count(), within_s=1.0) == 1
+    while book.child("1") is not None:
+        await runtime.quiet()
+    assert fails == 51
+    await runtime.stop()
+
+
+async def test_a_stop_finds_room_in_a_full_mailbox() -> None:
+    a, _, _ = three()
+    gate = Gate()
+    runtime = await started(
+        Runtime(clock=ManualClock()), *children(a, restart=Restart.TRANSIENT)
+    )
+    held = asyncio.ensure_future(a.ask(Do(gate), within_s=9.0))
+    await gate.begun.wait()
+    while a.tell(Bump()):
+        pass
+
+    stopping = a.stop(block=False)
+    gate.go.set()
+
+    assert await stopping is True
+    assert await held == "passed"
+    assert state(a) is State.DEAD
+    await runtime.stop()
+
+
+async def test_the_runtimes_stop_waits_for_actors_without_a_supervisor() -> None:
+    log: list[str] = []
+    runtime = await started(Runtime(clock=ManualClock()))
+    loner = runtime.spawn(lambda: Counter(log, "loner"))
+
+    await runtime.stop()
+
+    assert log == ["start loner", "stop loner"]
+    assert state(loner) is State.DEAD
+
+
+async def test_an_address_is_not_placed_twice() -> None:
+    a, _, _ = three()
+    runtime = await started(Runtime(clock=ManualClock()), *children(a))
+
+    with pytest.raises(RuntimeError, match="runs already"):
+        await started(Runtime(clock=ManualClock()), *children(a))
+    await runtime.stop()
+
+
+async def test_an_address_may_be_placed_anew_after_its_runtime() -> None:
+    a, _, _ = three()
+    runtime = await started(Runtime(clock=ManualClock()), *children(a))
+    await runtime.stop()
+
+    again = await started(Runtime(clock=ManualClock()), *children(a))
+
+    assert await a.ask(Count(), within_s=1.0) == 1
+    await again.stop()

@@ -52,7 +52,7 @@ async def taking(
 
 
 async def test_those_of_one_kind_are_taken_up_to_the_first_of_another() -> None:
-    runtime, a, asked, taken, gate = await taking(
+    runtime, _, asked, taken, gate = await taking(
         ManualClock(), 9, Count(), Count(), Do(lambda _: "other"), Count()
     )
 

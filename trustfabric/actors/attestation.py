@@ -198,13 +198,15 @@ class Attestation(Actor):
         async with self._database.writing() as conn:
             issued = await attestations.issue_challenge(
                 conn,
-                instance_id=instance.id,
-                kind=challenge.kind,
-                purpose=purpose,
-                boot_id=instance.boot_id,
-                nonce_digest=hashlib.sha256(challenge.nonce).digest(),
-                issued_at=challenge.issued_at,
-                expires_at=challenge.expires_at,
+                attestations.NewChallenge(
+                    instance_id=instance.id,
+                    kind=challenge.kind,
+                    purpose=purpose,
+                    boot_id=instance.boot_id,
+                    nonce_digest=hashlib.sha256(challenge.nonce).digest(),
+                    issued_at=challenge.issued_at,
+                    expires_at=challenge.expires_at,
+                ),
             )
         return challenge, issued
 

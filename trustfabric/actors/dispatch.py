@@ -15,7 +15,7 @@ import structlog
 
 from trustfabric.actors import orders
 from trustfabric.actors.orders import Desk
-from trustfabric.actors.runs import CancelExecution, RunActor, RunTools
+from trustfabric.actors.runs import LookAtLease, RunActor, RunTools
 from trustfabric.actors.streams import ActorFollower, Broadcaster, Event, Follow, Stream
 from trustfabric.actors.upkeep import Upkeep
 from trustfabric.db import dispatch, playbooks
@@ -209,7 +209,7 @@ class Dispatcher(Actor):
                 )
                 child = self._running.child(_key(run_id))
                 if child is not None:
-                    child.tell(CancelExecution())
+                    child.tell(LookAtLease())
             case _:
                 assert_never(message)
         self._soon()
@@ -332,7 +332,10 @@ class Dispatcher(Actor):
     # --- looking after ------------------------------------------------------
 
     async def _recover(self) -> None:
-        """End or retry, as its playbook says, every run whose actor or runtime died."""
+        """End or retry, as its playbook says, every run whose actor or runtime died.
+
+        The other way round, an actor whose run was ended from outside is told to look.
+        """
         now = self.now()
         async with self._desk.database.reading() as conn:
             running = await dispatch.list_running(conn)
@@ -345,6 +348,10 @@ class Dispatcher(Actor):
                     run, now, mine=orphaned, jitter=self.random.random()
                 )
                 await self._settled(end)
+        for key in self._running.children().keys() - {_key(run.id) for run in running}:
+            child = self._running.child(key)
+            if child is not None:
+                child.tell(LookAtLease())
 
     async def _tend(self) -> None:
         """See to what only the clock can tell."""

@@ -26,12 +26,14 @@ async def ask_gate(
         decision = decide(situation, now, for_run=for_run)
         await placement.record_decision(
             conn,
-            situation,
-            decision,
-            backend=backend,
-            tier=tier,
-            notes=(*decision.notes, *policy_notes(situation)),
-            now=now,
+            placement.PolicyDecision(
+                server_id=server_id,
+                backend=backend,
+                tier=tier,
+                notes=(*decision.notes, *policy_notes(situation)),
+                allowed=decision.allowed,
+                decided_at=now,
+            ),
         )
     return decision
 

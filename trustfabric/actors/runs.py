@@ -65,8 +65,8 @@ class RunTools:
 
 
 @dataclass(frozen=True, slots=True)
-class CancelExecution(Notice["RunActor"]):
-    """Look at once whether the end of this run was asked for."""
+class LookAtLease(Notice["RunActor"]):
+    """See at once whether the run is still ours, and whether its end was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class _GuardEnded(Notice["RunActor"]):
     pass
 
 
-Message = CancelExecution | _Begin | _Flush | _Beat | _Executed | _Finish | _GuardEnded
+Message = LookAtLease | _Begin | _Flush | _Beat | _Executed | _Finish | _GuardEnded
 
 
 class RunActor(Actor):
@@ -135,7 +135,7 @@ class RunActor(Actor):
             case _Beat():
                 await self._beat()
                 self._beat_later()
-            case CancelExecution():
+            case LookAtLease():
                 await self._beat()
             case _Executed(result):
                 await self._executed(result)

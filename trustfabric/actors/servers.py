@@ -155,14 +155,9 @@ class Servers(Actor):
         match message:
             case CreateServer(new):
                 return await self._create(new)
-            case StartServer():
-                return await self._start(message)
-            case StopServer():
-                return await self._stop(message)
-            case RedeployServer():
-                return await self._redeploy(message)
-            case ReleaseServer():
-                return await self._release(message)
+            case StartServer() | StopServer() | RedeployServer() | ReleaseServer():
+                await self._carry_out(message)
+                return (await self._read(message))[0]
             case DeleteServer():
                 await self._delete(message)
             case Gone(instance_id):
@@ -175,11 +170,24 @@ class Servers(Actor):
                 assert_never(message)
         return None
 
+    async def _carry_out(self, message: Verb) -> None:
+        match message:
+            case StartServer():
+                await self._start(message)
+            case StopServer():
+                await self._stop(message)
+            case RedeployServer():
+                await self._redeploy(message)
+            case ReleaseServer():
+                await self._release(message)
+            case _:
+                assert_never(message)
+
     async def _create(self, new: servers.NewServer) -> Server:
         async with self._fleet.database.writing() as conn:
             return await servers.insert_server(conn, new)
 
-    async def _start(self, message: StartServer) -> Server:
+    async def _start(self, message: StartServer) -> None:
         server, instance = await self._read(message)
         if instance is not None and instance.desired_state == Desired.RUNNING:
             raise AlreadyRunningError(f"server {server.id} runs or is starting")
@@ -188,25 +196,20 @@ class Servers(Actor):
             await self._launch(server, message.caller)
         else:
             await self._want(server, instance, Desired.RUNNING, ServerStatus.STARTING)
-        return await self._reread(message)
 
-    async def _stop(self, message: StopServer) -> Server:
+    async def _stop(self, message: StopServer) -> None:
         server, instance = await self._read(message)
         if instance is None or instance.desired_state == Desired.STOPPED:
             await self._set_status(server, ServerStatus.STOPPED)
         else:
             await self._want(server, instance, Desired.STOPPED, ServerStatus.STOPPING)
-        return await self._reread(message)
 
-    async def _redeploy(self, message: RedeployServer) -> Server:
+    async def _redeploy(self, message: RedeployServer) -> None:
         server, instance = await self._read(message)
         await self._pass_gate(server, message.caller)
+        await self._launch(server, message.caller, instance)
         if instance is not None:
-            await self._want(
-                server, instance, Desired.TERMINATED, ServerStatus.PROVISIONING
-            )
-        await self._launch(server, message.caller)
-        return await self._reread(message)
+            await self._nudge(instance.id)
 
     async def _delete(self, message: DeleteServer) -> None:
         server, instance = await self._read(message)
@@ -217,7 +220,7 @@ class Servers(Actor):
         if instance is not None:
             await self._nudge(instance.id)
 
-    async def _release(self, message: ReleaseServer) -> Server:
+    async def _release(self, message: ReleaseServer) -> None:
         server, _ = await self._read(message)
         async with self._fleet.database.writing() as conn:
             await servers.release_server(
@@ -227,7 +230,6 @@ class Servers(Actor):
                 reason=message.reason,
                 now=self.now(),
             )
-        return await self._reread(message)
 
     async def _read(
         self, message: Verb | DeleteServer
@@ -243,9 +245,6 @@ class Servers(Actor):
         living = newest and newest[0].terminated_at is None
         terminated = newest and newest[0].desired_state == Desired.TERMINATED
         return server, newest[0] if living and not terminated else None
-
-    async def _reread(self, message: Verb) -> Server:
-        return (await self._read(message))[0]
 
     async def _pass_gate(self, server: Server, caller: Caller) -> None:
         decision = await ask_gate(
@@ -263,13 +262,14 @@ class Servers(Actor):
             f"server {server.id}: the placement gate refuses", notes=decision.notes
         )
 
-    async def _launch(self, server: Server, caller: Caller) -> None:
+    async def _launch(
+        self, server: Server, caller: Caller, instead: vms.Instance | None = None
+    ) -> None:
         name = f"tf-{server.id}-{self.random.getrandbits(32):08x}"
+        new = self._fleet.new_instance(server, name)
+        insert = new if instead is None else vms.ReplaceInstance(instead.id, new)
         instance_id = await self._fleet.trust.ask(
-            OpenInstance(
-                insert=self._fleet.new_instance(server, name), actor=caller.actor
-            ),
-            within_s=ASK_S,
+            OpenInstance(insert=insert, actor=caller.actor), within_s=ASK_S
         )
         await self._set_status(server, ServerStatus.PROVISIONING)
         await self._watch_over(instance_id)

@@ -34,7 +34,8 @@ POLL_S = 2.0
 """Notifications are hints; this is how late a lost one is found."""
 
 HORIZON_S = 0.02
-"""Wait before looking again when a heard row is still above the snapshot horizon."""
+"""Wait before looking again after something happened: a row that was heard may be
+above the snapshot horizon as yet. Doubled with each look, up to the poll."""
 
 BATCH = 1000
 RECONNECT_S = (0.05, 5.0)
@@ -270,6 +271,7 @@ class Listener(Actor):
         self._feeds = tuple(feeds)
         self._name = name
         self._wakeups: Wakeups | None = None
+        self._pause_s = POLL_S
 
     async def on_start(self) -> None:
         self.address.tell(_Connect())
@@ -287,7 +289,7 @@ class Listener(Actor):
             case _Lost(error):
                 log.warning("listener.lost", error=str(error))
                 await self._drop()
-                self.address.tell(_Connect())
+                self.after(RECONNECT_S[0], _Connect())
             case _:
                 assert_never(message)
 
@@ -310,8 +312,9 @@ class Listener(Actor):
         except (FabricError, AskError) as error:
             self.address.tell(_Lost(error))
             return
-        late = bool(heard) and not any(counts)
-        self._wait(HORIZON_S if late else POLL_S)
+        happened = bool(heard) or any(counts)
+        self._pause_s = HORIZON_S if happened else min(POLL_S, 2 * self._pause_s)
+        self._wait(self._pause_s)
 
     async def _drain(self, feed: Feed) -> int:
         """Publish all that is new; return how many events that were."""
@@ -333,12 +336,21 @@ class Listener(Actor):
         if self._wakeups is None:
             self.address.tell(_Connect())
             return
-        _ = self.run(self._wakeups.wait(timeout_s), _woken)
+        _ = self.run(_hear(self._wakeups, timeout_s), _woken)
 
     async def _drop(self) -> None:
         if self._wakeups is not None:
             await self._wakeups.close()
             self._wakeups = None
+
+
+async def _hear(wakeups: Wakeups, timeout_s: float) -> frozenset[str]:
+    """Wait; whoever is killed in it leaves no connection behind."""
+    try:
+        return await wakeups.wait(timeout_s)
+    except asyncio.CancelledError:
+        await wakeups.close()
+        raise
 
 
 def _woken(result: frozenset[str] | BaseException) -> _Woken | _Lost:

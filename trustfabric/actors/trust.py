@@ -15,7 +15,8 @@ import structlog
 from trustfabric.db import trust
 from trustfabric.db.session import Connection, Database, savepoint
 from trustfabric.domain.ids import InstanceId, OwnerId
-from trustfabric.domain.trust import Change, Facts, Snapshot, Wish, advance, order
+from trustfabric.domain.trust import Change, Facts, Snapshot, advance
+from trustfabric.domain.wishes import Wish, order
 from trustfabric.errors import (
     ConflictError,
     FabricError,
@@ -115,14 +116,18 @@ class TrustRegistry(Actor):
         return [outcomes[at] for at in range(len(orders))]
 
     async def _commit_or_part(self, orders: Sequence[ApplyChange]) -> list[Outcome]:
-        """Commit together; where one row spoils the statement, each on its own."""
+        """Commit together; where one change spoils it for all, half and half again."""
         try:
             return await self._commit(orders, self.now())
         except FabricError as error:
             spoilt = isinstance(error, ConflictError | InvalidError)
             if len(orders) == 1 or not spoilt:
                 return [error] * len(orders)
-        return [(await self._commit_or_part([one]))[0] for one in orders]
+        half = len(orders) // 2
+        return [
+            *await self._commit_or_part(orders[:half]),
+            *await self._commit_or_part(orders[half:]),
+        ]
 
     async def _commit(
         self, orders: Sequence[ApplyChange], now: datetime

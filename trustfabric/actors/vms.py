@@ -192,29 +192,28 @@ class Vm(Actor):
             self.address.tell(Look())
 
     async def _take(self, step: Step, instance: vms.Instance) -> None:
-        match step:
-            case Step.BOOT:
-                await self._boot(instance)
-            case Step.RELAUNCH:
-                if await self._gate_lets_relaunch(instance):
-                    await self._boot(instance)
-            case Step.NOTE_CRASH:
-                await self._note_crash(instance)
-            case Step.NOTE_RUNNING:
-                await self._note_running(instance)
-            case Step.NOTE_STRANGE_BOOT:
-                await self._signal(Signal.BOOTED, "booted outside", boots=True)
-                await self._note_running(instance)
-            case Step.STOP:
-                await self._stop(instance)
-            case Step.NOTE_STOPPED:
-                await self._note(instance, PowerState.STOPPED, "stopped")
-            case Step.REMOVE:
-                await self._remove(instance)
-            case Step.NOTHING:
-                pass
-            case _:
-                assert_never(step)
+        takes = {
+            Step.BOOT: self._boot,
+            Step.RELAUNCH: self._relaunch,
+            Step.NOTE_CRASH: self._note_crash,
+            Step.NOTE_RUNNING: self._note_running,
+            Step.NOTE_STRANGE_BOOT: self._note_strange_boot,
+            Step.STOP: self._stop,
+            Step.NOTE_STOPPED: self._note_stopped,
+            Step.REMOVE: self._remove,
+        }
+        await takes[step](instance)
+
+    async def _relaunch(self, instance: vms.Instance) -> None:
+        if await self._gate_lets_relaunch(instance):
+            await self._boot(instance)
+
+    async def _note_strange_boot(self, instance: vms.Instance) -> None:
+        await self._signal(Signal.BOOTED, "booted outside", boots=True)
+        await self._note_running(instance)
+
+    async def _note_stopped(self, instance: vms.Instance) -> None:
+        await self._note(instance, PowerState.STOPPED, "stopped")
 
     async def _boot(self, instance: vms.Instance) -> None:
         try:

@@ -69,28 +69,31 @@ class IssuedChallenge:
     attestation_id: AttestationId
 
 
-async def issue_challenge(
-    conn: Connection,
-    *,
-    instance_id: InstanceId,
-    kind: str,
-    purpose: str,
-    boot_id: UUID | None,
-    nonce_digest: bytes,
-    issued_at: datetime,
-    expires_at: datetime,
-) -> IssuedChallenge:
-    """Remember a challenge by its nonce's digest; the nonce itself is not kept."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewChallenge:
+    """A challenge before it has an id; of its nonce only the digest is kept."""
+
+    instance_id: InstanceId
+    kind: str
+    purpose: str
+    boot_id: UUID | None
+    nonce_digest: bytes
+    issued_at: datetime
+    expires_at: datetime
+
+
+async def issue_challenge(conn: Connection, new: NewChallenge) -> IssuedChallenge:
+    """Remember a challenge, and reserve the id of its verdict."""
     cursor = await conn.execute(
         _ISSUE_SQL,
         {
-            "instance_id": instance_id,
-            "kind": kind,
-            "purpose": purpose,
-            "boot_id": boot_id,
-            "nonce_digest": nonce_digest,
-            "issued_at": issued_at,
-            "expires_at": expires_at,
+            "instance_id": new.instance_id,
+            "kind": new.kind,
+            "purpose": new.purpose,
+            "boot_id": new.boot_id,
+            "nonce_digest": new.nonce_digest,
+            "issued_at": new.issued_at,
+            "expires_at": new.expires_at,
         },
     )
     row = await cursor.fetchone()

@@ -1,6 +1,7 @@
 """What the placement gate looks at: one statement, so one moment."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString
 
@@ -11,7 +12,6 @@ from trustfabric.domain.ids import HistoryId, RunId, ServerId
 from trustfabric.domain.placement import (
     Accelerator,
     ActiveRun,
-    Decision,
     Failure,
     Situation,
     Trust,
@@ -97,26 +97,29 @@ VALUES (%(server_id)s, %(backend)s, %(tier)s, %(notes)s, %(allowed)s, %(now)s)
 """
 
 
-async def record_decision(
-    conn: Connection,
-    situation: Situation,
-    decision: Decision,
-    *,
-    backend: str,
-    tier: str,
-    notes: tuple[str, ...],
-    now: datetime,
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyDecision:
+    """What the gate answered, for which launch, and why."""
+
+    server_id: ServerId
+    backend: str
+    tier: str
+    notes: Sequence[str]
+    allowed: bool
+    decided_at: datetime
+
+
+async def record_decision(conn: Connection, decision: PolicyDecision) -> None:
     """Keep what was decided and why."""
     await conn.execute(
         _RECORD_SQL,
         {
-            "server_id": situation.server_id,
-            "backend": backend,
-            "tier": tier,
-            "notes": list(notes),
+            "server_id": decision.server_id,
+            "backend": decision.backend,
+            "tier": decision.tier,
+            "notes": list(decision.notes),
             "allowed": decision.allowed,
-            "now": now,
+            "now": decision.decided_at,
         },
     )
 

@@ -136,7 +136,7 @@ async def events_after(
 ) -> list[RemediationEvent]:
     """Return what was committed after `position`, in order, none ever skipped.
 
-    Only rows below the snapshot horizon are shown, as in `trust.events_after`.
+    Only rows below the snapshot horizon are shown, as in `trust_events.events_after`.
     """
     last = upto or Position.LAST
     async with conn.cursor(row_factory=dict_row) as cursor:

@@ -17,8 +17,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from trustfabric.db.session import Connection
-from trustfabric.domain.events import Position, TrustEvent
-from trustfabric.domain.ids import HistoryId, InstanceId, OwnerId, RunId, ServerId
+from trustfabric.domain.ids import InstanceId, OwnerId, RunId, ServerId
 from trustfabric.domain.trust import (
     REASON_LIMIT,
     AttestationStatus,
@@ -310,88 +309,6 @@ async def get_posture(
     return None if row is None else _posture(row)
 
 
-_EVENT_SQL: LiteralString = """
-SELECT h.id AS history_id, h.xid::text AS xid,
-       h.runtime_vm_instance_id AS instance_id, i.instance_id AS instance_name,
-       i.server_id, s.name AS server_name, s.owner_id, h.previous_status,
-       h.current_status, h.previous_lifecycle_state, h.current_lifecycle_state,
-       h.transition_reason, h.remediation_state, h.remediation_attempts,
-       h.freshness_deadline, h.provenance_ref, h.provenance, h.registry_version,
-       h.actor, h.attestation_id, h.metadata, h.triggered_at
-  FROM runtime_vm_trust_history h
-  JOIN runtime_vm_instances i ON i.id = h.runtime_vm_instance_id
-  JOIN servers s ON s.id = i.server_id
-"""
-
-_HISTORY_SQL: LiteralString = (
-    _EVENT_SQL
-    + """
- WHERE h.runtime_vm_instance_id = %(instance_id)s
-   AND (%(owner_id)s::bigint IS NULL OR s.owner_id = %(owner_id)s)
-   AND h.id < %(before)s
- ORDER BY h.id DESC
- LIMIT %(limit)s
-"""
-)
-
-
-async def list_history(
-    conn: Connection,
-    owner_id: OwnerId | None,
-    instance_id: InstanceId,
-    *,
-    before: int = 2**62,
-    limit: int = 25,
-) -> list[TrustEvent]:
-    """Return an instance's transitions, newest first, older than id `before`."""
-    async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(
-            _HISTORY_SQL,
-            {
-                "instance_id": instance_id,
-                "owner_id": owner_id,
-                "before": before,
-                "limit": limit,
-            },
-        )
-        return [_event(row) for row in await cursor.fetchall()]
-
-
-_AFTER_SQL: LiteralString = (
-    _EVENT_SQL
-    + """
- WHERE (h.xid, h.id) > (%(xid)s::text::xid8, %(id)s)
-   AND (h.xid, h.id) <= (%(upto_xid)s::text::xid8, %(upto_id)s)
-   AND h.xid < pg_snapshot_xmin(pg_current_snapshot())
- ORDER BY h.xid, h.id
- LIMIT %(limit)s
-"""
-)
-
-
-async def events_after(
-    conn: Connection, position: Position, *, upto: Position | None = None, limit: int
-) -> list[TrustEvent]:
-    """Return what was committed after `position`, in order, none ever skipped.
-
-    Only rows below the snapshot horizon are shown: a transaction still open could
-    yet commit an older one (postgres.md §2f).
-    """
-    last = upto or Position.LAST
-    async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(
-            _AFTER_SQL,
-            {
-                "xid": str(position.xid),
-                "id": position.id,
-                "upto_xid": str(last.xid),
-                "upto_id": last.id,
-                "limit": limit,
-            },
-        )
-        return [_event(row) for row in await cursor.fetchall()]
-
-
 _DECAYED_SQL: LiteralString = """
 SELECT r.runtime_vm_instance_id
   FROM runtime_vm_trust_registry r
@@ -440,34 +357,6 @@ def _facts(row: Row) -> Facts:
 
 def _posture(row: Row) -> Posture:
     return Posture(_snapshot(row), row["server_name"], row["instance_name"])
-
-
-def _event(row: Row) -> TrustEvent:
-    previous = row["previous_status"], row["previous_lifecycle_state"]
-    return TrustEvent(
-        position=Position(int(row["xid"]), row["history_id"]),
-        history_id=HistoryId(row["history_id"]),
-        instance_id=InstanceId(row["instance_id"]),
-        instance_name=row["instance_name"],
-        server_id=ServerId(row["server_id"]),
-        server_name=row["server_name"],
-        owner_id=OwnerId(row["owner_id"]),
-        previous_status=AttestationStatus(previous[0]) if previous[0] else None,
-        status=AttestationStatus(row["current_status"]),
-        previous_lifecycle=Lifecycle(previous[1]) if previous[1] else None,
-        lifecycle=Lifecycle(row["current_lifecycle_state"]),
-        reason=row["transition_reason"],
-        remediation_state=Tag(row["remediation_state"]),
-        remediation_attempts=row["remediation_attempts"],
-        freshness_deadline=row["freshness_deadline"],
-        provenance_ref=row["provenance_ref"],
-        provenance=row["provenance"],
-        version=row["registry_version"],
-        actor=row["actor"],
-        attestation_id=row["attestation_id"],
-        metadata=row["metadata"] or {},
-        triggered_at=row["triggered_at"],
-    )
 
 
 def _json(value: Mapping[str, Any] | None) -> str | None:

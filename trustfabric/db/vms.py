@@ -117,6 +117,18 @@ class NewInstance:
         return InstanceId(row[0])
 
 
+@dataclass(frozen=True, slots=True)
+class ReplaceInstance:
+    """The insert of an instance that takes another's place, in one commit."""
+
+    old: InstanceId
+    insert: NewInstance
+
+    async def write(self, conn: Connection) -> InstanceId:
+        await set_desired(conn, self.old, "terminated")
+        return await self.insert.write(conn)
+
+
 _GET_SQL: LiteralString = (
     "SELECT"
     + _COLUMNS

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from trustfabric.domain.ids import AttestationId, InstanceId, OwnerId, RunId, ServerId
-from trustfabric.errors import ForbiddenError, IllegalTransitionError, InvalidError
+from trustfabric.errors import IllegalTransitionError
 
 REASON_LIMIT = 500
 """Characters kept of a transition reason (contract §1, "Texts are capped")."""
@@ -214,24 +214,6 @@ class Change:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """The state that a person asks for; `order` turns it into a Change or refuses."""
-
-    lifecycle: Lifecycle
-    status: AttestationStatus
-    actor: str
-    is_admin: bool
-    override: bool = False
-    reason: str | None = None
-    tag: Tag | None = None
-    attempts: int | None = None
-    deadline: datetime | None = None
-    provenance_ref: str | None = None
-    provenance: Mapping[str, Any] | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
 def is_stale(deadline: datetime | None, now: datetime) -> bool:
     """Whether evidence with this deadline has run out: deadline ≤ now, everywhere."""
     return deadline is not None and deadline <= now
@@ -250,92 +232,6 @@ def advance(before: Snapshot, facts: Facts, change: Change, now: datetime) -> Sn
     if change.signal in _POWER and after == before:
         return before
     return replace(after, version=before.version + 1, updated_at=now)
-
-
-def order(before: Snapshot, wish: Wish) -> Change:
-    """Turn what a person asks for into a Change.
-
-    Raise IllegalTransitionError for a pair the lifecycle lacks, ForbiddenError for
-    an override without the role, InvalidError for one without reason or deadline.
-    """
-    if wish.override:
-        return _override(wish)
-    signal = _wished_signal(before.lifecycle, wish)
-    changes_status = wish.status is not before.attestation_status
-    if changes_status and wish.status is AttestationStatus.TRUSTED:
-        raise IllegalTransitionError(
-            "only a verdict on evidence, or an admin's override, sets status trusted"
-        )
-    if changes_status and signal is _S.ANNOTATED:
-        raise IllegalTransitionError(
-            f"{before.lifecycle}: a note leaves the status {before.attestation_status}"
-        )
-    if wish.deadline is not None and (
-        before.freshness_deadline is None or wish.deadline > before.freshness_deadline
-    ):
-        raise IllegalTransitionError(
-            "only a verdict on evidence, or an admin's override, extends freshness"
-        )
-    return Change(
-        signal=signal,
-        actor=wish.actor,
-        reason=wish.reason or "manual",
-        tag=wish.tag,
-        status=wish.status,
-        attempts=wish.attempts,
-        deadline=wish.deadline,
-        provenance_ref=wish.provenance_ref,
-        provenance=wish.provenance,
-        metadata=wish.metadata,
-    )
-
-
-def _wished_signal(current: Lifecycle, wish: Wish) -> Signal:
-    match (current, wish.lifecycle):
-        case (_, Lifecycle.QUARANTINED):
-            return _S.QUARANTINED_BY_HAND
-        case (Lifecycle.QUARANTINED, Lifecycle.SUSPECT):
-            if not wish.reason:
-                raise InvalidError("transition_reason: a release needs a reason")
-            return _S.RELEASED
-        case (same, target) if same is target:
-            return _S.ANNOTATED
-        case _:
-            raise IllegalTransitionError(
-                f"{current} → {wish.lifecycle} is no move a person can make",
-                current_lifecycle_state=current,
-                allowed=sorted({Lifecycle.QUARANTINED, *by_hand(current)}),
-            )
-
-
-def by_hand(current: Lifecycle) -> tuple[Lifecycle, ...]:
-    """Return the states that an operator may ask for from here."""
-    if current is Lifecycle.QUARANTINED:
-        return (Lifecycle.QUARANTINED, Lifecycle.SUSPECT)
-    return (current, Lifecycle.QUARANTINED)
-
-
-def _override(wish: Wish) -> Change:
-    if not wish.is_admin:
-        raise ForbiddenError("override: only role admin may override the lifecycle")
-    if wish.lifecycle is not Lifecycle.RESTORED:
-        raise InvalidError("override: only a restoration can be overridden")
-    if not wish.reason or wish.deadline is None:
-        raise InvalidError(
-            "override: transition_reason and freshness_deadline are required"
-        )
-    return Change(
-        signal=_S.OVERRIDDEN,
-        actor=wish.actor,
-        reason=wish.reason,
-        tag=wish.tag,
-        status=AttestationStatus.TRUSTED,
-        attempts=wish.attempts,
-        deadline=wish.deadline,
-        provenance_ref="operator-override",
-        provenance={"kind": "operator-override", "by": wish.actor},
-        metadata=wish.metadata,
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,7 @@ async def retry_run(request: web.Request) -> web.Response:
 async def get_log(request: web.Request) -> web.Response:
     query = Query(request, "after", "limit", "cursor")
     limit = query.limit(default=500, maximum=5000)
-    after = query.integer("after") or query.cursor() or 0
+    after = query.cursor() or query.integer("after") or 0
     run = await _run(request)
 
     async with request.app[FACE].database.reading() as conn:

@@ -17,7 +17,7 @@ from trustfabric.actors.servers import (
     StopServer,
     Verb,
 )
-from trustfabric.db import runs, servers, trust, vms
+from trustfabric.db import runs, servers, trust, trust_events, vms
 from trustfabric.domain.ids import ServerId
 from trustfabric.domain.servers import Server, ServerStatus
 from trustfabric.domain.vms import IsolationTier, check_image_name
@@ -185,7 +185,9 @@ async def get_vm(request: web.Request) -> web.Response:
         for instance in await vms.list_newest(conn, server.id, limit=NEWEST):
             posture = await trust.get_posture(conn, None, instance.id)
             assert posture is not None
-            history = await trust.list_history(conn, None, instance.id, limit=EVENTS)
+            history = await trust_events.list_history(
+                conn, None, instance.id, limit=EVENTS
+            )
             view = instance_view(
                 instance, posture, history[0] if history else None, face.now()
             )

@@ -9,7 +9,7 @@ from pydantic import Field
 from trustfabric.actors.attestation import Attest
 from trustfabric.actors.streams import Event, Stream
 from trustfabric.actors.trust import ApplyChange
-from trustfabric.db import trust
+from trustfabric.db import trust, trust_events
 from trustfabric.db.run_writes import CancelActiveRun
 from trustfabric.db.session import Connection
 from trustfabric.domain.events import TrustEvent
@@ -18,9 +18,9 @@ from trustfabric.domain.trust import (
     AttestationStatus,
     Lifecycle,
     Tag,
-    Wish,
     is_stale,
 )
+from trustfabric.domain.wishes import Wish
 from trustfabric.errors import InvalidError, MalformedError, NotFoundError
 from trustfabric.http.auth import PRINCIPAL, Role, require
 from trustfabric.http.face import ASK_S, FACE
@@ -79,7 +79,7 @@ async def stream_registry(request: web.Request) -> web.StreamResponse:
     channel = Channel(
         stream=Stream.TRUST,
         accepts=lambda event: _accepts(wanted, event, face.now()),
-        read=trust.events_after,
+        read=trust_events.events_after,
         view=view,
         snapshot=snapshot if query.flag("snapshot") else None,
     )
@@ -103,7 +103,7 @@ async def get_history(request: web.Request) -> web.Response:
 
     posture = await _posture(request, instance_id)
     async with face.database.reading() as conn:
-        events = await trust.list_history(
+        events = await trust_events.list_history(
             conn,
             request[PRINCIPAL].owner,
             instance_id,

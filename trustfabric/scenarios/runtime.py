@@ -22,7 +22,7 @@ _LISTENING = "listening:"
 
 
 class Runtime:
-    """One runtime on one data directory; comes back on the same port."""
+    """One runtime on one data directory; on a fixed port it comes back where it was."""
 
     def __init__(self, data_dir: Path, settings: Mapping[str, str]) -> None:
         """Run with the surrounding environment, and `settings` on top of it."""
@@ -58,7 +58,6 @@ class Runtime:
     async def start(self) -> None:
         """Return when it listens. UnavailableError with its last words otherwise."""
         self.data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-        self._settings.setdefault("BIND_PORT", str(_free_port()))
         self._log = self.log_path.open("ab")
         self._process = await asyncio.create_subprocess_exec(
             *MCPCTL,
@@ -151,7 +150,8 @@ async def _drain(process: Process, facts: list[str]) -> None:
         facts.append(line.decode().rstrip())
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -152,6 +152,10 @@ class Actor(_PykkaActor):
             return self.handle(message)
         return self._handle_receive(message)
 
+    def interrupt_start(self, exit_: Exit) -> None:
+        """End before it has begun; a supervisor first stops who is up."""
+        self._cell.kill(exit_)
+
     def on_death(self, exit_: Exit) -> None:
         """Call pykka's `on_failure`; a supervisor also lets go of its children."""
         if exit_.kind is not ExitKind.CRASHED or exit_.error is None:

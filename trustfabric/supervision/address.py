@@ -100,17 +100,17 @@ class Address(pykka.ActorRef[Any], Generic[A]):
 
         Never raises for a Notice. Any other message follows pykka: ActorDeadError.
         """
-        if not self.is_alive() and not isinstance(notice, Notice):
+        cell = self.cell
+        if cell.state in NOBODY and not isinstance(notice, Notice):
             raise ActorDeadError(f"{self} not found")
-        if self.state is State.NEW:
+        if cell.state is State.NEW:
             return False
-        scheduler = self.cell.scheduler
+        envelope, scheduler = Envelope(notice), cell.scheduler
         if scheduler.here:
-            return self.cell.put(Envelope(notice))
-        envelope = Envelope(notice)
-        if scheduler.post(self.cell, envelope):
+            return cell.put(envelope)
+        if scheduler.post(cell, envelope):
             return True
-        self.cell.refuse(envelope, "the runtime stopped")
+        cell.refuse(envelope, "the runtime stopped")
         return False
 
     def kill(self, reason: str = "killed") -> bool:

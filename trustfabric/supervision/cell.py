@@ -5,28 +5,30 @@ a task, a coroutine) checks that it still is the cell's present one, or is dropp
 """
 
 import asyncio
-import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from datetime import datetime
+from types import CoroutineType
 from typing import Any
 
 import pykka
 
 from trustfabric.supervision import exits, undelivered
 from trustfabric.supervision.clock import Handle
-from trustfabric.supervision.errors import ActorCrashedError, ActorKilledError, AskError
-from trustfabric.supervision.exits import Exit, ExitKind
+from trustfabric.supervision.exits import Exit
+from trustfabric.supervision.holds import Holds
 from trustfabric.supervision.mailbox import DEFAULT_MAILBOX, Envelope, Mailbox
 from trustfabric.supervision.roles import Behaviour, Cancellable, Parent
 from trustfabric.supervision.scheduler import Scheduler
 from trustfabric.supervision.states import ALIVE, NOBODY, State
 from trustfabric.supervision.trace import Event
+from trustfabric.supervision.watchers import Watchers
 from trustfabric.supervision.work import Settle, Work
 
 BIRTH: ContextVar["Cell | None"] = ContextVar("birth", default=None)
 """The cell an actor constructed right now belongs to."""
+RUNNING = State.RUNNING  # looked up for every message
 CALLER: ContextVar["Cell | None"] = ContextVar("caller", default=None)
 """The cell whose mailbox stands still while this code waits."""
 
@@ -35,10 +37,31 @@ class Cell:
     """Belongs to the loop's thread; other threads only `Scheduler.post` to it."""
 
     __slots__ = (
-        "_brutal_timer", "_doom", "_holds", "_work", "actor", "address", "asking",
-        "busy", "current", "epoch", "grace_s", "in_ready", "mailbox", "over", "parent",
-        "path", "resources", "restart_count", "restarts", "scheduler", "since", "state",
-        "stop_asked", "suspended", "watches",
+        "_brutal_timer",
+        "_holds",
+        "_work",
+        "actor",
+        "address",
+        "asking",
+        "busy",
+        "current",
+        "doom",
+        "epoch",
+        "grace_s",
+        "in_ready",
+        "mailbox",
+        "over",
+        "parent",
+        "path",
+        "resources",
+        "restart_count",
+        "restarts",
+        "scheduler",
+        "since",
+        "state",
+        "stop_asked",
+        "suspended",
+        "watchers",
     )  # fmt: skip
 
     def __init__(self, name: str, address: pykka.ActorRef[Any]) -> None:
@@ -60,13 +83,19 @@ class Cell:
         self.asking: dict[int, Cell] | None = None
         self.restart_count = 0
         self.restarts: list[tuple[datetime, str]] | None = None
-        self.watches: dict[object, Callable[[Exit], None]] | None = None
+        self.watchers = Watchers()
         self.resources: set[Cancellable] | None = None
         self.over: asyncio.Future[None] | None = None
-        self._holds: set[object] | None = None
-        self._doom: Exit | None = None
+        self._holds = Holds()
+        self.doom: Exit | None = None
         self._work: Work | None = None
         self._brutal_timer: Handle | None = None
+
+    def ended(self) -> asyncio.Future[None]:
+        """Return what is done once the present incarnation is over."""
+        if self.over is None:
+            self.over = self.scheduler.loop.create_future()
+        return self.over
 
     # --- being placed ---------------------------------------------------------
 
@@ -88,30 +117,19 @@ class Cell:
         for envelope in self.mailbox.drain():
             reason = f"ended: {exit_.kind}"
             undelivered.strand(envelope, self.path, reason, self.scheduler.dead_letters)
-        watches, self.watches = self.watches, None
-        for notify in (watches or {}).values():
-            notify(exit_)
-
-    def watch(self, key: object, notify: Callable[[Exit], None]) -> None:
-        """Notify once, when this is gone for good; at once if it is."""
-        if self.state in NOBODY:
-            notify(Exit(ExitKind.NORMAL, "not running"))
-            return
-        if self.watches is None:
-            self.watches = {}
-        self.watches[key] = notify
-
-    def unwatch(self, key: object) -> None:
-        if self.watches is not None:
-            self.watches.pop(key, None)
+        self.watchers.tell(exit_)
 
     # --- mail -----------------------------------------------------------------
 
     def put(self, envelope: Envelope) -> bool:
         """Take user mail in; False if it bounced. Never raises."""
-        if self.state in NOBODY:
+        if self.state is not RUNNING and self.state in NOBODY:
             self.refuse(envelope, "not running")
             return False
+        if undelivered.is_stop(envelope):
+            self.mailbox.put_beyond_limit(envelope)
+            self.wake()
+            return True
         try:
             bounced = self.mailbox.put(envelope)
         except Exception as error:  # noqa: BLE001  # in the receiver's conflate: its bug
@@ -127,11 +145,6 @@ class Cell:
         undelivered.refuse(envelope, self.path, reason, self.scheduler.dead_letters)
 
     @property
-    def up(self) -> bool:
-        """Whether it has started and was not asked to end."""
-        return self.state is State.RUNNING
-
-    @property
     def may_speak(self) -> bool:
         """Whether the present incarnation still takes mail of its own."""
         return self.state in (State.STARTING, State.RUNNING)
@@ -141,7 +154,7 @@ class Cell:
         self.wake()
 
     def wake(self) -> None:
-        if self.state is State.RUNNING and not self.busy and not self.in_ready:
+        if not self.in_ready and not self.busy and self.state is RUNNING:
             self.in_ready = True
             self.scheduler.enqueue(self)
 
@@ -152,7 +165,7 @@ class Cell:
         assert self.state is State.WAITING
         self.epoch += 1
         self.state = State.STARTING
-        self._doom = self.stop_asked = None
+        self.doom = self.stop_asked = None
         self.suspended = False
         self.since = self.scheduler.clock.monotonic()
         self._perform(lambda: self._construct(construct), self._started)
@@ -172,23 +185,25 @@ class Cell:
             self.end(exits.crashed(error, "on_start"))
             return
         self.state = State.RUNNING
-        if self.scheduler.observers:
-            self.scheduler.emit(self, Event.STARTED, type(self.actor).__name__)
+        self.scheduler.emit(self, Event.STARTED, type(self.actor).__name__)
         self.parent.child_up(self)
         self._look()
 
     def step(self, budget: int) -> bool:
-        while self.state is State.RUNNING and not self.busy:
+        return self.scheduler.context.copy().run(self._handle_some, budget)
+
+    def _handle_some(self, budget: int) -> bool:
+        CALLER.set(self)
+        while self.state is RUNNING and not self.busy:
             if self.stop_asked is not None:
                 self._begin_stop(self.stop_asked)
                 continue
-            if not self.mailbox.has_mail(system_only=self.suspended):
-                break
             if budget == 0:
                 return True
             budget -= 1
             envelope = self.mailbox.take(system_only=self.suspended)
-            assert envelope is not None
+            if envelope is None:
+                break
             self._deliver(envelope)
         self.in_ready = False
         return False
@@ -197,26 +212,31 @@ class Cell:
         scheduler = self.scheduler
         if envelope.is_late(scheduler.clock.monotonic, self.epoch):
             scheduler.skipped += 1
-            if scheduler.observers:
-                scheduler.emit(self, Event.SKIPPED, type(envelope.message).__name__)
+            scheduler.emit(self, Event.SKIPPED, type(envelope.message).__name__)
             return
         self.current = envelope
         if undelivered.is_stop(envelope):
             self._begin_stop(exits.normal())
             return
-        self.since = scheduler.clock.monotonic()
         if scheduler.observers:
             scheduler.emit(self, Event.HANDLING, type(envelope.message).__name__)
-        assert self.actor is not None
-        receive, message = self.actor.receive, envelope.message
-        self._perform(lambda: receive(message), self._handled)
+        self.busy = True
+        try:
+            result = self.actor.receive(envelope.message)  # type: ignore[union-attr]
+        except BaseException as error:  # noqa: BLE001  # a bug of one actor ends that one
+            self._settled(self._handled, None, error)
+            return
+        if result.__class__ is CoroutineType:
+            self._begin_work(result, self._handled)
+        else:
+            self._settled(self._handled, result, None)
 
     def _handled(self, result: Any, error: BaseException | None) -> None:
         envelope, self.current = self.current, None
         assert envelope is not None
-        name = type(envelope.message).__name__
         if self.scheduler.observers:
             fault = "" if error is None else f" {type(error).__name__}"
+            name = type(envelope.message).__name__
             self.scheduler.emit(self, Event.HANDLED, name + fault)
         if error is None:
             if envelope.reply is not None:
@@ -224,12 +244,12 @@ class Cell:
         elif isinstance(error, self.scheduler.answers):
             undelivered.answer_error(envelope, self.path, error)
         else:
-            self._doom = exits.crashed(error, name)
-            if envelope.reply is not None:
-                envelope.reply.reject(self.last_words())
-            self.end(self._doom)
+            self.doom = exits.crashed(error, type(envelope.message).__name__)
+            undelivered.cut_short(envelope, self.path, self.doom)
+            self.end(self.doom)
             return
-        self._look()
+        if not self.in_ready:
+            self._look()
 
     def _look(self) -> None:
         """Go on with what has piled up, unless a `step` above does so anyway."""
@@ -241,6 +261,7 @@ class Cell:
     # --- one piece of the actor's code, sync or async -------------------------
 
     def _perform(self, call: Callable[[], Any], settle: Settle) -> None:
+        """Run a hook; `_deliver` does the same with messages, within its batch."""
         context = self.scheduler.context.copy()
         context.run(CALLER.set, self)
         self.busy = True
@@ -249,25 +270,30 @@ class Cell:
         except BaseException as error:  # noqa: BLE001  # a bug of one actor ends that one
             self._settled(settle, None, error)
             return
-        if not inspect.iscoroutine(result):
-            self._settled(settle, result, None)
-        elif self._doom is not None:
-            result.close()
-            self._settled(settle, None, None)
+        if result.__class__ is CoroutineType:
+            context.run(self._begin_work, result, settle)
         else:
-            self._work = Work(
-                result, lambda r, e: self._settled(settle, r, e), self.path, context
-            )
+            self._settled(settle, result, None)
+
+    def _begin_work(self, coroutine: Coroutine[Any, Any, Any], settle: Settle) -> None:
+        if self.doom is not None:  # it killed itself on the way here
+            coroutine.close()
+            self._settled(settle, None, None)
+            return
+        self.since = self.scheduler.clock.monotonic()
+        self._work = Work(
+            coroutine, lambda r, e: self._settled(settle, r, e), self.path
+        )
 
     def _settled(
         self, settle: Settle, result: Any, error: BaseException | None
     ) -> None:
         self.busy = False
         self._work = None
-        if self._doom is None:
+        if self.doom is None:
             settle(result, error)
         else:
-            self.end(self._doom)
+            self.end(self.doom)
 
     # --- stopping -------------------------------------------------------------
 
@@ -277,6 +303,8 @@ class Cell:
             return
         if self.stop_asked is None:
             self.stop_asked = exit_
+            if self.state is State.STARTING and self.actor is not None:
+                self.actor.interrupt_start(exit_)
         self._look()
 
     def _begin_stop(self, exit_: Exit) -> None:
@@ -300,7 +328,7 @@ class Cell:
                 self._brutal()
             return False
         self.state = State.DYING
-        self._doom = exit_
+        self.doom = exit_
         self.hold(self)
         self._let_go()
         if self._work is not None:
@@ -312,23 +340,13 @@ class Cell:
 
     def _let_go(self) -> None:
         """Tell the asker at once; cancel all that was begun beside the handler."""
-        undelivered.cut_short(self.current, self.last_words())
+        undelivered.cut_short(self.current, self.path, self.doom)
         resources, self.resources = self.resources, None
         for resource in resources or ():
             resource.cancel()
-        for held in list(self._holds or ()):
-            if isinstance(held, asyncio.Task):
-                held.cancel()
-                self._brutal_after(self.grace_s)
-
-    def last_words(self) -> AskError:
-        """Return what the askers of messages in hand are told."""
-        doom = self._doom
-        if doom is None or doom.kind is not ExitKind.CRASHED:
-            return ActorKilledError(f"{self.path} was ended; the outcome is unknown")
-        crash = ActorCrashedError(f"{self.path} crashed: {doom.reason}")
-        crash.__cause__ = doom.error
-        return crash
+        for task in self._holds.tasks():
+            task.cancel()
+            self._brutal_after(self.grace_s)
 
     def _brutal_after(self, grace_s: float) -> None:
         if self._brutal_timer is None and grace_s < math.inf:
@@ -338,7 +356,7 @@ class Cell:
 
     def _brutal(self) -> None:
         """Take the incarnation's coroutine and tasks away from it."""
-        if self.state is not State.DYING or self._doom is None:
+        if self.state is not State.DYING or self.doom is None:
             return
         work = self._work
         if work is not None:
@@ -349,18 +367,17 @@ class Cell:
             self._work = None
             self.busy = False
             self.scheduler.zombies += not work.close()
-            self.end(self._doom)
-        for held in list(self._holds or ()):
-            if isinstance(held, asyncio.Task):
-                self.scheduler.zombies += 1
-                self.release(held)
+            self.end(self.doom)
+        for task in self._holds.tasks():
+            self.scheduler.zombies += 1
+            self.release(task)
 
     # --- ending ---------------------------------------------------------------
 
     def end(self, exit_: Exit) -> None:
         """Let go of all it holds, its code being off the stack; then tell."""
         self.state = State.DYING
-        self._doom = exit_
+        self.doom = exit_
         self.hold(self)
         self._let_go()
         if self.actor is not None:
@@ -369,18 +386,12 @@ class Cell:
 
     def hold(self, thing: object) -> None:
         """Keep the incarnation from being over until `thing` is released."""
-        if self._holds is None:
-            self._holds = set()
         self._holds.add(thing)
 
     def release(self, thing: object) -> None:
-        if self._holds is None or thing not in self._holds:
-            return
-        self._holds.discard(thing)
-        if not self._holds:
-            self._holds = None
-            if self.state is State.DYING and self._doom is not None:
-                self._over(self._doom)
+        last = self._holds.remove(thing)
+        if last and self.state is State.DYING and self.doom is not None:
+            self._over(self.doom)
 
     def _over(self, exit_: Exit) -> None:
         if self._brutal_timer is not None:
@@ -391,8 +402,7 @@ class Cell:
         self.stop_asked = None
         self.busy = False
         self.state = State.WAITING
-        if self.scheduler.observers:
-            self.scheduler.emit(self, Event.DOWN, exit_.reason)
+        self.scheduler.emit(self, Event.DOWN, exit_.reason)
         over, self.over = self.over, None
         if over is not None and not over.done():
             over.set_result(None)

@@ -12,7 +12,7 @@ from trustfabric.supervision.cell import Cell
 from trustfabric.supervision.clock import Handle
 from trustfabric.supervision.exits import Exit, ExitKind
 from trustfabric.supervision.spec import Backoff, Restart
-from trustfabric.supervision.states import ALIVE
+from trustfabric.supervision.states import ALIVE, State
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +46,10 @@ class Child:
         return self.cell.state in ALIVE
 
     @property
+    def up(self) -> bool:
+        return self.cell.state is State.RUNNING
+
+    @property
     def waiting(self) -> bool:
         return self.timer is not None and not self.alive
 
@@ -68,12 +72,15 @@ class Child:
     def start_later(self, reason: str, when_due: Callable[[], None]) -> float:
         """Count a restart and wait for its turn; return for how long."""
         scheduler = self.cell.scheduler
+        at_once = self.attempts == 0
         delay_s = self.backoff.delay_s(self.attempts, scheduler.random)
         self.attempts += 1
         restarts = [*(self.cell.restarts or ()), (scheduler.clock.now(), reason)]
         self.cell.restarts = restarts[-KEPT_RESTARTS:]
         self.cell.restart_count += 1
-        if delay_s > 0.0:
+        if (
+            not at_once
+        ):  # by timer even if for no time: a loop of crashes lets others run
             self.timer = scheduler.clock.call_at(
                 scheduler.clock.monotonic() + delay_s,
                 lambda: self._due(when_due),

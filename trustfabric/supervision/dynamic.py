@@ -126,7 +126,7 @@ class DynamicSupervisor(Actor):
         else:
             delay_s = child.start_later(exit_.reason, child.start)
             log_down(child, exit_, "restarts", delay_s)
-            if delay_s == 0.0:
+            if not child.waiting:
                 child.start()
 
     def _give_up(self, exit_: Exit) -> None:
@@ -150,5 +150,6 @@ class DynamicSupervisor(Actor):
             self._cell.scheduler.cells.pop(child.cell.path, None)
         if removal is not None:
             removal.set_result(None)
-        if self._emptied is not None and not self._children:
-            self._emptied.set_result(None)
+        emptied = self._emptied
+        if emptied is not None and not emptied.done() and not self._children:
+            emptied.set_result(None)

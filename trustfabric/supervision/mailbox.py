@@ -38,9 +38,9 @@ class Envelope:
 
     def is_late(self, monotonic: Callable[[], float], epoch: int) -> bool:
         """Whether nobody waits for the answer, or who it was for is gone."""
-        if self.epoch is not None and self.epoch != epoch:
-            return True
-        if self.reply is not None and self.reply.done():
+        if self.reply is None:
+            return self.epoch is not None and self.epoch != epoch
+        if self.reply.done():
             return True
         return self.deadline is not None and monotonic() >= self.deadline
 
@@ -105,6 +105,8 @@ class Mailbox:
 
     def put(self, envelope: Envelope) -> Envelope | None:
         """Keep it; return what found no room: this one, or an older one instead."""
+        if self.spec.conflate is None:
+            return self._append(envelope)
         key = self._key(envelope)
         if key is None:
             return self._append(envelope)
@@ -118,6 +120,12 @@ class Mailbox:
         if bounced is not envelope:
             self._keys[key] = envelope
         return bounced
+
+    def put_beyond_limit(self, envelope: Envelope) -> None:
+        """Keep it behind the rest of the user lane, whatever the bound."""
+        if self._user is None:
+            self._user = deque()
+        self._user.append(envelope)
 
     def _key(self, envelope: Envelope) -> Hashable | None:
         conflate = self.spec.conflate

@@ -19,6 +19,10 @@ class Behaviour(Protocol):
 
     def on_stop(self) -> Any: ...
 
+    def interrupt_start(self, exit_: Exit) -> None:
+        """End, as asked to while `on_start` is under way."""
+        ...
+
     def on_death(self, exit_: Exit) -> None:
         """Let go: the incarnation ends, whichever way. Never raises."""
         ...

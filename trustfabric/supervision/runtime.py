@@ -137,13 +137,10 @@ class Runtime:
     async def kill(self, path: str, reason: str = "chaos") -> None:
         """End the incarnation at a path, and wait until it is over; or KeyError."""
         cell = self._at(path)
-        if cell.state not in ALIVE:
-            return
-        if cell.over is None:
-            cell.over = self._live.loop.create_future()
-        over = cell.over
-        cell.kill(exits.killed(reason))
-        await asyncio.shield(over)
+        if cell.state in ALIVE:
+            over = cell.ended()
+            cell.kill(exits.killed(reason))
+            await asyncio.shield(over)
 
     def suspend(self, path: str) -> None:
         """Handle only system mail until `resume`; user mail is kept to the bound."""
@@ -201,8 +198,12 @@ class Guardian:
     async def stop(self, within_s: float) -> None:
         clock = self._scheduler.clock
         timer = clock.call_at(clock.monotonic() + within_s, self._overrun)
-        for loner in list(self._loners.values()):
+        loners = list(self._loners.values())
+        ends = [loner.cell.ended() for loner in loners]
+        for loner in loners:
             loner.stop()
+        if ends:
+            await asyncio.wait(ends)
         self._root.stop()
         if not self._root.alive:
             self._finish("stopped")

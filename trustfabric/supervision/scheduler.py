@@ -129,6 +129,8 @@ class Scheduler:
             cell.refuse(envelope, "the runtime stopped")
 
     def emit(self, cell: Runnable, event: Event, detail: str) -> None:
+        if not self.observers:
+            return
         happened = TraceEvent(
             self.clock.monotonic(), cell.path, cell.epoch, event, detail
         )

@@ -55,6 +55,9 @@ class Supervisor(Actor):
         self._close(exits.shutdown())
         await self._emptied
 
+    def interrupt_start(self, exit_: Exit) -> None:
+        self._close(exit_)
+
     def on_death(self, exit_: Exit) -> None:
         super().on_death(exit_)
         self._fallen = True
@@ -187,7 +190,7 @@ class Supervisor(Actor):
                 continue
             if not child.alive and not child.waiting:
                 child.start()
-            if not child.cell.up and (in_order or not child.booted):
+            if not child.up and (in_order or not child.booted):
                 return
         if not self._booted.done():
             self._booted.set_result(None)

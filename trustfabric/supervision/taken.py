@@ -4,6 +4,7 @@ from typing import Generic, TypeVar
 
 from trustfabric.supervision.cell import Cell
 from trustfabric.supervision.mailbox import Envelope
+from trustfabric.supervision.undelivered import cut_short
 
 M = TypeVar("M")
 
@@ -35,8 +36,7 @@ class Taken(Generic[M]):
 
     def cancel(self) -> None:
         """Tell its asker that nobody will answer: the incarnation ends."""
-        if self._envelope.reply is not None:
-            self._envelope.reply.reject(self._cell.last_words())
+        cut_short(self._envelope, self._cell.path, self._cell.doom)
 
     def _settle(self) -> None:
         if self._cell.resources is not None:

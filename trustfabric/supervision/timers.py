@@ -7,9 +7,10 @@ from typing import Any, TypeAlias
 from trustfabric.supervision import exits
 from trustfabric.supervision.cell import Cell
 from trustfabric.supervision.clock import Handle
-from trustfabric.supervision.exits import Exit
+from trustfabric.supervision.exits import Exit, ExitKind
 from trustfabric.supervision.mailbox import Envelope
 from trustfabric.supervision.messages import Notice
+from trustfabric.supervision.states import NOBODY
 
 
 class Timer:
@@ -62,10 +63,13 @@ class Watch:
         if cell.resources is None:
             cell.resources = set()
         cell.resources.add(self)
-        target.watch(self, self._fire)
+        if target.state in NOBODY:
+            self._fire(Exit(ExitKind.NORMAL, "not running"))
+        else:
+            target.watchers.add(self, self._fire)
 
     def cancel(self) -> None:
-        self._target.unwatch(self)
+        self._target.watchers.remove(self)
         if self._cell.resources is not None:
             self._cell.resources.discard(self)
 

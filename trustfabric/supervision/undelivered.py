@@ -4,7 +4,14 @@ import structlog
 from pykka.messages import _ActorStop
 
 from trustfabric.supervision.deadletters import DeadLetters
-from trustfabric.supervision.errors import ActorDeadError, AskError, MailboxFullError
+from trustfabric.supervision.errors import (
+    ActorCrashedError,
+    ActorDeadError,
+    ActorKilledError,
+    AskError,
+    MailboxFullError,
+)
+from trustfabric.supervision.exits import Exit, ExitKind
 from trustfabric.supervision.mailbox import Envelope
 
 log = structlog.get_logger(__name__)
@@ -46,10 +53,18 @@ def answer_error(envelope: Envelope, path: str, error: BaseException) -> None:
     log.warning("actor.notice_refused", path=path, message=message, error=repr(error))
 
 
-def cut_short(envelope: Envelope | None, error: AskError) -> None:
+def cut_short(envelope: Envelope | None, path: str, doom: Exit | None) -> None:
     """Tell the asker that the actor ends; a stop is answered once it has."""
     if envelope is not None and envelope.reply is not None and not is_stop(envelope):
-        envelope.reply.reject(error)
+        envelope.reply.reject(_last_words(path, doom))
+
+
+def _last_words(path: str, doom: Exit | None) -> AskError:
+    if doom is None or doom.kind is not ExitKind.CRASHED:
+        return ActorKilledError(f"{path} was ended; the outcome is unknown")
+    error = ActorCrashedError(f"{path} crashed: {doom.reason}")
+    error.__cause__ = doom.error
+    return error
 
 
 def _send_back(

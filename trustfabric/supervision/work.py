@@ -7,7 +7,6 @@ inside ends the loop, and that a coroutine which will not end can be taken away.
 import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
-from contextvars import Context
 from typing import Any
 
 Settle = Callable[[Any, BaseException | None], None]
@@ -22,13 +21,13 @@ class Work:
         coroutine: Coroutine[Any, Any, Any],
         settle: Settle,
         name: str,
-        context: Context,
     ) -> None:
+        """Begin, in a copy of the present context."""
         self._coroutine = coroutine
         self._settle: Settle | None = settle
         loop = asyncio.get_running_loop()
-        self._task = loop.create_task(contain(coroutine), name=name, context=context)
-        self._task.add_done_callback(self._ended, context=context)
+        self._task = loop.create_task(contain(coroutine), name=name)
+        self._task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._coroutine.close()  # a no-op, unless cancelled before its first step

@@ -1,6 +1,6 @@
 """Appraisal of TPM quotes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from trustfabric.domain.attestation.checks import (
     Judged,
@@ -113,6 +113,16 @@ def tpm_view(claims: TpmClaims) -> dict[str, JsonValue]:
             for bank, values in claims.pcrs.items()
         },
     }
+
+
+def recorded_clock(claims: Mapping[str, object]) -> TpmClock | None:
+    """Return the clock that `tpm_view` recorded: no later quote may precede it."""
+    resets, restarts, clock = (
+        claims.get(key) for key in ("reset_count", "restart_count", "clock_ms")
+    )
+    if isinstance(resets, int) and isinstance(restarts, int) and isinstance(clock, int):
+        return TpmClock(reset_count=resets, restart_count=restarts, clock=clock)
+    return None
 
 
 def _indexes(indexes: set[int]) -> str:

@@ -63,7 +63,6 @@ _CAUSES: Final = (
         Code.ENDORSEMENT_MISMATCH,
         (
             "Fmspc mismatch",
-            "PceId mismatch",
             "non-TDX TCB info",
             "QE report hash mismatch",
             "QE MRSIGNER mismatch",
@@ -82,10 +81,21 @@ _CAUSES: Final = (
             "Certificate chain is too short",
             "root ca",
             "UnknownIssuer",
+            "UnsupportedSignatureAlgorithm",
+            "InvalidSignatureForPublicKey",
             "in quote_collateral",
         ),
     ),
-    (Code.UNSUPPORTED, ("Unsupported", "Unknown QE vendor", "Invalid TEE type")),
+    (
+        Code.UNSUPPORTED,
+        (
+            "Unsupported DCAP attestation key type",
+            "Unsupported quote version",
+            "Unsupported body type",
+            "Unknown QE vendor",
+            "Invalid TEE type",
+        ),
+    ),
     (Code.MALFORMED, ("Failed to decode", "Not enough data", "Invalid QE auth data")),
 )
 """What dcap-qvl's sentences mean, most telling first; else: signature-invalid."""
