@@ -57,7 +57,7 @@ demo: install-runtime  ## runs it with a small fleet that lives the story
 	@$(BIN)/mcpctl demo --data-dir $(DATA)/demo
 
 shell: install-runtime  ## opens the operator shell on it
-	@$(BIN)/mcpctl shell
+	@$(BIN)/mcpctl --token-file $(DATA)/operator-token shell
 
 bench: install  ## measures every figure beside its peer
 	$(BIN)/python -m benchmarks

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import shlex
 import signal
 import sys
 import uuid
@@ -33,7 +34,7 @@ from trustfabric.errors import ConfigError, FabricError
 from trustfabric.http.auth import Tokens
 from trustfabric.http.face import Face, Limits
 from trustfabric.http.site import Site
-from trustfabric.keys import tokens_of
+from trustfabric.keys import keep, tokens_of
 from trustfabric.launches import Launches
 from trustfabric.resources import Resources, opened
 from trustfabric.supervision import AskError, Runtime
@@ -42,6 +43,7 @@ from trustfabric.tree import Addresses, Makers, fabric
 log = structlog.get_logger(__name__)
 
 STOP_S = 10.0
+TOKEN_S = 86_400
 FEEDS = (
     Feed(Stream.TRUST, listen.TRUST_CHANNEL, trust_events.events_after),
     Feed(Stream.REMEDIATION, listen.REMEDIATION_CHANNEL, run_events.events_after),
@@ -97,8 +99,11 @@ async def _serve(settings: Settings) -> int:
 
 def _announce(resources: Resources) -> None:
     settings = resources.settings
-    token = issue_token(settings, 1, "operator", 86_400)
-    shell = f"MCP_HOST_URL={resources.url} MCP_HOST_TOKEN=… mcpctl shell"
+    token = issue_token(settings, 1, "operator", TOKEN_S)
+    token_file = keep(settings.data_dir / "operator-token", token)
+    mcpctl = shlex.join(
+        [sys.argv[0], "--host", resources.url, "--token-file", str(token_file)]
+    )
     lines: Sequence[str] = (
         f"database: {resources.database_note}",
         f"hypervisor: {resources.provisioner.endpoint}"
@@ -106,7 +111,7 @@ def _announce(resources: Resources) -> None:
         f"policy: {resources.attestation.policy.id}",
         f"listening: {resources.url}",
         f"dashboard: {resources.url}/",
-        f"shell: {shell}",
+        f"shell: {mcpctl} shell",
         f"token: {token}",
     )
     sys.stdout.write("\n".join(lines) + "\n")

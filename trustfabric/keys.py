@@ -52,6 +52,18 @@ def held(data_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def keep(path: Path, text: str) -> Path:
+    """Write a file that only we can read, in place of the one that was there."""
+    fresh = path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(
+        os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w"
+    ) as file:
+        file.write(text)
+    fresh.replace(path)
+    return path
+
+
 def _kept(path: Path, size: int) -> str:
     """Return a random text that is made once and then kept, readable by us only."""
     path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -131,10 +131,10 @@ class Fabric:
         return posture
 
     async def lines(self, run_id: RunId) -> list[str]:
+        """Return what the run's program has printed."""
         async with self.database.reading() as conn:
-            return [
-                line.message for line in await run_events.list_log(conn, None, run_id)
-            ]
+            lines = await run_events.list_log(conn, None, run_id)
+        return [line.message for line in lines if line.stream != "system"]
 
     async def until_line(self, run_id: RunId, text: str) -> None:
         async def look() -> bool | None:
@@ -168,6 +168,16 @@ def a_data_dir() -> Iterator[Path]:
         shutil.rmtree(place, ignore_errors=True)
 
 
+def an_executor(data_dir: Path, threads: Executor) -> ShellExecutor:
+    settings = ShellSettings(
+        root=data_dir / "runs",
+        hidden=data_dir,
+        url=lambda: "http://127.0.0.1:1",
+        unsandboxed=os.geteuid() != 0,
+    )
+    return ShellExecutor(settings, Secrets(), threads)
+
+
 @asynccontextmanager
 async def a_fabric(
     database: Database,
@@ -181,16 +191,7 @@ async def a_fabric(
     broadcaster: Address[Broadcaster] = Address("broadcaster")
     challenger: Address[Any] = Address("attestation")
     with ThreadPoolExecutor(1) as threads, a_data_dir() as fresh:
-        executor = ShellExecutor(
-            ShellSettings(
-                root=(data_dir or fresh) / "runs",
-                hidden=data_dir or fresh,
-                url=lambda: "http://127.0.0.1:1",
-                unsandboxed=os.geteuid() != 0,
-            ),
-            Secrets(),
-            threads,
-        )
+        executor = an_executor(data_dir or fresh, threads)
         fabric = Fabric(
             database=database,
             runtime=runtime,

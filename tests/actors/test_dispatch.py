@@ -2,14 +2,22 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from tests.actors.fix_remediation import SETTINGS, Fabric, a_data_dir, a_fabric
+from tests.actors.fix_remediation import (
+    SETTINGS,
+    Fabric,
+    a_data_dir,
+    a_fabric,
+    an_executor,
+)
 from tests.builders import insert_owner
 from tests.db.fix_runs import (
     ALICE,
@@ -32,15 +40,17 @@ from trustfabric.actors.playbooks import (
     DeletePlaybook,
     UpdatePlaybook,
 )
-from trustfabric.db import runs
+from trustfabric.db import run_events, runs
 from trustfabric.db.run_writes import ClaimRun
 from trustfabric.db.session import Database
+from trustfabric.domain.executors import LogStream, RemediationLogEvent
 from trustfabric.domain.failures import FailureReason
 from trustfabric.domain.ids import InstanceId, OwnerId, RunId
 from trustfabric.domain.playbooks import Author, PlaybookEdit
+from trustfabric.domain.run_events import begins, log_event
 from trustfabric.domain.runs import ApprovalState, Ruling, Run, RunStatus
 from trustfabric.domain.trust import Lifecycle, Signal, Snapshot, Tag
-from trustfabric.drivers.subprocesses import Launch, Program, marked
+from trustfabric.drivers.subprocesses import Launch, Program
 from trustfabric.errors import (
     ConflictError,
     ForbiddenError,
@@ -368,55 +378,65 @@ async def claimed(
     return run
 
 
+async def begun(database: Database, run: Run) -> None:
+    """Note that the program of the run's first attempt was started."""
+    async with database.writing() as conn:
+        line = RemediationLogEvent(LogStream.SYSTEM, begins(1))
+        locked = await runs.lock_run(conn, run.id)
+        await run_events.append(conn, locked, [log_event(line, datetime.now(UTC))])
+
+
 async def test_what_this_runtime_left_running_is_ended_and_its_program_killed(
     database: Database, database_url: str
 ) -> None:
     run = await claimed(database, "here", 300)
-    with a_data_dir() as data_dir:
-        async with a_fabric(database, database_url, data_dir=data_dir) as other:
-            mark = f"{other.executor._installation}-{run.id}-1"
-            await other.runtime.kill("fabric/remediation")
-            await other.runtime.stop()
-        await revive(database, run)
+    await begun(database, run)
+    with a_data_dir() as data_dir, ThreadPoolExecutor(1) as threads:
         orphan = Program.start(
             Launch(
                 argv=["setsid", "sleep", "60"],
                 cwd=data_dir,
                 env={"PATH": os.environ["PATH"]},
-                mark=mark,
+                mark=f"{an_executor(data_dir, threads)._installation}-{run.id}-1",
             )
         )
+
         async with a_fabric(database, database_url, data_dir=data_dir) as fabric:
             after = await fabric.run_of(run.instance_id, lambda r: not r.status.active)
 
         await orphan.wait()
-        orphan.destroy()
+        assert orphan.destroy() == -signal.SIGKILL
 
-    assert marked(mark) == []
     assert after.failure_reason is FailureReason.TRANSIENT_INFRASTRUCTURE
 
 
-async def revive(database: Database, run: Run) -> None:
-    """Undo what a tree that was up for a moment has done about the run."""
-    async with database.writing() as conn:
-        await conn.execute(
-            """
-            UPDATE runtime_vm_remediation_runs
-               SET status = 'running', lease_owner = 'here', completed_at = NULL,
-                   lease_expires_at = now() + interval '5 minutes'
-             WHERE id = %s
-            """,
-            [run.id],
-        )
-        await conn.execute(
-            "UPDATE runtime_vm_trust_registry SET lifecycle_state = 'remediating'"
-        )
+async def test_what_was_claimed_but_never_begun_is_begun(
+    database: Database, database_url: str
+) -> None:
+    run = await claimed(database, "here", 300)
+
+    async with a_fabric(database, database_url) as fabric:
+        after = await fabric.run_of(run.instance_id, lambda r: not r.status.active)
+
+    assert (after.status, after.attempt) == (RunStatus.COMPLETED, 1)
+
+
+async def test_what_another_never_began_is_tried_again(
+    database: Database, database_url: str
+) -> None:
+    run = await claimed(database, "there", 0.1)
+
+    async with a_fabric(database, database_url) as fabric:
+        after = await fabric.run_of(run.instance_id, lambda r: not r.status.active)
+
+    assert (after.status, after.attempt) == (RunStatus.COMPLETED, 2)
 
 
 async def test_anothers_run_is_left_alone_until_its_lease_runs_out(
     database: Database, database_url: str
 ) -> None:
     run = await claimed(database, "there", 1.0)
+    await begun(database, run)
 
     async with a_fabric(database, database_url) as fabric:
         await asyncio.sleep(0.5)
@@ -433,6 +453,7 @@ async def test_a_lost_run_is_tried_again_where_its_playbook_says_so(
 ) -> None:
     metadata = {"script": "echo again", "on_lost": "retry"}
     run = await claimed(database, "here", 300, metadata=metadata)
+    await begun(database, run)
 
     async with a_fabric(database, database_url) as fabric:
         after = await fabric.run_of(

@@ -61,9 +61,10 @@ async def test_a_run_is_executed_logged_and_has_the_instance_attested(
     assert await events(fabric, run) == [
         (1, "status", "queued"),
         (2, "status", "started"),
-        (3, "log", "one"),
-        (4, "log", "two"),
-        (5, "status", "exit code 0"),
+        (3, "log", "attempt 1 begins"),
+        (4, "log", "one"),
+        (5, "log", "two"),
+        (6, "status", "exit code 0"),
     ]
     posture = await fabric.until_posture(instance, lambda _: fabric.asked)
     assert (posture.lifecycle, posture.remediation_state) == (
@@ -232,7 +233,7 @@ async def test_a_flood_of_output_arrives_whole_and_in_order(fabric: Fabric) -> N
             "SELECT array_agg(message::bigint ORDER BY seq) = array_agg(n)"
             "  FROM (SELECT e.seq, e.message, row_number() OVER (ORDER BY seq) AS n"
             "          FROM runtime_vm_remediation_events e"
-            "         WHERE run_id = %s AND kind = 'log') t",
+            "         WHERE run_id = %s AND stream = 'stdout') t",
             [run.id],
         )
         assert (await cursor.fetchone()) == (True,)

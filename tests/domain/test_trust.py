@@ -272,7 +272,9 @@ def test_it_says_nothing_where_there_is_nothing_to_lose(signal: Signal) -> None:
 def test_it_never_improves_anything(
     state: Lifecycle, signal: Signal, status: AttestationStatus
 ) -> None:
-    row = after(signal, state, row={"attestation_status": status})
+    row = after(
+        signal, state, row={"attestation_status": status, "freshness_deadline": NOON}
+    )
 
     assert ORDER_OF_TRUST.index(row.lifecycle) <= ORDER_OF_TRUST.index(state)
     assert row.attestation_status in {status, A.UNKNOWN}
@@ -370,7 +372,7 @@ facts_ = st.builds(
 changes_ = st.builds(
     a_change,
     st.sampled_from(Signal),
-    status=st.none() | st.sampled_from([A.PENDING, A.UNTRUSTED, A.UNKNOWN]),
+    status=st.none() | st.sampled_from(AttestationStatus),
     attempts=st.none() | st.integers(0, 9),
     deadline=st.sampled_from([NOON - timedelta(seconds=1), LATER]),
 )

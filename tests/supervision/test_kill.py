@@ -24,6 +24,7 @@ from trustfabric.supervision import (
     Notice,
     Runtime,
     State,
+    exits,
 )
 
 
@@ -397,4 +398,72 @@ async def test_asks_of_a_killed_actor_are_withdrawn() -> None:
 
     assert await b.ask(Count(), within_s=1.0) == 1
     assert runtime.skipped == 1
+    await runtime.stop()
+
+
+async def test_without_grace_a_task_beside_the_handler_is_not_waited_for() -> None:
+    runtime, a = await one()
+    begun, never = asyncio.Event(), asyncio.Event()
+
+    async def stubborn() -> None:
+        begun.set()
+        try:
+            await never.wait()
+        finally:
+            await never.wait()
+
+    await a.ask(Do(lambda actor: actor.run(stubborn(), lambda _: Bump())), within_s=1.0)
+    await begun.wait()
+    a.cell.kill(exits.killed("brutal"), 0.0)
+
+    assert await a.ask(Count(), within_s=1.0) == 1
+    assert runtime.zombies == 1
+    never.set()
+    await runtime.stop()
+
+
+async def test_without_grace_an_obedient_task_is_no_zombie() -> None:
+    runtime, a = await one()
+    gate = Gate()
+
+    async def obedient() -> None:
+        gate.begun.set()
+        await gate.go.wait()
+
+    await a.ask(Do(lambda actor: actor.run(obedient(), lambda _: Bump())), within_s=1.0)
+    await gate.begun.wait()
+    a.cell.kill(exits.killed("brutal"), 0.0)
+
+    assert await a.ask(Count(), within_s=1.0) == 1
+    assert runtime.zombies == 0
+    await runtime.stop()
+
+
+async def test_a_result_that_cannot_be_reported_is_the_actors_bug() -> None:
+    runtime, a = await one()
+
+    def faulty(_: object) -> Notice[Counter]:
+        raise ZeroDivisionError
+
+    await a.ask(Do(lambda actor: actor.run(asyncio.sleep(0), faulty)), within_s=1.0)
+    await runtime.quiet()
+
+    assert epoch(runtime) == 2
+    await runtime.stop()
+
+
+async def test_a_task_cancelled_by_its_actor_still_reports() -> None:
+    runtime, a = await one()
+    results: list[object] = []
+
+    def report(result: object) -> Notice[Counter]:
+        return TellDo(lambda _: results.append(type(result)))
+
+    task = await a.ask(
+        Do(lambda actor: actor.run(asyncio.Event().wait(), report)), within_s=1.0
+    )
+    task.cancel()
+    await runtime.quiet()
+
+    assert results == [asyncio.CancelledError]
     await runtime.stop()

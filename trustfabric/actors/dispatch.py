@@ -324,10 +324,13 @@ class Dispatcher(Actor):
         )
         (epoch,) = applied.written
         assert epoch is not None
+        await self._start_actor(run.id, epoch)
+
+    async def _start_actor(self, run_id: RunId, epoch: int) -> None:
         address = await self._running.start_child(
-            _key(run.id), lambda: RunActor(run.id, epoch, self._tools)
+            _key(run_id), lambda: RunActor(run_id, epoch, self._tools)
         )
-        self._watch(run.id, address)
+        self._watch(run_id, address)
 
     # --- looking after ------------------------------------------------------
 
@@ -343,7 +346,10 @@ class Dispatcher(Actor):
             mine = run.lease_owner == self._settings.runtime_id
             orphaned = mine and self._running.child(_key(run.id)) is None
             assert run.lease_expires_at is not None
-            if orphaned or run.lease_expires_at <= now:
+            expired = run.lease_expires_at <= now
+            if orphaned and not expired and not await self._upkeep.has_begun(run):
+                await self._start_actor(run.id, run.lease_epoch)
+            elif orphaned or expired:
                 end = self._upkeep.end_lost(
                     run, now, mine=orphaned, jitter=self.random.random()
                 )

@@ -21,6 +21,7 @@ from trustfabric.domain.accelerators import read_accelerators
 from trustfabric.domain.documents import check_document, plain
 from trustfabric.domain.failures import FailureReason
 from trustfabric.domain.ids import InstanceId, OwnerId, RunId
+from trustfabric.domain.playbooks import NAME_LIMIT
 from trustfabric.domain.runs import (
     NOTES_LIMIT,
     Outcome,
@@ -95,9 +96,9 @@ async def enqueue_run(
         raise ForbiddenError("assigned_owner_id: only role admin assigns to others")
     async with desk.database.reading() as conn:
         whose = await runs.owner_of(conn, owner, order.instance_id)
-        playbook = await playbooks.find_playbook(conn, whose, key)
+        playbook = await playbooks.find_playbook(conn, whose, plain(key, NAME_LIMIT))
     if playbook is None:
-        raise UnknownPlaybookError(f"playbook: {plain(key, 200)!r} is not known")
+        raise UnknownPlaybookError(f"playbook: {plain(key, NAME_LIMIT)!r} is not known")
     new = enqueue(playbook, order, now)
     change = Change(
         signal=Signal.RUN_STAGED,

@@ -25,11 +25,12 @@ from trustfabric.domain.executors import (
     Executor,
     ExitStatus,
     Job,
+    LogStream,
     RemediationLogEvent,
 )
 from trustfabric.domain.failures import FailureReason
 from trustfabric.domain.ids import RunId
-from trustfabric.domain.run_events import log_event
+from trustfabric.domain.run_events import begins, log_event
 from trustfabric.domain.runs import Outcome, RetryPolicy, Run, RunStatus, outcome
 from trustfabric.domain.specs import ExecutorType, budget_s
 from trustfabric.domain.trust import Change, Signal
@@ -149,19 +150,28 @@ class RunActor(Actor):
     # --- beginning --------------------------------------------------------------
 
     async def _begin(self) -> None:
+        """Note that this attempt begins, and begin it: the note outlives us."""
+        now = self.now()
+        until = now + timedelta(seconds=self._tools.lease_s)
         try:
-            async with self._tools.database.reading() as conn:
-                run = await runs.get_run(conn, None, self._run_id)
-                self._in_store = await run_events.count_log(conn, self._run_id)
+            async with self._tools.database.writing() as conn:
+                run = await runs.lock_run(conn, self._run_id)
+                beat = await runs.beat(
+                    conn, self._run_id, self._epoch, now=now, until=until
+                )
+                if beat.held:
+                    line = RemediationLogEvent(LogStream.SYSTEM, begins(run.attempt))
+                    await run_events.append(conn, run, [log_event(line, now)])
+                    self._in_store = await run_events.count_log(conn, self._run_id)
         except UnavailableError:
             self.after(AGAIN_S, _Begin())
             return
-        if run is None or run.lease_epoch != self._epoch or not run.lease_expires_at:
+        if not beat.held:
             self._over()
             return
         self._row = run
-        self._lease_until = run.lease_expires_at
-        if run.cancellation_reason is not None:
+        self._lease_until = until
+        if beat.cancellation_reason is not None:
             self._cancelled.set()
         self._work = self.run(self._execute(run), _Executed)
         self._guarding = self.run(self._guard(self._work), lambda _: _GuardEnded())

@@ -37,6 +37,11 @@ class Upkeep:
     tools: RunTools
     settings: DispatchSettings
 
+    async def has_begun(self, run: Run) -> bool:
+        """Whether a running run's program may have been started already."""
+        async with self.desk.database.reading() as conn:
+            return await dispatch.has_begun(conn, run)
+
     async def end_lost(
         self, run: Run, now: datetime, *, mine: bool, jitter: float
     ) -> None:
@@ -47,7 +52,9 @@ class Upkeep:
         """
         executor = self.tools.executors.get(run.executor_type)
         killed = 0 if executor is None else await executor.reap(run.id)
-        decided = outcome_of_lost(run, self.tools.retry, now, jitter)
+        decided = outcome_of_lost(
+            run, self.tools.retry, now, jitter, begun=await self.has_begun(run)
+        )
         async with self.desk.database.reading() as conn:
             text = await execution_log(conn, run.id, recorded_by=DISPATCHER)
         finish = FinishRun(

@@ -10,6 +10,7 @@ from trustfabric.db.runs import RUN_COLUMNS, RUN_TABLES, read_run
 from trustfabric.db.session import Connection
 from trustfabric.domain.dispatch import Distrusted
 from trustfabric.domain.ids import InstanceId, RunId
+from trustfabric.domain.run_events import begins
 from trustfabric.domain.runs import Run
 
 _DISTRUSTED_SQL: LiteralString = """
@@ -60,7 +61,7 @@ async def list_distrusted(
 
 
 _READY_SQL: LiteralString = (
-    "SELECT * FROM (SELECT"  # noqa: S608  constants only
+    "SELECT * FROM (SELECT"
     + RUN_COLUMNS
     + """,
        row_number() OVER (PARTITION BY s.owner_id
@@ -106,6 +107,23 @@ async def list_running(conn: Connection) -> list[Run]:
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(_RUNNING_SQL)
         return [read_run(row) for row in await cursor.fetchall()]
+
+
+_BEGUN_SQL: LiteralString = """
+SELECT EXISTS (SELECT 1 FROM runtime_vm_remediation_events
+                WHERE run_id = %(run_id)s AND kind = 'log' AND stream = 'system'
+                  AND message = %(begins)s)
+"""
+
+
+async def has_begun(conn: Connection, run: Run) -> bool:
+    """Whether the program of a run's present attempt may have been started."""
+    cursor = await conn.execute(
+        _BEGUN_SQL, {"run_id": run.id, "begins": begins(run.attempt)}
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return bool(row[0])
 
 
 _NEXT_SQL: LiteralString = """

@@ -43,6 +43,11 @@ class LogLine:
     at: datetime
 
 
+def begins(attempt: int) -> str:
+    """Return the system's line that an attempt's program may have been started."""
+    return f"attempt {attempt} begins"
+
+
 def log_event(line: RemediationLogEvent, at: datetime) -> RunEvent:
     """Return the event of a line that the execution printed."""
     return RunEvent(

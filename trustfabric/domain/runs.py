@@ -351,9 +351,12 @@ def outcome(
 
 
 def outcome_of_lost(
-    run: Run, policy: RetryPolicy, now: datetime, jitter: float
+    run: Run, policy: RetryPolicy, now: datetime, jitter: float, *, begun: bool = True
 ) -> Outcome:
-    """Decide what follows when the runtime or the actor of a running run died."""
+    """Decide what follows when the runtime or the actor of a running run died.
+
+    What had not `begun` is tried again whatever its playbook says.
+    """
     if run.cancellation_reason is not None:
         ended = _exit("the program was stopped", FailureReason.CANCELLED)
         return outcome(run, ended, policy, now, jitter)
@@ -361,7 +364,7 @@ def outcome_of_lost(
         "the runtime lost this run while it was running",
         FailureReason.TRANSIENT_INFRASTRUCTURE,
     )
-    if on_lost(run.spec) is OnLost.RETRY:
+    if not begun or on_lost(run.spec) is OnLost.RETRY:
         return outcome(run, lost, policy, now, jitter)
     return _ended(run, RunSignal.FAILED, FailureReason.TRANSIENT_INFRASTRUCTURE, lost)
 

@@ -204,6 +204,7 @@ class Change:
     reason: str
     tag: Tag | None = None
     status: AttestationStatus | None = None
+    """Of a quarantine by hand; nothing else takes it from here, trust least of all."""
     attempts: int | None = None
     deadline: datetime | None = None
     provenance_ref: str | None = None
@@ -285,7 +286,7 @@ class _Row:
     def _status(self) -> AttestationStatus:
         current = self.before.attestation_status
         match self.change.signal:
-            case Signal.TRUSTED_VERDICT:
+            case Signal.TRUSTED_VERDICT | Signal.OVERRIDDEN:
                 return AttestationStatus.TRUSTED
             case Signal.UNTRUSTED_VERDICT:
                 return AttestationStatus.UNTRUSTED
@@ -296,8 +297,11 @@ class _Row:
             case signal if signal in _POWER or signal is Signal.RELEASED:
                 trusted = current is AttestationStatus.TRUSTED
                 return AttestationStatus.UNKNOWN if trusted else current
+            case Signal.QUARANTINED_BY_HAND:
+                asked = self.change.status
+                return current if asked in {None, AttestationStatus.TRUSTED} else asked
             case _:
-                return self.change.status or current
+                return current
 
     def _tag(self, moves_to: Lifecycle | None) -> Tag:
         current = self.before.remediation_state

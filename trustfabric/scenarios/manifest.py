@@ -10,7 +10,13 @@ from pydantic import ValidationError
 
 from trustfabric.errors import ConfigError
 from trustfabric.scenarios.model import Document, Scenario
-from trustfabric.scenarios.strict import FORMATS, SIZE_LIMIT, StrictError, format_of, parse
+from trustfabric.scenarios.strict import (
+    FORMATS,
+    SIZE_LIMIT,
+    StrictError,
+    format_of,
+    parse,
+)
 
 DEFAULT_DIRECTORY = Path(__file__).parents[2] / "scenarios"
 """The repository's own."""
@@ -38,7 +44,9 @@ class Manifest:
 
     @property
     def scenarios(self) -> tuple[Scenario, ...]:
-        return tuple(one for source in self.sources for one in source.document.scenarios)
+        return tuple(
+            one for source in self.sources for one in source.document.scenarios
+        )
 
     @property
     def tenants(self) -> tuple[str, ...]:
@@ -99,9 +107,7 @@ def read_document(value: Any) -> Document:
         if alone:
             rest = {name: value[name] for name in value if name != "description"}
             scenario = Scenario.model_validate(rest)
-            return Document(
-                description=_description(value), scenarios=(scenario,)
-            )
+            return Document(description=_description(value), scenarios=(scenario,))
         return Document.model_validate(value)
     except ValidationError as error:
         raise ConfigError(list(_faults(error))) from None
@@ -116,7 +122,10 @@ def _description(value: Mapping[str, Any]) -> str | None:
 
 def _faults(error: ValidationError) -> Iterator[str]:
     for fault in error.errors(include_url=False):
-        steps = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault["loc"])
+        steps = (
+            f"[{part}]" if isinstance(part, int) else f".{part}"
+            for part in fault["loc"]
+        )
         said = str(fault["msg"]).removeprefix("Value error, ")
         match fault["type"]:
             case "missing":

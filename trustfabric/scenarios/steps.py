@@ -7,7 +7,7 @@ story says where it is, so that a fault can come in mid-work.
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from trustfabric.errors import FabricError, UnavailableError
 from trustfabric.scenarios.client import RefusedError
 from trustfabric.scenarios.model import Phase
 from trustfabric.scenarios.stream import NotSeenError
-from trustfabric.scenarios.tenants import Tenant, World
+from trustfabric.scenarios.tenants import ORDERED_PLAYBOOK, Tenant, World
 
 REGISTRY = "/api/trust/registry"
 RUNS = "/api/trust/remediation/runs"
@@ -27,7 +27,7 @@ SERVERS = "/api/servers"
 
 STEP_S = 120.0
 ASK_AGAIN_S = 15.0
-"""A challenge is asked for by a notice, which a crash may swallow: ask again."""
+"""A crash may swallow the wish for a challenge, and a boot undo the tampering."""
 TAMPERED_PCR = 8
 TPM_S = 5.0
 
@@ -56,6 +56,8 @@ class Story:
     instance_id: int = 0
     instance_name: str = ""
     run_id: int = 0
+    since: int = 0
+    """Where in the trust stream its present repair begins."""
     milestones: list[tuple[Phase, float]] = field(default_factory=list)
     """When each phase came to its good end."""
 
@@ -88,7 +90,7 @@ class Story:
         self.tenant.servers.add(server_id)
 
     async def start(self) -> None:
-        since = len(self.tenant.trust)
+        self.since = len(self.tenant.trust)
         try:
             await self.tenant.operator.post(f"{SERVERS}/{self.server_id}/start")
         except RefusedError as error:
@@ -96,7 +98,7 @@ class Story:
                 raise
         await self.look()
         await self.at(self, Phase.LAUNCH)
-        await self._trust(since, f"{self.name} restored after its start", restored)
+        await self._trust(f"{self.name} restored after its start", restored)
         self._reached(Phase.LAUNCH)
 
     async def look(self) -> dict[str, Any]:
@@ -113,20 +115,23 @@ class Story:
 
     async def distrust(self) -> None:
         """Tamper with the VM and have it challenged; done when it is quarantined."""
-        since = len(self.tenant.trust)
-        await self.tamper()
-        await self._challenge()
+        self.since = len(self.tenant.trust)
+        await self._tamper_and_challenge()
         await self.at(self, Phase.ATTEST)
         what = f"{self.name} quarantined after tampering"
         for _ in range(int(self.step_s // ASK_AGAIN_S)):
             try:
-                await self._trust(since, what, quarantined, within_s=ASK_AGAIN_S)
+                await self._trust(what, quarantined, within_s=ASK_AGAIN_S)
                 break
             except NotSeenError:
-                await self._challenge()
+                await self._tamper_and_challenge()
         else:
             raise NotSeenError(f"not seen within {self.step_s:g} s: {what}")
         self._reached(Phase.ATTEST)
+
+    async def _tamper_and_challenge(self) -> None:
+        await self.tamper()
+        await self.tenant.operator.post(f"{SERVERS}/{self.server_id}/vm/attest")
 
     async def tamper(self) -> None:
         """Measure something into a register that a clean boot leaves alone."""
@@ -142,16 +147,28 @@ class Story:
         except (TpmUnreachableError, TpmError) as error:
             raise UnavailableError(f"software TPM of {self.name}: {error}") from error
 
-    async def _challenge(self) -> None:
-        await self.tenant.operator.post(f"{SERVERS}/{self.server_id}/vm/attest")
-
     # --- approval ------------------------------------------------------------
+
+    async def order(self, tag: str, metadata: Mapping[str, Any]) -> None:
+        """Enqueue a run by hand, as the operator, under the scenario's tag."""
+        self.since = len(self.tenant.trust)
+        body = {
+            "runtime_vm_instance_id": self.instance_id,
+            "playbook": ORDERED_PLAYBOOK,
+            "metadata": {**metadata, "tag": tag},
+        }
+        try:
+            await self.tenant.operator.post(RUNS, body)
+        except RefusedError as error:
+            if error.slug != "run-active":
+                raise  # else the answer to our first try was lost
+        await self.stage()
 
     async def stage(self) -> None:
         """Wait for the run that the quarantine stages."""
         run = await self._pending_run()
         if run is None:
-            await self._trust(0, f"a run staged for {self.name}", awaits_approval)
+            await self._trust(f"a run staged for {self.name}", awaits_approval)
             run = await self._pending_run()
         if run is None:
             raise FailedError(f"{self.name}: pending approval without a run")
@@ -177,9 +194,7 @@ class Story:
             raise FailedError(f"run {self.run_id}: {run['approval_state']}")
 
     async def run(self) -> dict[str, Any]:
-        answer: dict[str, Any] = await self.tenant.operator.get(
-            f"{RUNS}/{self.run_id}"
-        )
+        answer: dict[str, Any] = await self.tenant.operator.get(f"{RUNS}/{self.run_id}")
         return answer
 
     # --- the run -------------------------------------------------------------
@@ -191,7 +206,9 @@ class Story:
         await self.at(self, Phase.RUN)
         ended = await self.ended()
         if ended["status"] != RunStatus.COMPLETED:
-            raise FailedError(f"run {self.run_id}: {ended['status']}: {ended['message']}")
+            raise FailedError(
+                f"run {self.run_id}: {ended['status']}: {ended['message']}"
+            )
         self._reached(Phase.RUN)
 
     async def ended(self) -> dict[str, Any]:
@@ -214,22 +231,16 @@ class Story:
 
     async def verify(self) -> None:
         """Wait until the VM is trusted again, by evidence from after the run."""
-        completed = await self._trust(0, "the run's end", self._run_completed)
+        completed = await self._trust("the run's end", run_completed)
         await self.at(self, Phase.VERIFY)
         await self._trust(
-            0,
             f"{self.name} restored after run {self.run_id}",
             lambda data: restored(data) and data["version"] > completed["version"],
         )
         self._reached(Phase.VERIFY)
 
-    def _run_completed(self, data: dict[str, Any]) -> bool:
-        actor = data.get("actor") in (None, f"run:{self.run_id}")
-        return actor and data["remediation_state"] == Tag.AUTOMATION_COMPLETE
-
     async def _trust(
         self,
-        since: int,
         what: str,
         wanted: Callable[[dict[str, Any]], bool],
         *,
@@ -239,7 +250,7 @@ class Story:
             lambda data: data["vm_instance_id"] == self.instance_id and wanted(data),
             within_s=within_s or self.step_s,
             what=what,
-            since=since,
+            since=self.since,
         )
 
     def _reached(self, phase: Phase) -> None:
@@ -257,3 +268,7 @@ def quarantined(data: dict[str, Any]) -> bool:
 
 def awaits_approval(data: dict[str, Any]) -> bool:
     return bool(data["remediation_state"] == Tag.PENDING_APPROVAL)
+
+
+def run_completed(data: dict[str, Any]) -> bool:
+    return bool(data["remediation_state"] == Tag.AUTOMATION_COMPLETE)

@@ -14,6 +14,8 @@ from trustfabric.scenarios.client import Person
 
 _AGAIN_S = 0.2
 _OK = 200
+_KEPT = {"history_id", "run_id"}
+"""What an event of either stream is known by."""
 
 
 class NotSeenError(FabricError):
@@ -44,7 +46,7 @@ class Recorder:
         self._changed = asyncio.Condition()
         self._position = ""
         self.events: list[Event] = []
-        """`trust` and `remediation` events; of the rest, only `resets` is kept."""
+        """Every event; no snapshot row, and nothing about the stream itself."""
         self.resets = 0
         self.connections = 0
 
@@ -85,8 +87,11 @@ class Recorder:
     async def _follow(self) -> None:
         while True:
             try:
+                # A snapshot is for the first time: later its frames would come before
+                # what was missed, under a newer position.
+                params = {} if self._position else self._params
                 async with self._person.stream(
-                    self._path, self._params, self._position
+                    self._path, params, self._position
                 ) as response:
                     if response.status == _OK:
                         await self._record(response)
@@ -101,10 +106,10 @@ class Recorder:
         async for event in _frames(response):
             async with self._changed:
                 self._position = event.id
-                if event.name in ("trust", "remediation"):
-                    self.events.append(event)
-                elif event.name == "reset":
+                if event.name == "reset":
                     self.resets += 1
+                elif _KEPT & event.data.keys():
+                    self.events.append(event)
                 self._changed.notify_all()
 
 

@@ -44,9 +44,7 @@ def format_of(path: Path) -> str | None:
 
 def _read_json(text: str) -> Any:
     try:
-        return json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_no_constant
-        )
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
     except RecursionError:
         raise StrictError(f"is nested deeper than {DEPTH_LIMIT}") from None
     except StrictError:

@@ -28,40 +28,21 @@ from trustfabric.supervision.work import Settle, Work
 
 BIRTH: ContextVar["Cell | None"] = ContextVar("birth", default=None)
 """The cell an actor constructed right now belongs to."""
-RUNNING = State.RUNNING  # looked up for every message
 CALLER: ContextVar["Cell | None"] = ContextVar("caller", default=None)
 """The cell whose mailbox stands still while this code waits."""
+
+
+RUNNING = State.RUNNING  # looked up for every message
 
 
 class Cell:
     """Belongs to the loop's thread; other threads only `Scheduler.post` to it."""
 
     __slots__ = (
-        "_brutal_timer",
-        "_holds",
-        "_work",
-        "actor",
-        "address",
-        "asking",
-        "busy",
-        "current",
-        "doom",
-        "epoch",
-        "grace_s",
-        "in_ready",
-        "mailbox",
-        "over",
-        "parent",
-        "path",
-        "resources",
-        "restart_count",
-        "restarts",
-        "scheduler",
-        "since",
-        "state",
-        "stop_asked",
-        "suspended",
-        "watchers",
+        "_brutal_timer", "_holds", "_work", "actor", "address", "asking", "busy",
+        "current", "doom", "epoch", "grace_s", "in_ready", "mailbox", "over", "parent",
+        "path", "resources", "restart_count", "restarts", "scheduler", "since", "state",
+        "stop_asked", "suspended", "watchers",
     )  # fmt: skip
 
     def __init__(self, name: str, address: pykka.ActorRef[Any]) -> None:
@@ -330,7 +311,7 @@ class Cell:
         self.state = State.DYING
         self.doom = exit_
         self.hold(self)
-        self._let_go()
+        self._let_go(grace_s)
         if self._work is not None:
             self._work.cancel()
             self._brutal_after(grace_s)
@@ -338,7 +319,7 @@ class Cell:
             self.end(exit_)
         return True
 
-    def _let_go(self) -> None:
+    def _let_go(self, grace_s: float) -> None:
         """Tell the asker at once; cancel all that was begun beside the handler."""
         undelivered.cut_short(self.current, self.path, self.doom)
         resources, self.resources = self.resources, None
@@ -346,7 +327,7 @@ class Cell:
             resource.cancel()
         for task in self._holds.tasks():
             task.cancel()
-            self._brutal_after(self.grace_s)
+            self._brutal_after(grace_s)
 
     def _brutal_after(self, grace_s: float) -> None:
         if self._brutal_timer is None and grace_s < math.inf:
@@ -369,7 +350,7 @@ class Cell:
             self.scheduler.zombies += not work.close()
             self.end(self.doom)
         for task in self._holds.tasks():
-            self.scheduler.zombies += 1
+            self.scheduler.zombies += not task.done()
             self.release(task)
 
     # --- ending ---------------------------------------------------------------
@@ -379,7 +360,7 @@ class Cell:
         self.state = State.DYING
         self.doom = exit_
         self.hold(self)
-        self._let_go()
+        self._let_go(self.grace_s)
         if self.actor is not None:
             self.actor.on_death(exit_)
         self.release(self)
@@ -397,9 +378,7 @@ class Cell:
         if self._brutal_timer is not None:
             self._brutal_timer.cancel()
             self._brutal_timer = None
-        self.actor = None
-        self.asking = None
-        self.stop_asked = None
+        self.actor = self.asking = self.doom = self.stop_asked = None
         self.busy = False
         self.state = State.WAITING
         self.scheduler.emit(self, Event.DOWN, exit_.reason)

@@ -198,7 +198,7 @@ class Guardian:
     async def stop(self, within_s: float) -> None:
         clock = self._scheduler.clock
         timer = clock.call_at(clock.monotonic() + within_s, self._overrun)
-        loners = list(self._loners.values())
+        loners = [loner for loner in self._loners.values() if loner.alive]
         ends = [loner.cell.ended() for loner in loners]
         for loner in loners:
             loner.stop()
@@ -228,8 +228,13 @@ class Guardian:
         if self._scheduler.here:
             child.start()
         else:
-            self._scheduler.call_from_thread(child.start)
+            self._scheduler.call_from_thread(lambda: self._start_late(child))
         return address
+
+    def _start_late(self, child: Child) -> None:
+        """Start, unless the runtime has ended meanwhile."""
+        if child.cell.state is State.WAITING:
+            child.start()
 
     def child_up(self, cell: Cell) -> None:
         if cell is self._root.cell and not self.started.done():

@@ -36,6 +36,7 @@ from trustfabric.domain.evidence.tpm2_signature import (
 
 _BARE = "raw-rsassa-"
 _ENDORSER = "case"
+_DER_SEQUENCE = b"\x30"
 
 
 class TpmWords(PolicyWords):
@@ -97,9 +98,11 @@ def _signature(raw: bytes, form: str) -> TpmSignature:
 
 
 def _enrolled(key: bytes) -> EnrolledKey:
-    """Read a PEM, or the TPM's own description with or without its length."""
+    """Read PEM, DER, or the TPM's own description with or without its length."""
     if key.lstrip().startswith(b"-----BEGIN"):
         return EnrolledKey.from_pem(key, _ENDORSER)
+    if key.startswith(_DER_SEQUENCE):
+        return EnrolledKey.from_der(key, _ENDORSER)
     if int.from_bytes(key[:2], "big") == len(key) - 2:
         key = key[2:]
     return EnrolledKey.from_tpmt(key, _ENDORSER)
@@ -131,7 +134,8 @@ def snp_question(case: Case, anchors: Anchors) -> Question:
 
 
 def snp_policy(case: Case, words: SnpWords) -> SnpPolicy:
-    products = (case.text("product"),) if case.has("product") else AMD_PRODUCTS
+    product = case.text("product") if case.has("product") else ""
+    products = (product,) if product in AMD_PRODUCTS else AMD_PRODUCTS
     floor = words.min_tcb
     return SnpPolicy.model_construct(
         products=products,
@@ -151,10 +155,11 @@ def amd_anchors(case: Case, anchors: Anchors, beside: str) -> Anchors:
     if (name := case.text("anchor")) == "amd":
         amd = dict(anchors.amd)
     else:
-        folder = PurePosixPath(beside).parent
+        stem = str(PurePosixPath(beside).parent / name)
+        found = (case.optional_file(f"{stem}.{role}.pem") for role in ("ask", "asvk"))
         roots = AmdRoots(
-            ark=case.named_file(str(folder / f"{name}.ark.pem")),
-            intermediates=(case.named_file(str(folder / f"{name}.ask.pem")),),
+            ark=case.named_file(f"{stem}.ark.pem"),
+            intermediates=tuple(each for each in found if each is not None),
         )
         amd = dict.fromkeys(AMD_PRODUCTS, roots)
     if case.has("crl"):

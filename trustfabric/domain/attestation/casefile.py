@@ -69,6 +69,12 @@ class Case:
         except (OSError, ValueError) as error:
             raise Reject(Code.MALFORMED, _CHECK, f"{name}: {error}") from None
 
+    def optional_file(self, name: str) -> bytes | None:
+        try:
+            return self._read(name)
+        except (OSError, ValueError):
+            return None
+
     def now(self) -> datetime:
         try:
             now = datetime.fromisoformat(self.text("now"))

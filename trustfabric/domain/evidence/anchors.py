@@ -17,7 +17,7 @@ class AmdRoots:
     """What it signed: ASK (signs the keys of chips, VCEK) and ASVK (the keys of
     cloud providers, VLEK)."""
     crl: bytes | None = None
-    """The root's newest revocation list (DER)."""
+    """The root's newest revocation list (DER or PEM)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

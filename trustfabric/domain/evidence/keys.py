@@ -53,6 +53,11 @@ class EnrolledKey:
         return cls(_spki(_usable(key)), endorser)
 
     @classmethod
+    def from_der(cls, spki: bytes, endorser: str) -> "EnrolledKey":
+        key = cls(spki, endorser)
+        return cls(_spki(key.load()), endorser)
+
+    @classmethod
     def from_tpmt(cls, tpmt_public: bytes, endorser: str) -> "EnrolledKey":
         """Enrol what the TPM described; one that could sign a forgery is refused."""
         public = parse_public(tpmt_public)
@@ -82,8 +87,7 @@ class EnrolledKey:
                 base64_bytes(document, "tpmt_public", _CHECK), endorser
             )
         else:
-            enrolled = cls(base64_bytes(document, "spki", _CHECK), endorser)
-            enrolled.load()
+            enrolled = cls.from_der(base64_bytes(document, "spki", _CHECK), endorser)
         if enrolled.spki != base64_bytes(document, "spki", _CHECK):
             raise Reject(Code.MALFORMED, _CHECK, "the two forms are different keys")
         return enrolled

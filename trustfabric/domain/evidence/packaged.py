@@ -17,23 +17,29 @@ def packaged_anchors() -> Anchors:
 def anchors_from(read: Callable[[str], bytes]) -> Anchors:
     """Build anchors from files named as in this package's `roots`.
 
-    OSError of `read` is the caller's; a file that holds no certificate is a Reject.
+    What `read` doesn't find (FileNotFoundError) is no anchor then; a file that
+    holds no certificate is a Reject.
     """
 
-    def certificate(name: str) -> bytes:
-        return pem_bodies(read(name), name)[0]
+    def certificate(name: str) -> bytes | None:
+        try:
+            return pem_bodies(read(name), name)[0]
+        except FileNotFoundError:
+            return None
 
+    def roots(product: str) -> AmdRoots | None:
+        ark, ask, asvk = (
+            certificate(f"amd_{product.lower()}_{role}.pem")
+            for role in ("ark", "ask", "asvk")
+        )
+        if ark is None:
+            return None
+        found = tuple(each for each in (ask, asvk) if each is not None)
+        return AmdRoots(ark=ark, intermediates=found)
+
+    amd = {product: roots(product) for product in AMD_PRODUCTS}
     return Anchors(
-        amd={
-            product: AmdRoots(
-                ark=certificate(f"amd_{product.lower()}_ark.pem"),
-                intermediates=(
-                    certificate(f"amd_{product.lower()}_ask.pem"),
-                    certificate(f"amd_{product.lower()}_asvk.pem"),
-                ),
-            )
-            for product in AMD_PRODUCTS
-        },
+        amd={product: found for product, found in amd.items() if found is not None},
         intel=certificate("intel_sgx_root_ca.pem"),
         nvidia=certificate("nvidia_device_identity_ca.pem"),
     )

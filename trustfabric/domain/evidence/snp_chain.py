@@ -5,6 +5,7 @@ from datetime import datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from trustfabric.domain.evidence import der
 from trustfabric.domain.evidence.anchors import AmdRoots
@@ -156,6 +157,7 @@ def _require_unrevoked(
 ) -> datetime:
     """Return when the list runs out. It can't name chips: their serial is 0."""
     crl = _crl(data)
+    data = crl.public_bytes(Encoding.DER)
     if crl.issuer.public_bytes() != root.subject:
         raise Reject(Code.CHAIN_INVALID, "crl", "of another issuer")
     algorithm = _algorithm(data)
@@ -183,6 +185,8 @@ def _crl(data: bytes) -> x509.CertificateRevocationList:
     if len(data) > _MAX_CRL:
         raise Reject(Code.MALFORMED, "crl", f"{len(data)} bytes")
     try:
+        if data.lstrip().startswith(b"-----BEGIN"):
+            return x509.load_pem_x509_crl(data)
         return x509.load_der_x509_crl(data)
     except ValueError:
         raise Reject(Code.MALFORMED, "crl", "no revocation list") from None

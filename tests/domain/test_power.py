@@ -1,0 +1,85 @@
+"""The next step of a VM: every situation leads on, and none boots twice."""
+
+import pytest
+
+from trustfabric.domain.power import Desired, Step, next_step
+from trustfabric.domain.vms import PowerState
+
+P = PowerState
+ACTIVE = [P.STARTING, P.RUNNING, P.PAUSED, P.STOPPING]
+OFF = [None, P.DEFINED, P.STOPPED, P.CRASHED]
+
+TOWARDS_RUNNING = {
+    # recorded: (observed off, observed active)
+    P.UNKNOWN: (Step.BOOT, Step.NOTE_STRANGE_BOOT),
+    P.DEFINED: (Step.BOOT, Step.NOTE_STRANGE_BOOT),
+    P.STARTING: (Step.BOOT, Step.NOTE_RUNNING),
+    P.RUNNING: (Step.NOTE_CRASH, Step.NOTHING),
+    P.PAUSED: (Step.NOTE_CRASH, Step.NOTHING),
+    P.STOPPING: (Step.BOOT, Step.NOTE_STRANGE_BOOT),
+    P.STOPPED: (Step.BOOT, Step.NOTE_STRANGE_BOOT),
+    P.CRASHED: (Step.RELAUNCH, Step.NOTE_STRANGE_BOOT),
+    P.VANISHED: (Step.RELAUNCH, Step.NOTE_STRANGE_BOOT),
+}
+
+
+@pytest.mark.parametrize("recorded", PowerState)
+@pytest.mark.parametrize("observed", [*OFF, *ACTIVE])
+def test_one_that_shall_run_is_led_there(
+    recorded: PowerState, observed: PowerState | None
+) -> None:
+    off, active = TOWARDS_RUNNING[recorded]
+
+    step = next_step(Desired.RUNNING, recorded, observed, volatile=False)
+
+    assert step is (active if observed in ACTIVE else off)
+
+
+@pytest.mark.parametrize("recorded", PowerState)
+@pytest.mark.parametrize("observed", [*OFF, *ACTIVE])
+@pytest.mark.parametrize("volatile", [True, False])
+def test_one_that_shall_stop_is_stopped_and_noted_once(
+    recorded: PowerState,
+    observed: PowerState | None,
+    volatile: bool,  # noqa: FBT001
+) -> None:
+    step = next_step(Desired.STOPPED, recorded, observed, volatile=volatile)
+
+    if observed in ACTIVE:
+        assert step is Step.STOP
+    else:
+        assert step is (Step.NOTE_STOPPED if recorded in ACTIVE else Step.NOTHING)
+
+
+@pytest.mark.parametrize("recorded", PowerState)
+@pytest.mark.parametrize("observed", [*OFF, *ACTIVE])
+def test_one_that_shall_go_is_removed_whatever_it_does(
+    recorded: PowerState, observed: PowerState | None
+) -> None:
+    step = next_step(Desired.TERMINATED, recorded, observed, volatile=False)
+
+    assert step is Step.REMOVE
+
+
+def test_what_died_with_our_process_goes_on_without_asking_the_gate() -> None:
+    def step(recorded: PowerState) -> Step:
+        return next_step(Desired.RUNNING, recorded, None, volatile=True)
+
+    assert step(P.RUNNING) is Step.NOTE_CRASH
+    assert step(P.VANISHED) is Step.BOOT
+    assert step(P.CRASHED) is Step.RELAUNCH
+
+
+@pytest.mark.parametrize("recorded", PowerState)
+@pytest.mark.parametrize("observed", ACTIVE)
+@pytest.mark.parametrize("desired", Desired)
+@pytest.mark.parametrize("volatile", [True, False])
+def test_what_runs_is_never_booted(
+    recorded: PowerState,
+    observed: PowerState,
+    desired: Desired,
+    volatile: bool,  # noqa: FBT001
+) -> None:
+    step = next_step(desired, recorded, observed, volatile=volatile)
+
+    assert step not in {Step.BOOT, Step.RELAUNCH}

@@ -1,0 +1,192 @@
+"""The matrix: every scenario for every tenant, at once, against one runtime."""
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from trustfabric.config import load_settings
+from trustfabric.errors import ConfigError, FabricError
+from trustfabric.scenarios.faults import ExecutorOutage
+from trustfabric.scenarios.invariants import violations
+from trustfabric.scenarios.kinds import KINDS, Case
+from trustfabric.scenarios.manifest import Manifest, load
+from trustfabric.scenarios.model import Kind, Scenario, SteadyState
+from trustfabric.scenarios.report import (
+    TRANSCRIPT_NAME,
+    Verdict,
+    manifest_document,
+    masked,
+    transcribing,
+    write_manifest,
+)
+from trustfabric.scenarios.runtime import Runtime, free_port
+from trustfabric.scenarios.tenants import APPROVER_SUB, World, peopled
+
+DEFAULT_OUTPUT = Path("build") / "scenarios"
+AT_ONCE = 12
+"""Cells in flight: each has a VM with a software TPM, and programs of its own."""
+CELL_S = 300.0
+
+SETTINGS: Mapping[str, str] = {
+    "VM_ATTESTATION_POLICY": "demo-software-tpm",
+    "CHAOS_ENABLED": "true",
+    "REMEDIATION_TICK_SECONDS": "1",
+    "REMEDIATION_LEASE_SECONDS": "5",
+    "REMEDIATION_RETRY_BASE_SECONDS": "0.5",
+    "REMEDIATION_RETRY_MAX_SECONDS": "5",
+    "REMEDIATION_CONCURRENCY": "32",
+    "REMEDIATION_OWNER_CONCURRENCY": "16",
+    # Everything here is quarantined on purpose, and much of it within a minute.
+    "REMEDIATION_BREAKER_MINIMUM": "100000",
+    "SCHEDULER_TICK_SECONDS": "2",
+}
+
+
+def main(
+    command: str,
+    *,
+    directory: Path | None = None,
+    names: Sequence[str] = (),
+    output: Path | None = None,
+    as_json: bool = False,
+) -> int:
+    """Do what `mcpctl scenarios COMMAND` asks for; return the exit code."""
+    settings = load_settings()
+    manifest = load(directory or settings.scenarios.directory)
+    url = settings.database.url
+    database_url = None if url is None else masked(url.get_secret_value())
+    match command:
+        case "list":
+            _print_list(manifest, as_json=as_json)
+            return 0
+        case "manifest":
+            document = manifest_document(manifest, database_url=database_url)
+            print(json.dumps(document, indent=2, ensure_ascii=False))
+            return 0
+        case _:
+            chosen = _chosen(manifest, names)
+            folder = output or DEFAULT_OUTPUT
+            return asyncio.run(_run(manifest, chosen, folder, database_url))
+
+
+def _print_list(manifest: Manifest, *, as_json: bool) -> None:
+    if as_json:
+        rows = [one.model_dump(mode="json") for one in manifest.scenarios]
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    for one in manifest.scenarios:
+        print(f"{one.name:40} {one.kind:28} {one.tag}  ({', '.join(one.tenants)})")
+
+
+def _chosen(manifest: Manifest, names: Sequence[str]) -> list[Scenario]:
+    known = {one.name: one for one in manifest.scenarios}
+    if unknown := [f"{name}: no such scenario" for name in names if name not in known]:
+        raise ConfigError(unknown)
+    return [known[name] for name in names] if names else list(manifest.scenarios)
+
+
+async def _run(
+    manifest: Manifest,
+    chosen: Sequence[Scenario],
+    output: Path,
+    database_url: str | None,
+) -> int:
+    data_dir = _fresh(output) / "data"
+    transcript = output / TRANSCRIPT_NAME
+    runtime = Runtime(data_dir, {**SETTINGS, "BIND_PORT": str(free_port())})
+    async with runtime.running():
+        token = await runtime.token(APPROVER_SUB, "admin")
+        tenants = sorted({name for one in chosen for name in one.tenants})
+        async with (
+            transcribing(transcript, runtime.url, token),
+            peopled(runtime, tenants) as world,
+        ):
+            verdicts = await _matrix(chosen, world)
+    document = manifest_document(
+        manifest,
+        verdicts,
+        database_url=database_url or f"postgresql:///?host={data_dir}/postgres",
+        transcript=transcript,
+    )
+    path = write_manifest(output, document)
+    failed = [one for one in verdicts if one.faults]
+    print(f"{len(verdicts) - len(failed)} of {len(verdicts)} passed; {path}")
+    return 1 if failed else 0
+
+
+def _fresh(output: Path) -> Path:
+    """Make room for this run's state, of which only the log is of use afterwards."""
+    output.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(output / "data", ignore_errors=True)
+    return output
+
+
+async def _matrix(chosen: Sequence[Scenario], world: World) -> list[Verdict]:
+    """Run everything at once; only a kill of the whole process has its own turn."""
+    outage = ExecutorOutage(world.runtime.data_dir)
+    cases = [
+        Case(one, world.tenants[name], world, outage)
+        for one in chosen
+        for name in one.tenants
+    ]
+    together = [one for one in cases if one.scenario.kind is not Kind.PROCESS_KILL]
+    verdicts = await _at_once(together)
+    for scenario in chosen:
+        if scenario.kind is Kind.PROCESS_KILL:
+            verdicts += await _at_once(
+                [one for one in cases if one.scenario is scenario]
+            )
+    return verdicts
+
+
+async def _at_once(cases: Sequence[Case]) -> list[Verdict]:
+    free = asyncio.Semaphore(AT_ONCE)
+
+    async def limited(case: Case) -> Verdict:
+        async with free:
+            verdict = await _judge(case)
+        _tell(verdict)
+        return verdict
+
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(limited(case)) for case in cases]
+    return [one.result() for one in running]
+
+
+async def _judge(case: Case) -> Verdict:
+    started = time.monotonic()
+    faults: list[str] = []
+    try:
+        async with asyncio.timeout(CELL_S):
+            story = await KINDS[case.scenario.kind](case)
+            seconds = time.monotonic() - started
+            experiment = case.scenario.experiment
+            faults = await violations(
+                case.tenant,
+                story.server_id,
+                story.instance_id,
+                SteadyState() if experiment is None else experiment.steady_state,
+            )
+    except (FabricError, TimeoutError) as error:
+        seconds = time.monotonic() - started
+        faults.append(str(error) or f"not over within {CELL_S:g} s")
+    return Verdict(
+        scenario=case.scenario.name,
+        tenant=case.tenant.name,
+        seconds=round(seconds, 2),
+        faults=tuple(faults),
+    )
+
+
+def _tell(verdict: Verdict) -> None:
+    print(
+        f"{verdict.word}  {verdict.seconds:6.1f} s  {verdict.scenario}  {verdict.tenant}"
+    )
+    for fault in verdict.faults:
+        print(f"      {fault}")
+    sys.stdout.flush()
