@@ -190,21 +190,10 @@ def attest() -> None:
 @click.option("--only", metavar="ID", help="Only the case with this id.")
 def verify(cases: Path, anchors: Path | None, only: str | None) -> int:
     """Verify each case of a document; one JSON object a line, 1 if one failed."""
-    from trustfabric.domain.attestation.cases import judge_document  # noqa: PLC0415
-    from trustfabric.domain.evidence.packaged import (  # noqa: PLC0415
-        anchors_from,
-        packaged_anchors,
-    )
-
-    known = packaged_anchors()
-    if anchors is not None:
-        known = anchors_from(lambda name: (anchors / name).read_bytes())
-
-    def read(name: str) -> bytes:
-        return (cases.parent / name).read_bytes()
+    from trustfabric.verify import verify_cases  # noqa: PLC0415
 
     accepted = True
-    for verdict in judge_document(cases.read_bytes(), read, known, only):
+    for verdict in verify_cases(cases, anchors=anchors, only=only):
         accepted = accepted and bool(verdict["accept"])
         render.jsonl(verdict)
     return 0 if accepted else 1

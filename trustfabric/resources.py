@@ -26,6 +26,7 @@ from trustfabric.domain.evidence.packaged import packaged_anchors
 from trustfabric.domain.ports import Provisioner
 from trustfabric.drivers.hypervisor import HttpProvisioner
 from trustfabric.drivers.libvirt import LibvirtProvisioner
+from trustfabric.drivers.libvirt_connect import Credentials
 from trustfabric.drivers.libvirt_events import EventLoop
 from trustfabric.drivers.swtpm import SoftTpms
 from trustfabric.errors import ConfigError
@@ -153,6 +154,9 @@ def _provisioner(
         events=events,
         executor=_pool(stack, "libvirt", LIBVIRT_THREADS),
         runtime=runtime_id,
+        credentials=Credentials(
+            settings.libvirt.username, settings.libvirt.read_password
+        ),
     )
 
 

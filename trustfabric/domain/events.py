@@ -42,7 +42,7 @@ class Position:
         if not (dash and numbers and len(text) <= _TEXT_LIMIT):
             raise MalformedError(f"last_event_id: {text[:64]!r} is no position")
         position = cls(int(xid), int(row))
-        if position > cls.LAST:
+        if max(position.xid, position.id) > cls.LAST.id:
             raise MalformedError(f"last_event_id: {text[:64]!r} is no position")
         return position
 

@@ -1,8 +1,6 @@
 """The matrix: every scenario for every tenant, at once, against one runtime."""
 
 import asyncio
-import json
-import os
 import shutil
 import sys
 import time
@@ -48,39 +46,14 @@ SETTINGS: Mapping[str, str] = {
 
 
 def main(
-    command: str,
-    *,
-    directory: Path | None = None,
-    names: Sequence[str] = (),
-    output: Path | None = None,
-    as_json: bool = False,
+    *, directory: Path | None = None, names: Sequence[str] = (), output: Path | None
 ) -> int:
-    """Do what `mcpctl scenarios COMMAND` asks for; return the exit code."""
-    settings = load_settings()
-    manifest = load(directory or settings.scenarios.directory)
-    url = settings.database.url
+    """Run all scenarios of `directory`, or those named; return the exit code."""
+    manifest = load(directory)
+    url = load_settings().database.url
     database_url = None if url is None else masked(url.get_secret_value())
-    match command:
-        case "list":
-            _print_list(manifest, as_json=as_json)
-            return 0
-        case "manifest":
-            document = manifest_document(manifest, database_url=database_url)
-            print(json.dumps(document, indent=2, ensure_ascii=False))
-            return 0
-        case _:
-            chosen = _chosen(manifest, names)
-            folder = output or DEFAULT_OUTPUT
-            return asyncio.run(_run(manifest, chosen, folder, database_url))
-
-
-def _print_list(manifest: Manifest, *, as_json: bool) -> None:
-    if as_json:
-        rows = [one.model_dump(mode="json") for one in manifest.scenarios]
-        print(json.dumps(rows, ensure_ascii=False))
-        return
-    for one in manifest.scenarios:
-        print(f"{one.name:40} {one.kind:28} {one.tag}  ({', '.join(one.tenants)})")
+    chosen = _chosen(manifest, names)
+    return asyncio.run(_run(manifest, chosen, output or DEFAULT_OUTPUT, database_url))
 
 
 def _chosen(manifest: Manifest, names: Sequence[str]) -> list[Scenario]:
@@ -184,9 +157,8 @@ async def _judge(case: Case) -> Verdict:
 
 
 def _tell(verdict: Verdict) -> None:
-    print(
-        f"{verdict.word}  {verdict.seconds:6.1f} s  {verdict.scenario}  {verdict.tenant}"
-    )
+    took = f"{verdict.seconds:6.1f} s"
+    print(f"{verdict.word}  {took}  {verdict.scenario}  {verdict.tenant}")
     for fault in verdict.faults:
         print(f"      {fault}")
     sys.stdout.flush()

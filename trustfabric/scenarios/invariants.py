@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from trustfabric.domain.runs import RunStatus
@@ -82,13 +83,13 @@ def versions(history: Sequence[Row], registry: Row) -> Iterator[str]:
         yield f"history: versions are {numbers}"
     if registry["version"] != len(history):
         yield f"registry: version {registry['version']}, {len(history)} history rows"
-    for before, after in zip(history, history[1:], strict=False):
+    for before, after in pairwise(history):
         if before["lifecycle_state"] != after["previous_lifecycle_state"]:
-            yield f"history: version {after['version']} does not follow from its forerunner"
+            yield f"history: version {after['version']} leaves another state"
 
 
 def delivery(history: Sequence[Row], events: Sequence[Row]) -> Iterator[str]:
-    """The stream told every row exactly once, in order."""
+    """Every row is told exactly once, in order."""
     ids = {row["history_id"] for row in history}
     told = [one["history_id"] for one in events if one["history_id"] in ids]
     written = [row["history_id"] for row in history]
@@ -141,7 +142,7 @@ def _begins_quarantine(row: Row) -> bool:
 
 
 def logs(run_id: int, log: Sequence[Row], events: Sequence[Row]) -> Iterator[str]:
-    """The stream told every line of the log exactly once, in order."""
+    """Every line of the log is told exactly once, in order."""
     told = [
         one["event"]["seq"]
         for one in events

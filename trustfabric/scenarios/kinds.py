@@ -164,7 +164,7 @@ KINDS: Mapping[Kind, Callable[[Case], Awaitable[Story]]] = {
 
 
 async def _gate_refuses(story: Story, note: str) -> None:
-    """A launch of a distrusted VM is refused, and says why."""
+    """Check that a launch of a distrusted VM is refused, and says why."""
     path = f"{SERVERS}/{story.server_id}/redeploy"
     refusal = await _refused("placement-blocked", story.tenant.operator.post(path))
     if note not in refusal.problem.get("notes", []):
@@ -172,7 +172,7 @@ async def _gate_refuses(story: Story, note: str) -> None:
 
 
 async def _kept_out(story: Story, stranger: Person) -> None:
-    """Whatever a stranger tries, nothing is there for it, and nothing changes."""
+    """Check that a stranger finds nothing there, and changes nothing."""
     before = await story.run()
     run, server = f"{RUNS}/{story.run_id}", f"{SERVERS}/{story.server_id}"
     registry = f"{REGISTRY}/{story.instance_id}"
@@ -196,7 +196,7 @@ async def _kept_out(story: Story, stranger: Person) -> None:
 
 
 def _own_tags_only(case: Case) -> None:
-    """The ordered run was told under its tag, and no tag is another tenant's."""
+    """Check that the ordered run was told under its tag, and no tag is another's."""
     tags = {
         tag for event in case.tenant.runs.events for tag in event.data["manifest_tags"]
     }
@@ -217,7 +217,7 @@ def _one_won(answers: Sequence[object]) -> None:
 
 
 async def _failed_by_name(story: Story, ended: Mapping[str, Any]) -> None:
-    """The run, the registry and the gate name the outage."""
+    """Check that the run, the registry and the gate name the outage."""
     reason = FailureReason.EXECUTOR_UNAVAILABLE
     if (ended["status"], ended["failure_reason"]) != (RunStatus.FAILED, reason):
         raise FailedError(f"run {story.run_id} during the outage: {ended}")
@@ -244,7 +244,7 @@ async def _refused(slug: str, attempt: Awaitable[object]) -> RefusedError:
 
 
 def _in_time(story: Story, struck_at: float, within_s: float) -> None:
-    """The phase that was struck came to its good end within the bound."""
+    """Check that the phase that was struck came to its good end within the bound."""
     for phase, at in story.milestones:
         if at >= struck_at:
             if at - struck_at > within_s:

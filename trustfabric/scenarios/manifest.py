@@ -55,7 +55,7 @@ class Manifest:
 
 
 def load(directory: Path | None = None) -> Manifest:
-    """Read every document of `directory`. ConfigError lists file and field of faults."""
+    """Read every document of `directory`. ConfigError names file and field."""
     root = (directory or DEFAULT_DIRECTORY).absolute()
     if not root.is_dir():
         raise ConfigError([f"{root}: no such folder of scenario documents"])
@@ -134,6 +134,8 @@ def _faults(error: ValidationError) -> Iterator[str]:
                 said = "unknown field"
             case "enum":
                 said = f"{str(fault['input'])[:64]!r} is not one of {_expected(fault)}"
+            case _:
+                pass
         yield f"${''.join(steps)}: {said}"
 
 
@@ -149,5 +151,6 @@ def _twice(sources: list[Source]) -> Iterator[str]:
             for one in source.document.scenarios:
                 word = getattr(one, field)
                 if word in seen:
-                    yield f"{source.path.name}: {field} {word!r} is also in {seen[word]}"
+                    where = f"{source.path.name}: {field} {word!r}"
+                    yield f"{where} is also in {seen[word]}"
                 seen.setdefault(word, source.path.name)

@@ -259,7 +259,7 @@ class Story:
 
 def restored(data: dict[str, Any]) -> bool:
     trusted = data["attestation_status"] == AttestationStatus.TRUSTED
-    return trusted and data["lifecycle_state"] == Lifecycle.RESTORED
+    return bool(trusted and data["lifecycle_state"] == Lifecycle.RESTORED)
 
 
 def quarantined(data: dict[str, Any]) -> bool:

@@ -90,7 +90,7 @@ class _Loader(yaml.SafeLoader):
         self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             self._refuse("anchors and aliases are not accepted", event)
         if getattr(event, "tag", None) is not None:
@@ -120,7 +120,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
     def _refuse(self, why: str, at: yaml.Event | yaml.Node) -> NoReturn:
-        raise yaml.MarkedYAMLError(problem=why, problem_mark=at.start_mark)
+        raise yaml.MarkedYAMLError(problem=why, problem_mark=at.start_mark)  # type: ignore[arg-type]
 
 
 for _tag, _pattern, _first in (
@@ -129,8 +129,7 @@ for _tag, _pattern, _first in (
     ("int", r"-?(?:0|[1-9][0-9]*)", list("-0123456789")),
     (
         "float",
-        r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
-        r"|-?(?:0|[1-9][0-9]*)[eE][-+]?[0-9]+",
+        r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+(?:[eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)",
         list("-0123456789"),
     ),
 ):
@@ -152,12 +151,17 @@ def _check(value: Any, where: str, depth: int) -> None:
                 _check(item, f"{where}[{number}]", depth + 1)
         case str():
             _check_text(value, where)
-        case bool() | None:
-            pass
-        case int() if abs(value) > _EXACT:
-            raise StrictError(f"{where}: not every reader holds {value} exactly")
-        case float() if not math.isfinite(value):
-            raise StrictError(f"{where}: is not a finite number")
+        case int() | float():
+            _check_number(value, where)
+        case _:
+            assert value is None
+
+
+def _check_number(value: float, where: str) -> None:
+    if not math.isfinite(value):
+        raise StrictError(f"{where}: is not a finite number")
+    if isinstance(value, int) and abs(value) > _EXACT:
+        raise StrictError(f"{where}: not every reader holds {value} exactly")
 
 
 def _check_text(text: str, where: str) -> None:

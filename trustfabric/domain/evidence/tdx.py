@@ -216,12 +216,10 @@ def _classified(
 
 
 def _claims(document: Mapping[str, Any]) -> TdxClaims:
-    report = document["report"]
-    if "TD10" in report:
-        body = report["TD10"]
-    elif "TD15" in report:
-        body = report["TD15"]["base"]
-    else:
+    body = next(iter(document["report"].values()))
+    while "base" in body:  # a report of 1.5 wraps one of 1.0
+        body = body["base"]
+    if "mr_td" not in body:
         raise Reject(Code.UNSUPPORTED, "quote", "a report of another shape")
     return TdxClaims(
         report_data=bytes.fromhex(body["report_data"]),

@@ -12,9 +12,9 @@ from tests.domain.evidence.test_tpm2 import ZERO
 from tests.domain.evidence.tpm_quotes import NONCE
 from tests.domain.test_attestation_vectors import CASES, DEV, DOCUMENT, read
 from trustfabric.domain.attestation.cases import judge_document
-from trustfabric.domain.evidence.cases import verify_cases
 from trustfabric.domain.evidence.packaged import packaged_anchors
 from trustfabric.errors import MalformedError
+from trustfabric.verify import verify_cases
 
 ROOTS = DEV.parent / "roots"
 TPM = CASES["tpm/swtpm-ecc/good"]
