@@ -161,6 +161,35 @@ async def asks() -> Figures:
     return figures
 
 
+async def from_a_thread() -> Figures:
+    async with Ours() as ours:
+        (worker,) = await ours.spawn(1)
+
+        def flood() -> float:
+            tick, begun = Tick(), time.perf_counter()
+            for _ in range(TELLS // 500):
+                for _ in range(500):
+                    worker.tell(tick)
+                worker.ask(Get(), block=True)
+            return TELLS / (time.perf_counter() - begun)
+
+        def one_by_one() -> list[float]:
+            sample = []
+            for _ in range(ASKS):
+                begun = time.perf_counter()
+                worker.ask(Get(), block=True)
+                sample.append((time.perf_counter() - begun) * 1e6)
+            return sample
+
+        rate = await asyncio.to_thread(flood)
+        sample = await asyncio.to_thread(one_by_one)
+    return {
+        "thread tell/s": rate,
+        "thread ask p50 us": percentile(sample, 0.5),
+        "thread ask p99 us": percentile(sample, 0.99),
+    }
+
+
 async def spawns() -> Figures:
     gc.collect()
     before = resident_bytes()
@@ -217,6 +246,7 @@ async def million() -> Figures:
     count = 1_000_000
     gc.collect()
     gc.freeze()
+    gc.set_threshold(200_000, 20, 100)  # a full collection walks every actor
     before, begun = resident_bytes(), time.perf_counter()
     async with Ours() as ours:
         workers = await ours.spawn(count)
@@ -274,7 +304,7 @@ def main() -> None:
     options = parser.parse_args()
     quiet = structlog.make_filtering_bound_logger(logging.CRITICAL)
     structlog.configure(wrapper_class=quiet)
-    figures = measure([tells, asks, spawns, restarts], options.rounds)
+    figures = measure([tells, asks, from_a_thread, spawns, restarts], options.rounds)
     if options.million:
         figures |= measure([million], 1)
     print(f"{'':28}{'ours':>14}{'pykka':>14}")

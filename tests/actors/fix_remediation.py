@@ -31,7 +31,7 @@ from trustfabric.domain.specs import ExecutorType
 from trustfabric.domain.trust import Change, Signal, Snapshot
 from trustfabric.drivers.secrets import Secrets
 from trustfabric.drivers.shell import ShellExecutor, ShellSettings
-from trustfabric.errors import FabricError
+from trustfabric.errors import FabricError, UnavailableError
 from trustfabric.supervision import (
     Actor,
     Address,
@@ -141,6 +141,14 @@ class Fabric:
             return text in await self.lines(run_id) or None
 
         await until(look, lambda: "no such line")
+
+    async def read_anyway(self, run_id: RunId) -> Run:
+        """Read a run while its database's connections keep dying."""
+        while True:
+            try:
+                return await self.read(run_id)
+            except UnavailableError:
+                await asyncio.sleep(0.01)
 
     async def read(self, run_id: RunId) -> Run:
         return await read_run(self.database, run_id)

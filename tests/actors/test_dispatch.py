@@ -394,7 +394,7 @@ async def test_what_this_runtime_left_running_is_ended_and_its_program_killed(
     with a_data_dir() as data_dir, ThreadPoolExecutor(1) as threads:
         orphan = Program.start(
             Launch(
-                argv=["setsid", "sleep", "60"],
+                argv=["sleep", "60"],
                 cwd=data_dir,
                 env={"PATH": os.environ["PATH"]},
                 mark=f"{an_executor(data_dir, threads)._installation}-{run.id}-1",

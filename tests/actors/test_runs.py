@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
 
 from tests.actors.fix_remediation import Fabric, a_fabric
@@ -255,3 +256,44 @@ async def test_a_breached_deadline_is_an_event(fabric: Fabric) -> None:
 
     while not any(m == "sla-breached" for _, _, m in await events(fabric, run)):
         await asyncio.sleep(0.02)
+
+
+@pytest.mark.slow
+async def test_no_log_line_is_lost_or_doubled_when_connections_die(
+    fabric: Fabric, database_url: str
+) -> None:
+    instance = await fabric.quarantined()
+    run = await enqueued(
+        fabric,
+        instance,
+        script="for n in $(seq 1 200); do echo $n; sleep 0.005; done",
+    )
+    async with await psycopg.AsyncConnection.connect(
+        database_url, autocommit=True
+    ) as conn:
+        while (await fabric.read_anyway(run.id)).status.active:
+            await conn.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            await asyncio.sleep(0.1)
+
+    assert (await fabric.read_anyway(run.id)).status is RunStatus.COMPLETED
+    assert await fabric.lines(run.id) == [str(n) for n in range(1, 201)]
+
+
+@pytest.mark.slow
+async def test_runs_end_once_while_the_actors_around_them_are_killed(
+    fabric: Fabric,
+) -> None:
+    await add_playbook(fabric.database, metadata={"script": "echo on; sleep 0.3"})
+    instances = [await fabric.quarantined() for _ in range(4)]
+
+    for path in ("trust", "remediation/dispatcher", "broadcaster") * 3:
+        await fabric.runtime.kill(f"fabric/{path}")
+        await asyncio.sleep(0.1)
+
+    for instance in instances:
+        run = await fabric.run_of(instance, lambda r: not r.status.active)
+        assert (run.status, run.attempt) == (RunStatus.COMPLETED, 1)
+        assert await fabric.lines(run.id) == ["on"]

@@ -112,6 +112,8 @@ def test_other_executors_metadata_is_checked_too(
         ({"key": ""}, "playbook_key"),
         ({"key": "k" * 201}, "playbook_key"),
         ({"display_name": "\0"}, "display_name"),
+        ({"display_name": "a\ud800"}, "display_name"),
+        ({"description": "d" * 10_001}, "description"),
         ({"sla_duration_s": 0}, "sla_duration_seconds"),
     ],
 )

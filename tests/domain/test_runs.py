@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.domain.test_playbooks import a_playbook
 from trustfabric.domain.accelerators import Accelerator
+from trustfabric.domain.dispatch import pick
 from trustfabric.domain.executors import ExitStatus, LogStream, RemediationLogEvent
 from trustfabric.domain.failures import FailureClass, FailureReason, classification_of
 from trustfabric.domain.ids import InstanceId, OwnerId, PlaybookId, RunId, ServerId
@@ -29,7 +30,6 @@ from trustfabric.domain.runs import (
     enqueue,
     outcome,
     outcome_of_lost,
-    pick,
 )
 from trustfabric.domain.trust import Signal, Tag
 from trustfabric.errors import (

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +22,10 @@ from trustfabric.domain.executors import (
 )
 from trustfabric.domain.failures import FailureReason
 from trustfabric.domain.ids import InstanceId, OwnerId, RunId, ServerId
+from trustfabric.drivers.confinement import ProgramLimits
 from trustfabric.drivers.output import OutputLimits
 from trustfabric.drivers.secrets import Secrets
-from trustfabric.drivers.shell import ProgramLimits, ShellExecutor, ShellSettings
+from trustfabric.drivers.shell import ShellExecutor, ShellSettings
 from trustfabric.drivers.subprocesses import marked
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
@@ -134,7 +136,7 @@ async def test_the_environment_is_minimal(executor: ShellExecutor) -> None:
 
     names = {line.partition("=")[0] for line in log.lines()}
     ours = {name for name in names if name.startswith("TRUSTFABRIC_")}
-    assert names - ours == {"PATH", "LANG", "HOME", "TMPDIR", "EXTRA"}
+    assert names - ours - {"PWD"} == {"PATH", "LANG", "HOME", "TMPDIR", "EXTRA"}
     assert "TRUSTFABRIC_URL=http://127.0.0.1:3000" in log.lines()
 
 
@@ -391,3 +393,50 @@ async def test_in_the_sandbox_our_data_is_not_there(
 
     assert status.code == 0, log.events
     assert log.lines() == ["runs", "shut"]
+
+
+_HOST = """
+import asyncio, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tests.drivers.test_shell import a_job
+from trustfabric.drivers.secrets import Secrets
+from trustfabric.drivers.shell import ShellExecutor, ShellSettings
+
+async def emit(event):
+    print(event.message, flush=True)
+
+async def main(root):
+    settings = ShellSettings(
+        root=root / "runs", hidden=root, url=lambda: "", unsandboxed=True
+    )
+    with ThreadPoolExecutor(1) as threads:
+        executor = ShellExecutor(settings, Secrets(), threads)
+        job = a_job(script="(sleep 60 &); echo on; exec sleep 60")
+        await executor.execute(job, emit, asyncio.Event())
+
+asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+async def test_a_runtime_killed_with_9_takes_the_program_along_and_the_rest_is_reaped(
+    executor: ShellExecutor, root: Path
+) -> None:
+    host = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _HOST, str(root), stdout=asyncio.subprocess.PIPE
+    )
+    assert host.stdout is not None
+    assert await host.stdout.readline() == b"on\n"
+    before = marked(f"{executor._installation}-1")
+
+    host.kill()
+    await host.wait()
+    async with asyncio.timeout(5):
+        while len(marked(f"{executor._installation}-1")) > 1:
+            await asyncio.sleep(0.01)
+    await executor.reap(RunId(1))
+
+    assert len(before) >= 2
+    assert marked(f"{executor._installation}-1") == []
+    assert list((root / "runs").iterdir()) == []

@@ -189,3 +189,33 @@ async def test_a_key_is_one_step_of_a_path(key: str) -> None:
     with pytest.raises(ValueError, match="key"):
         await book.start_child(key, Counter)
     await runtime.stop()
+
+
+async def test_a_stop_finds_children_up_and_children_in_backoff() -> None:
+    clock = ManualClock()
+    runtime, book = await keyed(clock)
+    one = await book.start_child("1", Counter)
+    two = await book.start_child("2", Counter)
+    one.tell(Crash())
+    one.tell(Crash())
+    await runtime.quiet()
+    assert (one.state, two.state) == (State.WAITING, State.RUNNING)
+
+    await runtime.stop()
+    clock.advance(60.0)
+
+    assert (state(one), state(two)) == (State.DEAD, State.DEAD)
+
+
+async def test_a_kill_finds_children_in_backoff_and_they_return() -> None:
+    runtime, book = await keyed()
+    one = await book.start_child("1", Counter)
+    one.tell(Crash())
+    one.tell(Crash())
+    await runtime.quiet()
+    assert one.state is State.WAITING
+
+    await runtime.kill("root/many")
+
+    assert await one.ask(Count(), within_s=1.0) == 1
+    await runtime.stop()

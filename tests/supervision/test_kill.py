@@ -467,3 +467,37 @@ async def test_a_task_cancelled_by_its_actor_still_reports() -> None:
 
     assert results == [asyncio.CancelledError]
     await runtime.stop()
+
+
+async def test_a_handler_that_kills_itself_before_its_coroutine_runs() -> None:
+    runtime, a = await one()
+    ran = []
+
+    async def coroutine() -> None:
+        ran.append(True)
+
+    def handler(actor: Counter) -> Any:
+        actor.address.kill()
+        return coroutine()
+
+    assert isinstance(await outcome(ask_later(a, handler)), ActorKilledError)
+    assert await a.ask(Count(), within_s=1.0) == 1
+    assert ran == []
+    await runtime.stop()
+
+
+async def test_a_handler_that_kills_itself_by_force_gets_to_its_next_await() -> None:
+    runtime, a = await one()
+    reached = []
+
+    async def handler(actor: Counter) -> None:
+        cell = actor.address.cell
+        cell.kill(exits.killed("itself"))
+        cell.kill(exits.killed("itself"), 0.0)
+        reached.append("next line")
+        await asyncio.Event().wait()
+
+    assert isinstance(await outcome(ask_later(a, handler)), ActorKilledError)
+    assert await a.ask(Count(), within_s=1.0) == 1
+    assert reached == ["next line"]
+    await runtime.stop()

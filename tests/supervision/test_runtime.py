@@ -1,4 +1,5 @@
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from tests.supervision.actors import (
     state,
 )
 from trustfabric.supervision import (
+    Actor,
     ActorCrashedError,
     ActorDeadError,
     ActorKilledError,
@@ -23,6 +25,7 @@ from trustfabric.supervision import (
     ManualClock,
     Runtime,
     State,
+    SupervisorSpec,
 )
 
 
@@ -127,4 +130,51 @@ async def test_a_child_that_keeps_crashing_waits_ever_longer() -> None:
 
     clock.advance(0.2)
     assert await a.ask(Count(), within_s=1.0) == 1
+    await runtime.stop()
+
+
+async def test_what_an_actor_does_not_know_is_logged(events: list[Any]) -> None:
+    runtime = await started(Runtime(clock=ManualClock()))
+    loner = runtime.spawn(Actor)
+
+    await loner.ask(Count(), within_s=1.0)
+    await runtime.stop()
+
+    assert [e["event"] for e in events] == ["actor.unexpected"]
+
+
+async def test_mail_from_a_thread_after_the_end_is_refused() -> None:
+    a = Address[Counter]("a")
+    runtime = await started(Runtime(clock=ManualClock()), *children(a))
+    await runtime.stop()
+
+    assert not await asyncio.to_thread(lambda: a.tell(Bump()))
+    with pytest.raises(ActorDeadError):
+        await asyncio.to_thread(lambda: a.ask(Count(), block=True, timeout=1.0))
+
+
+def test_actors_are_made_by_their_spec_only() -> None:
+    with pytest.raises(RuntimeError, match="spec"):
+        Counter()
+
+
+@pytest.mark.parametrize("use", [Runtime.report, Runtime.wait, Runtime.quiet])
+async def test_a_runtime_that_was_not_started_says_so(use: Any) -> None:
+    runtime = Runtime()
+
+    await runtime.stop()
+    with pytest.raises(RuntimeError, match="not started"):
+        await use(runtime)
+
+
+async def test_two_addresses_of_one_name_in_different_places_are_apart() -> None:
+    a, also_a = Address[Counter]("a"), Address[Counter]("a")
+    inner = SupervisorSpec(name="inner", children=children(also_a))
+    runtime = await started(Runtime(clock=ManualClock()), *children(a), inner)
+
+    a.tell(Bump())
+    await runtime.quiet()
+
+    assert await also_a.ask(Count(), within_s=1.0) == 1
+    assert (a.path, also_a.path) == ("root/a", "root/inner/a")
     await runtime.stop()

@@ -19,6 +19,7 @@ from tests.supervision.actors import (
 from trustfabric.supervision import (
     ActorCrashedError,
     Address,
+    AskError,
     AutoShutdown,
     Backoff,
     ChildSpec,
@@ -521,3 +522,33 @@ async def test_an_address_may_be_placed_anew_after_its_runtime() -> None:
 
     assert await a.ask(Count(), within_s=1.0) == 1
     await again.stop()
+
+
+@pytest.mark.parametrize("strategy", [Strategy.ONE_FOR_ALL, Strategy.REST_FOR_ONE])
+async def test_a_sibling_that_asks_the_fallen_one_does_not_hold_up_the_restart(
+    strategy: Strategy,
+) -> None:
+    a, b, _ = three()
+    gate, told = Gate(), list[str]()
+    runtime = await started(
+        Runtime(clock=ManualClock()), *children(a, b), strategy=strategy
+    )
+
+    async def asks_twice(_: Counter) -> None:
+        for request in (Count(), Do(gate), Count()):
+            try:
+                await a.ask(request, within_s=9.0)
+            except AskError as error:
+                told.append(type(error).__name__)
+
+    held = asyncio.ensure_future(a.ask(Do(gate), within_s=9.0))
+    await gate.begun.wait()
+    asking = asyncio.ensure_future(b.ask(Do(asks_twice), within_s=9.0))
+    await runtime.quiet()
+    a.kill()
+    await asyncio.gather(held, asking, return_exceptions=True)
+
+    assert told == ["ActorDeadError"] * 3
+    assert await b.ask(Count(), within_s=1.0) == 1
+    assert await a.ask(Count(), within_s=1.0) == 1
+    await runtime.stop()

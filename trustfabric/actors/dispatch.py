@@ -20,17 +20,16 @@ from trustfabric.actors.streams import ActorFollower, Broadcaster, Event, Follow
 from trustfabric.actors.upkeep import Upkeep
 from trustfabric.db import dispatch, playbooks
 from trustfabric.db.run_writes import ClaimRun, InsertRun
-from trustfabric.domain.dispatch import DispatchSettings, Distrusted, remedy
+from trustfabric.domain.dispatch import DispatchSettings, Distrusted, pick, remedy
 from trustfabric.domain.events import TrustEvent
 from trustfabric.domain.ids import InstanceId, OwnerId, RunId
 from trustfabric.domain.runs import (
     Ruling,
     Run,
     RunOrder,
-    pick,
 )
 from trustfabric.domain.trust import Change, Lifecycle, Signal, Tag
-from trustfabric.errors import ConflictError, FabricError
+from trustfabric.errors import FabricError, UnavailableError
 from trustfabric.supervision import (
     Actor,
     Address,
@@ -270,10 +269,12 @@ class Dispatcher(Actor):
         )
 
     async def _settled(self, work: Awaitable[None]) -> None:
-        """Let one instance's conflict be: the world moved on, and an event tells."""
+        """Let one instance's refusal be: the world moved on, and the rest goes on."""
         try:
             await work
-        except ConflictError as error:
+        except UnavailableError:
+            raise
+        except FabricError as error:
             log.info("dispatch.overtaken", error=str(error))
 
     # --- giving out ------------------------------------------------------------------

@@ -39,9 +39,10 @@ from trustfabric.errors import (
     ConflictError,
     ForbiddenError,
     NotFoundError,
+    UnavailableError,
     UnknownPlaybookError,
 )
-from trustfabric.supervision import Address
+from trustfabric.supervision import Address, AskError
 
 ASK_S = 10.0
 TRIES = 3
@@ -64,16 +65,20 @@ class Desk:
         expected_version: int | None = None,
     ) -> Applied:
         """Have the trust registry make one change, with its companions."""
-        return await self.trust.ask(
-            ApplyChange(
-                instance_id=instance_id,
-                change=change,
-                owner_id=owner,
-                expected_version=expected_version,
-                companions=companions,
-            ),
-            within_s=ASK_S,
+        request = ApplyChange(
+            instance_id=instance_id,
+            change=change,
+            owner_id=owner,
+            expected_version=expected_version,
+            companions=companions,
         )
+        try:
+            return await self.trust.ask(request, within_s=ASK_S)
+        except AskError as error:
+            raise UnavailableError(
+                f"the trust registry gave no answer; the change may be made: {error}",
+                outcome="unknown",
+            ) from error
 
     async def read(self, owner: OwnerId | None, run_id: RunId) -> Run:
         """Return a run as it is now; NotFoundError."""

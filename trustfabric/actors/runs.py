@@ -329,10 +329,10 @@ class RunActor(Actor):
             return
         except ConflictError:
             # Ended or taken over meanwhile; or our own write, whose answer was lost.
-            self._over()
-            return
-        log.info("run.ended", run_id=self._run_id, status=decided.status)
-        if decided.status is RunStatus.COMPLETED:
+            log.info("run.ended-already", run_id=self._run_id)
+        else:
+            log.info("run.ended", run_id=self._run_id, status=decided.status)
+        if self._exit is not None and self._exit.failure_reason is None:
             assert self._row is not None
             self._tools.attestation.tell(Attest(self._row.instance_id, "post-run"))
         self._over()

@@ -25,6 +25,7 @@ from trustfabric.db.session import Connection, Database
 from trustfabric.domain.events import Position, RemediationEvent, TrustEvent
 from trustfabric.errors import FabricError, UnavailableError
 from trustfabric.supervision import Actor, Address, AskError, Notice, Request
+from trustfabric.supervision.exits import Exit
 
 log = structlog.get_logger(__name__)
 
@@ -272,13 +273,17 @@ class Listener(Actor):
         self._name = name
         self._wakeups: Wakeups | None = None
         self._pause_s = POLL_S
+        self._hearing: asyncio.Task[frozenset[str]] | None = None
 
     async def on_start(self) -> None:
         self.address.tell(_Connect())
 
-    async def on_stop(self) -> None:
-        if self._wakeups is not None:
-            await self._wakeups.close()
+    def on_death(self, exit_: Exit) -> None:
+        super().on_death(exit_)
+        if self._wakeups is not None and (
+            self._hearing is None or self._hearing.done()
+        ):
+            self._wakeups.drop()
 
     async def handle(self, message: _Connect | _Woken | _Lost) -> None:
         match message:
@@ -336,7 +341,7 @@ class Listener(Actor):
         if self._wakeups is None:
             self.address.tell(_Connect())
             return
-        _ = self.run(_hear(self._wakeups, timeout_s), _woken)
+        self._hearing = self.run(_hear(self._wakeups, timeout_s), _woken)
 
     async def _drop(self) -> None:
         if self._wakeups is not None:
@@ -345,7 +350,7 @@ class Listener(Actor):
 
 
 async def _hear(wakeups: Wakeups, timeout_s: float) -> frozenset[str]:
-    """Wait; whoever is killed in it leaves no connection behind."""
+    """Wait; who is ended in it closes the connection, nobody else may meanwhile."""
     try:
         return await wakeups.wait(timeout_s)
     except asyncio.CancelledError:

@@ -74,6 +74,10 @@ class Wakeups:
     async def close(self) -> None:
         await self._conn.close()
 
+    def drop(self) -> None:
+        """Close it at once, where nobody waits on it and nothing can be awaited."""
+        self._conn.pgconn.finish()
+
     async def _within(self, statement: Awaitable[object]) -> None:
         watch = asyncio.get_running_loop().call_later(ANSWER_S, cut, self._conn)
         try:

@@ -15,8 +15,10 @@ from trustfabric.db.artifacts import NewArtifact, insert_artifact
 from trustfabric.db.playbooks import get_playbook, keep_playbook
 from trustfabric.db.run_events import append
 from trustfabric.db.runs import lock_active_run, lock_run
+from trustfabric.db.servers import add_user
 from trustfabric.db.session import Connection
 from trustfabric.domain.accelerators import read_accelerators
+from trustfabric.domain.documents import plain
 from trustfabric.domain.failures import FailureReason
 from trustfabric.domain.ids import OwnerId, RunId
 from trustfabric.domain.run_events import status_event
@@ -127,12 +129,14 @@ class DecideRun:
             current,
             requester_may_approve=self.requester_may_approve,
         )
-        notes = self.ruling.notes[:NOTES_LIMIT] if self.ruling.notes else None
+        told = self.ruling.notes
+        notes = plain(told, NOTES_LIMIT) if told else None
         decision = "approved" if self.ruling.approve else "rejected"
         facts = {"id": run.id, "notes": notes, "now": self.now}
         await conn.execute(
             _RULE_SQL, {**facts, "state": decision, "by": self.ruling.actor}
         )
+        await add_user(conn, self.ruling.by)
         await conn.execute(
             _APPROVAL_SQL,
             {
@@ -279,7 +283,7 @@ async def request_cancel(
     if run.cancellation_reason is not None:
         return run
     await conn.execute(
-        _REQUEST_SQL, {"id": run_id, "reason": reason[:NOTES_LIMIT], "now": now}
+        _REQUEST_SQL, {"id": run_id, "reason": plain(reason, NOTES_LIMIT), "now": now}
     )
     return await _tell(conn, run_id, f"cancel requested: {reason}", now)
 
@@ -317,9 +321,11 @@ async def _end(
             "id": run.id,
             "status": outcome.status,
             "reason": failed,
-            "error": None if failed is None else outcome.exit.message[:ERROR_LIMIT],
+            "error": None
+            if failed is None
+            else plain(outcome.exit.message, ERROR_LIMIT),
             "result": _result(run, outcome),
-            "cancellation": f"{outcome.exit.message} ({by})"[:NOTES_LIMIT],
+            "cancellation": plain(f"{outcome.exit.message} ({by})", NOTES_LIMIT),
             "now": now,
         },
     )
@@ -344,7 +350,7 @@ async def _send_back(
         {
             "id": run.id,
             "reason": outcome.exit.failure_reason,
-            "error": outcome.exit.message[:ERROR_LIMIT],
+            "error": plain(outcome.exit.message, ERROR_LIMIT),
             "result": _result(run, outcome),
             "not_before": outcome.not_before,
             "now": now,
@@ -357,7 +363,7 @@ def _result(run: Run, outcome: Outcome) -> Jsonb:
     return Jsonb(
         {
             "code": outcome.exit.code,
-            "message": outcome.exit.message[:ERROR_LIMIT],
+            "message": plain(outcome.exit.message, ERROR_LIMIT),
             "failure_reason": outcome.exit.failure_reason,
             "duration_seconds": round(outcome.exit.duration_s, 3),
             "attempt": run.attempt,
@@ -367,5 +373,5 @@ def _result(run: Run, outcome: Outcome) -> Jsonb:
 
 async def _tell(conn: Connection, run_id: RunId, message: str, now: datetime) -> Run:
     run = await lock_run(conn, run_id)
-    await append(conn, run, [status_event(run, message[:ERROR_LIMIT], now)])
+    await append(conn, run, [status_event(run, plain(message, ERROR_LIMIT), now)])
     return run

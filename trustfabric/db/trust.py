@@ -186,7 +186,7 @@ def storable() -> Iterator[None]:
     """Raise InvalidError for what PostgreSQL can't hold, NUL characters for one."""
     try:
         yield
-    except (psycopg.DataError, orjson.JSONEncodeError) as error:
+    except (psycopg.DataError, orjson.JSONEncodeError, UnicodeEncodeError) as error:
         raise InvalidError(f"this can't be stored: {error}") from error
 
 

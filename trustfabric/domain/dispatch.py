@@ -1,11 +1,12 @@
-"""What to do about a quarantined instance: stage a run, or note why none is."""
+"""What the dispatcher decides: a run for what is distrusted, and whose turn it is."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from trustfabric.domain.ids import InstanceId, OwnerId, RunId
 from trustfabric.domain.playbooks import Playbook
-from trustfabric.domain.runs import NewRun, RunOrder, enqueue
+from trustfabric.domain.runs import NewRun, Run, RunOrder, enqueue
 from trustfabric.domain.trust import Change, Signal, Tag
 
 DISPATCHER = "actor:dispatcher"
@@ -84,6 +85,25 @@ def remedy(
     run = enqueue(playbook, order, now)
     reason = f"playbook {playbook.key} staged: {found.reason}"
     return Remedy(_change(Signal.RUN_STAGED, run.tag, reason), run)
+
+
+def pick(
+    ready: Sequence[Run],
+    running: Mapping[OwnerId, int],
+    *,
+    free: int,
+    per_owner: int,
+) -> list[Run]:
+    """Choose what to claim of `ready`, which is in order, fair between owners."""
+    counts = dict(running)
+    chosen: list[Run] = []
+    for run in ready:
+        if len(chosen) >= free:
+            break
+        if counts.get(run.owner_id, 0) < per_owner:
+            counts[run.owner_id] = counts.get(run.owner_id, 0) + 1
+            chosen.append(run)
+    return chosen
 
 
 def _note(tag: Tag, reason: str) -> Remedy:

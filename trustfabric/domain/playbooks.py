@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, Final, TypeAlias
 
+from trustfabric.domain.documents import plain
 from trustfabric.domain.ids import OwnerId, PlaybookId
 from trustfabric.domain.specs import ExecutorType, check_spec
 from trustfabric.errors import ForbiddenError, InvalidError
@@ -90,10 +91,8 @@ def check_playbook(playbook: Checked) -> None:
     """Raise InvalidError, naming the field, where the playbook could not be used."""
     _check_text("playbook_key", playbook.key, NAME_LIMIT)
     _check_text("display_name", playbook.display_name, NAME_LIMIT)
-    if playbook.description is not None and (
-        len(playbook.description) > DESCRIPTION_LIMIT or "\0" in playbook.description
-    ):
-        raise InvalidError(f"description: not a text of ≤ {DESCRIPTION_LIMIT}")
+    if playbook.description:
+        _check_text("description", playbook.description, DESCRIPTION_LIMIT)
     if playbook.sla_duration_s is not None and not (
         0 < playbook.sla_duration_s < 2**31
     ):
@@ -167,7 +166,8 @@ def still_runs(playbook: Playbook, snapshot: Mapping[str, Any]) -> bool:
 
 def _content(snapshot: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: snapshot[name] for name in ("playbook_key", "executor_type", "metadata")
+        name: snapshot.get(name)
+        for name in ("playbook_key", "executor_type", "metadata")
     }
 
 
@@ -176,5 +176,5 @@ def _kept(new: Any, old: Any) -> Any:
 
 
 def _check_text(name: str, value: str, limit: int) -> None:
-    if not value.strip() or len(value) > limit or "\0" in value:
+    if not value.strip() or plain(value, limit) != value:
         raise InvalidError(f"{name}: not a text of 1 … {limit}")

@@ -7,7 +7,7 @@ lease; the three other statuses are ends. Approval is a second, smaller machine:
 leaves `pending` once, and only while the run waits.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -151,12 +151,12 @@ class Run:
     @property
     def spec(self) -> Mapping[str, Any]:
         """The pinned playbook's metadata."""
-        spec: Mapping[str, Any] = self.playbook_snapshot["metadata"]
+        spec: Mapping[str, Any] = self.playbook_snapshot.get("metadata", {})
         return spec
 
     @property
     def executor_type(self) -> ExecutorType:
-        return ExecutorType(self.playbook_snapshot["executor_type"])
+        return ExecutorType(self.playbook_snapshot.get("executor_type", "shell"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,7 +306,7 @@ def _check_content(run: Run, ruling: Ruling, current: Playbook | None) -> None:
     if current is None or not still_runs(current, run.playbook_snapshot):
         raise ApprovalStaleError(
             f"run {run.id} pinned playbook {run.playbook} version "
-            f"{run.playbook_snapshot['version']}, which was changed since: "
+            f"{run.playbook_snapshot.get('version')}, which was changed since: "
             "reject it and enqueue anew",
             content_sha256=run.content_sha256,
         )
@@ -372,25 +372,6 @@ def outcome_of_lost(
 def called_off(run: Run, reason: FailureReason, message: str) -> Outcome:
     """Decide the end of a run that never started: cancelled, or too late."""
     return _ended(run, RunSignal.CANCELLED, reason, _exit(message, reason))
-
-
-def pick(
-    ready: Sequence[Run],
-    running: Mapping[OwnerId, int],
-    *,
-    free: int,
-    per_owner: int,
-) -> list[Run]:
-    """Choose what to claim of `ready`, which is in order, fair between owners."""
-    counts = dict(running)
-    chosen: list[Run] = []
-    for run in ready:
-        if len(chosen) >= free:
-            break
-        if counts.get(run.owner_id, 0) < per_owner:
-            counts[run.owner_id] = counts.get(run.owner_id, 0) + 1
-            chosen.append(run)
-    return chosen
 
 
 def _retries(run: Run, policy: RetryPolicy) -> int:

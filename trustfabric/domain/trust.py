@@ -94,7 +94,7 @@ class Signal(StrEnum):
 _S = Signal
 _L = Lifecycle
 
-_STAYS: frozenset[Signal] = frozenset(
+STAYS: frozenset[Signal] = frozenset(
     {
         _S.TRUSTED_VERDICT,
         _S.UNTRUSTED_VERDICT,
@@ -262,7 +262,7 @@ class _Row:
         signal, current = self.change.signal, self.before.lifecycle
         target = TRANSITIONS[current].get(signal)
         if target is None:
-            if signal in _STAYS:
+            if signal in STAYS:
                 return None
             raise IllegalTransitionError(
                 f"instance {self.before.instance_id}: {signal} while {current}",

@@ -64,12 +64,16 @@ class OutputLines:
         if self._inside_cut_line:
             return
         self._partial += piece
-        # Masked before it is cut: half a secret would not be recognised.
-        if len(self._partial) > self._limits.line_chars + self._masker.longest:
-            text = self._masker.mask(self._partial)[: self._limits.line_chars]
+        bound = self._limits.line_chars + self._masker.longest
+        if len(self._partial) <= bound:
+            return
+        # Masked before it is cut, with room for a secret behind the cut: half of one
+        # would not be recognised.
+        text = self._masker.mask(self._partial)
+        if len(text) > bound:
             self._partial = ""
             self._inside_cut_line = True
-            self._keep(text + LINE_CUT, lines)
+            self._keep(text[: self._limits.line_chars] + LINE_CUT, lines)
 
     def _end_line(self, lines: list[str]) -> None:
         if self._inside_cut_line:

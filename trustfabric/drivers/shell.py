@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import pwd
 import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +37,11 @@ from trustfabric.domain.executors import (
 from trustfabric.domain.failures import FailureReason
 from trustfabric.domain.ids import RunId
 from trustfabric.domain.specs import SECRET_PREFIX, ShellSpec, read_shell
+from trustfabric.drivers.confinement import (
+    ProgramLimits,
+    account_for,
+    confinement,
+)
 from trustfabric.drivers.output import OutputLimits, OutputLines
 from trustfabric.drivers.secrets import Masker, Secrets
 from trustfabric.drivers.subprocesses import Account, Launch, Program, kill_marked
@@ -56,17 +60,6 @@ _EXIT_CODES: Mapping[int, FailureReason] = {
     126: FailureReason.PLAYBOOK_BUG,
     127: FailureReason.PLAYBOOK_BUG,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProgramLimits:
-    """What the system lets one program use."""
-
-    memory_bytes: int = 4 << 30
-    file_bytes: int = 256 << 20
-    open_files: int = 1024
-    processes: int = 512
-    """Of its account, or of its sandbox."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +169,7 @@ class ShellExecutor:
         self, job: Job, spec: ShellSpec, env: dict[str, str], folder: Path
     ) -> Launch:
         """Prepare the private directory and the command line that leads into it."""
-        account = self._account()
+        account = account_for(self._settings.user)
         _make_private(folder, account)
         document = {**_facts(job), "payload": job.payload, "metadata": job.metadata}
         _write(folder / "run.json", orjson.dumps(document), 0o400, account)
@@ -197,49 +190,21 @@ class ShellExecutor:
                 "make the data directory's parents searchable (mode 0711)"
             )
         return Launch(
-            argv=[*self._confinement(spec, folder, account), *_vector(spec, here)],
+            argv=[
+                *confinement(
+                    self._settings.limits,
+                    folder,
+                    spec.cwd,
+                    hidden=self._settings.hidden,
+                    account=account,
+                    unsandboxed=self._settings.unsandboxed,
+                ),
+                *_vector(spec, here),
+            ],
             cwd=folder if spec.cwd is None else Path(spec.cwd),
             env=env,
             mark=f"{self._installation}-{job.run_id}-{job.lease_epoch}",
             account=account,
-        )
-
-    def _account(self) -> Account | None:
-        """Return whom to become; None where we are nobody who could."""
-        if os.geteuid() != 0:
-            return None
-        try:
-            entry = pwd.getpwnam(self._settings.user)
-        except KeyError:
-            raise UnsupportedError(
-                f"EXECUTOR_USER: no account {self._settings.user!r}"
-            ) from None
-        if entry.pw_uid == 0:
-            raise UnsupportedError("EXECUTOR_USER: programs never run as root")
-        return Account(uid=entry.pw_uid, gid=entry.pw_gid)
-
-    def _confinement(
-        self, spec: ShellSpec, folder: Path, account: Account | None
-    ) -> list[str]:
-        limits = self._settings.limits
-        bounds = [
-            "prlimit",
-            f"--as={limits.memory_bytes}",
-            f"--fsize={limits.file_bytes}",
-            f"--nofile={limits.open_files}",
-            "--core=0",
-        ]
-        inner = ["setpriv", "--no-new-privs", "--pdeathsig", "KILL", "--"]
-        if account is not None:
-            return [*bounds, f"--nproc={limits.processes}", "--", *inner]
-        if shutil.which("bwrap") is not None:
-            sandbox = _sandbox(folder, spec.cwd, self._settings.hidden)
-            return [*sandbox, *bounds, f"--nproc={limits.processes}", "--", *inner]
-        if self._settings.unsandboxed:
-            return [*bounds, "--", *inner]
-        raise UnsupportedError(
-            "programs never run with the runtime's own rights: install bubblewrap, "
-            "or set EXECUTOR_UNSANDBOXED=true"
         )
 
     # --- while it runs ----------------------------------------------------------
@@ -316,22 +281,6 @@ def _vector(spec: ShellSpec, here: str) -> Sequence[str]:
     if spec.script.startswith("#!"):
         return [script, *spec.args]
     return ["/bin/sh", script, *spec.args]
-
-
-def _sandbox(folder: Path, cwd: str | None, hidden: Path) -> list[str]:
-    """Return bubblewrap's part: everything read-only, our data and home not there."""
-    covers = [
-        word
-        for place in dict.fromkeys([hidden.absolute(), Path("~").expanduser()])
-        if place.is_dir()
-        for word in ("--tmpfs", str(place))
-    ]
-    return [
-        "bwrap", "--die-with-parent", "--unshare-user", "--unshare-pid",
-        "--unshare-ipc", "--unshare-uts", "--ro-bind", "/", "/", "--dev", "/dev",
-        "--proc", "/proc", "--tmpfs", "/tmp", *covers,  # noqa: S108  inside it
-        "--bind", str(folder), str(folder), "--chdir", cwd or str(folder), "--",
-    ]  # fmt: skip
 
 
 def _make_private(folder: Path, account: Account | None) -> None:

@@ -47,7 +47,8 @@ _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; script-src 'self'; style-src 'self'; "
         "connect-src 'self'; img-src 'self' data:; object-src 'none'; "
-        "base-uri 'none'; frame-ancestors 'none'; form-action 'self'"
+        "base-uri 'none'; frame-ancestors 'none'; form-action 'self'; "
+        "require-trusted-types-for 'script'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -59,10 +60,11 @@ _HEADERS = {
 def build(face: Face) -> web.Application:
     """Put the application together; every part of it is handed the same face."""
     application = web.Application(
-        middlewares=[_secure, problems, authenticate(face.tokens, _public, _welcome)],
+        middlewares=[problems, authenticate(face.tokens, _public, _welcome)],
         client_max_size=BODY_LIMIT,
     )
     application[FACE] = face
+    application.on_response_prepare.append(_secure)
     for part in (trust, playbooks, run_routes, server_routes, session, system):
         application.add_routes(part.routes)
     static = Path(str(resources.files("trustfabric.http") / "static"))
@@ -83,7 +85,8 @@ def _public(request: web.Request) -> bool:
         "/api/"
     ):
         return True  # not there: the same answer for everybody
-    return (request.method, request.path) in _OPEN or request.path.startswith(_STATIC)
+    method = "GET" if request.method == "HEAD" else request.method
+    return (method, request.path) in _OPEN or request.path.startswith(_STATIC)
 
 
 async def _welcome(request: web.Request, principal: Principal) -> None:
@@ -121,11 +124,10 @@ _RUN_CANONICAL = frozenset(
 )
 
 
-@web.middleware
-async def _secure(request: web.Request, handler: Handler) -> web.StreamResponse:
-    response = await handler(request)
-    if not response.prepared:
-        response.headers.update(_HEADERS)
-        if request.path.startswith("/api/"):
-            response.headers.setdefault("Cache-Control", "no-store")
-    return response
+async def _secure(request: web.Request, response: web.StreamResponse) -> None:
+    """Add what every answer says, streams too, unless it says so itself."""
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+    response.headers["Server"] = "trustfabric"
+    fresh = "no-store" if request.path.startswith("/api/") else "no-cache"
+    response.headers.setdefault("Cache-Control", fresh)

@@ -5,6 +5,7 @@ from a URL (security-cases S1 to S5, S35).
 """
 
 import hmac
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,8 @@ from trustfabric.errors import ForbiddenError, UnauthenticatedError
 
 ALGORITHM = "HS256"
 MAX_TOKEN = 8192
+_TOKEN = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
+"""Decoders skip what is not base64; one token has one spelling here."""
 SESSION_COOKIE = "tf_session"
 CSRF_COOKIE = "tf_csrf"
 CSRF_HEADER = "X-CSRF-Token"
@@ -84,7 +87,7 @@ class Tokens:
 
     def check(self, token: str) -> Principal:
         """Return who the token proves. UnauthenticatedError, without saying why."""
-        if len(token) > MAX_TOKEN:
+        if len(token) > MAX_TOKEN or not _TOKEN.fullmatch(token):
             raise UnauthenticatedError("the token is not valid")
         try:
             claims = jwt.decode(
@@ -96,18 +99,29 @@ class Tokens:
                 options={
                     "require": ["exp", "sub"],
                     "verify_aud": self.audience is not None,
+                    "strict_aud": True,
                     "verify_sub": False,  # an integer sub is accepted, contract §5
                 },
             )
             return _principal(claims)
-        except (jwt.PyJWTError, ValueError, TypeError, KeyError, OverflowError):
+        except _NOT_VALID:
             raise UnauthenticatedError("the token is not valid") from None
 
     def csrf(self, session: str) -> str:
         """Return the token that unsafe requests of this session must show."""
-        return hmac.digest(
-            self.secret.encode(), b"csrf:" + session.encode(), "sha256"
-        ).hex()
+        signed = b"csrf:" + _as_bytes(session)
+        return hmac.digest(self.secret.encode(), signed, "sha256").hex()
+
+
+_NOT_VALID = (
+    jwt.PyJWTError,
+    ValueError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    OSError,  # a time beyond the platform's
+    RecursionError,
+)
 
 
 def _principal(claims: dict[str, Any]) -> Principal:
@@ -168,9 +182,14 @@ def _credential(request: web.Request, tokens: Tokens) -> str:
         raise UnauthenticatedError("a bearer token is required")
     if request.method not in _SAFE:
         shown = request.headers.get(CSRF_HEADER, "")
-        if not hmac.compare_digest(shown.encode(), tokens.csrf(session).encode()):
+        if not hmac.compare_digest(_as_bytes(shown), tokens.csrf(session).encode()):
             raise ForbiddenError(f"{CSRF_HEADER}: missing or wrong")
     return session
+
+
+def _as_bytes(header: str) -> bytes:
+    """Return what came: headers may hold bytes that are no text."""
+    return header.encode("utf-8", "surrogateescape")
 
 
 def require(request: web.Request, role: Role) -> Principal:

@@ -1,6 +1,7 @@
 """Errors as problem documents (RFC 9457): which status each kind has, in one table."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -60,6 +61,21 @@ _HTTP_CODES = {
     415: "unsupported-media-type",
 }
 
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a problem document says."""
+
+    status: int
+    code: str
+    """Its `type`: stable, for programs."""
+    title: str
+    detail: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+_BUG = Problem(500, "internal", "A fault of ours", "see the log")
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -78,7 +94,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         # The one place where a bug of ours meets the outside: it is logged whole
         # and told as nothing.
         log.exception("http.bug", method=request.method, path=request.path)
-        return problem(request, 500, "internal", "A fault of ours", "see the log")
+        return _answer(request, _BUG, {})
 
 
 def _known(request: web.Request, error: Exception) -> web.Response:
@@ -92,9 +108,8 @@ def _known(request: web.Request, error: Exception) -> web.Response:
         headers["WWW-Authenticate"] = "Bearer"
     if status == 503:  # noqa: PLR2004
         headers["Retry-After"] = "1"
-    return problem(
-        request, status, code, title, str(error), facts=facts, headers=headers
-    )
+    found = Problem(status, code, title, str(error), facts)
+    return _answer(request, found, headers)
 
 
 def _framework(request: web.Request, error: web.HTTPException) -> web.StreamResponse:
@@ -102,34 +117,31 @@ def _framework(request: web.Request, error: web.HTTPException) -> web.StreamResp
         raise error
     code = _HTTP_CODES.get(error.status, "refused")
     headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-    return problem(
-        request, error.status, code, error.reason, error.reason, headers=headers
-    )
+    found = Problem(error.status, code, error.reason, error.reason)
+    return _answer(request, found, headers)
 
 
-def problem(
-    request: web.Request,
-    status: int,
-    code: str,
-    title: str,
-    detail: str,
-    *,
-    facts: Mapping[str, Any] | None = None,
-    headers: Mapping[str, str] | None = None,
+def _answer(
+    request: web.Request, found: Problem, headers: Mapping[str, str]
 ) -> web.Response:
-    """Build a problem document; `error` repeats the detail for older clients."""
+    """Build the document; `error` repeats the detail for older clients."""
     body = {
-        **(facts or {}),
-        "type": code,
-        "title": title,
-        "status": status,
-        "detail": detail,
-        "instance": request.path,
-        "error": detail,
+        **found.facts,
+        "type": found.code,
+        "title": found.title,
+        "status": found.status,
+        "detail": found.detail,
+        "instance": _readable(request.path),
+        "error": found.detail,
     }
     return web.Response(
         body=dump(body),
-        status=status,
+        status=found.status,
         content_type="application/problem+json",
         headers=headers,
     )
+
+
+def _readable(path: str) -> str:
+    """Return a path as JSON can hold it: callers may send bytes that are no text."""
+    return path.encode("utf-8", "replace").decode()

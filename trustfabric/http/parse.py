@@ -5,19 +5,24 @@ shape is 422 (contract §5).
 """
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NoReturn, TypeVar
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from trustfabric.domain.documents import check_document
 from trustfabric.errors import InvalidError, MalformedError
 
 E = TypeVar("E", bound=StrEnum)
 B = TypeVar("B", bound="Body")
 
 MAX_INTEGER = 2**63 - 1
+_DIGITS = 19
+"""No more than these are an id, a version or a count."""
+_SAID = 500
+"""Of a fault, that many characters are told: callers choose names of fields."""
 MAX_LIMIT = 500
 DEFAULT_LIMIT = 100
 
@@ -34,13 +39,17 @@ class Query:
     def __init__(self, request: web.Request, *known: str) -> None:
         for name in request.query:
             if name not in known:
-                raise MalformedError(f"{name[:64]}: unknown query parameter")
+                shown = name[:64] if _is_plain(name) else "?"
+                raise MalformedError(f"{shown}: unknown query parameter")
             if len(request.query.getall(name)) > 1:
                 raise MalformedError(f"{name}: given more than once")
         self._values = request.query
 
     def text(self, name: str) -> str | None:
-        return self._values.get(name)
+        text = self._values.get(name)
+        if text is not None and not _is_plain(text):
+            raise MalformedError(f"{name}: not a text")
+        return text
 
     def integer(
         self, name: str, *, minimum: int = 0, maximum: int = MAX_INTEGER
@@ -48,8 +57,7 @@ class Query:
         text = self._values.get(name)
         if text is None:
             return None
-        digits = text.removeprefix("-")
-        if not (digits.isascii() and digits.isdecimal() and len(digits) < 20):  # noqa: PLR2004
+        if not _is_number(text.removeprefix("-")):
             raise MalformedError(f"{name}: not an integer")
         value = int(text)
         if not minimum <= value <= maximum:
@@ -87,7 +95,11 @@ class Query:
 
 
 async def read_body(request: web.Request, kind: type[B]) -> B:
-    """Read a JSON body as `kind`. MalformedError or InvalidError name the field."""
+    """Read a JSON body as `kind`. MalformedError or InvalidError name the field.
+
+    What is sent in a body is sent there only: a query beside it is refused.
+    """
+    Query(request)
     raw = await request.read()
     _check_json(raw)
     try:
@@ -96,13 +108,20 @@ async def read_body(request: web.Request, kind: type[B]) -> B:
         raise InvalidError(_faults(error)) from None
 
 
+async def read_nothing(request: web.Request) -> None:
+    """Read a request that says all by its address: no query, no body, or `{}`."""
+    if request.body_exists:
+        await read_body(request, Body)
+    Query(request)
+
+
 def expected_version(request: web.Request, given: int | None) -> int | None:
     """Return the version a writer states: in the body or query, or as If-Match."""
     header = request.headers.get("If-Match")
     if header is None:
         return given
     text = header.strip().removeprefix('"').removesuffix('"')
-    if not (text.isascii() and text.isdecimal()):
+    if not _is_number(text) or int(text) > MAX_INTEGER:
         raise MalformedError('If-Match: not a version in quotes, like "3"')
     if given is not None and given != int(text):
         raise MalformedError("If-Match: differs from expected_version")
@@ -110,40 +129,61 @@ def expected_version(request: web.Request, given: int | None) -> int | None:
 
 
 def path_id(request: web.Request, name: str = "id") -> int:
-    """Return an id of the path; its route lets only digits through."""
-    value = int(request.match_info[name])
-    if value > MAX_INTEGER:
+    """Return an id of the path; what can't be one is not there."""
+    text = request.match_info[name]
+    if not _is_number(text) or int(text) > MAX_INTEGER:
         raise web.HTTPNotFound
-    return value
+    return int(text)
 
 
-def check_aware(name: str, at: datetime | None) -> None:
-    """Refuse a time without an offset: nobody knows when that is."""
-    if at is not None and at.tzinfo is None:
+def in_utc(name: str, at: datetime | None) -> datetime | None:
+    """Return a time as UTC; refuse one without an offset: nobody knows when that is."""
+    if at is None:
+        return None
+    if at.tzinfo is None:
         raise InvalidError(f"{name}: a time needs an offset, like Z")
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise InvalidError(f"{name}: beyond the calendar in UTC") from None
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= _DIGITS
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text can be stored and sent on: no NUL, no half characters."""
+    try:
+        check_document("", text)
+    except InvalidError:
+        return False
+    return True
 
 
 def _check_json(raw: bytes) -> None:
-    """Refuse what JSON parsers disagree on, before anything believes it."""
+    """Refuse what parsers disagree on and what can't be stored, by its place."""
     try:
         value = json.loads(raw, object_pairs_hook=_unique, parse_constant=_no_constant)
-        json.dumps(value, ensure_ascii=False).encode()
+        check_document("body", value)
     except RecursionError:
         raise MalformedError("body: nested too deeply") from None
     except UnicodeError:
         raise MalformedError("body: not well-formed Unicode") from None
     except ValueError as error:
         raise MalformedError(f"body: not JSON: {error}") from None
+    except InvalidError as error:
+        raise MalformedError(_cut(str(error))) from None
     if not isinstance(value, dict):
         raise InvalidError("body: not an object")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice[:64]!r} is there twice")
+    value: dict[str, Any] = {}
+    for name, item in pairs:
+        if name in value:
+            raise ValueError(f"{name[:64]!r} is there twice")
+        value[name] = item
     return value
 
 
@@ -155,5 +195,9 @@ def _faults(error: ValidationError) -> str:
     lines = []
     for fault in error.errors(include_url=False, include_input=False)[:20]:
         field = ".".join(str(part) for part in fault["loc"]) or "body"
-        lines.append(f"{field}: {fault['msg']}")
+        lines.append(f"{_cut(field)}: {fault['msg']}")
     return "; ".join(lines)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SAID else f"{text[:_SAID]}…"

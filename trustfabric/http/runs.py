@@ -14,7 +14,14 @@ from trustfabric.domain.runs import ApprovalState, Ruling, Run, RunStatus
 from trustfabric.errors import NotFoundError
 from trustfabric.http.auth import PRINCIPAL, Role, require
 from trustfabric.http.face import ASK_S, FACE
-from trustfabric.http.parse import Body, Query, expected_version, path_id, read_body
+from trustfabric.http.parse import (
+    Body,
+    Query,
+    expected_version,
+    path_id,
+    read_body,
+    read_nothing,
+)
 from trustfabric.http.reply import page, reply
 from trustfabric.http.sse import Channel, follow, last_position
 from trustfabric.http.views import View, artifact_view, log_view, run_view
@@ -133,6 +140,7 @@ class Cancellation(Body):
 @routes.post(_ONE + "/cancel")
 async def cancel_run(request: web.Request) -> web.Response:
     principal = require(request, Role.OPERATOR)
+    Query(request)
     reason = None
     if request.body_exists:
         reason = (await read_body(request, Cancellation)).reason
@@ -152,6 +160,7 @@ async def cancel_run(request: web.Request) -> web.Response:
 @routes.post(_ONE + "/retry")
 async def retry_run(request: web.Request) -> web.Response:
     principal = require(request, Role.OPERATOR)
+    await read_nothing(request)
 
     run = await request.app[FACE].dispatcher.ask(
         RetryRun(
@@ -234,7 +243,7 @@ async def get_artifact(request: web.Request) -> web.Response:
     )
 
 
-@routes.get("/api/trust/remediation/stream")
+@routes.get("/api/trust/remediation/stream", allow_head=False)
 async def stream_runs(request: web.Request) -> web.StreamResponse:
     query = Query(request, "run_id", "instance_id", "status", "last_event_id")
     owner_id = request[PRINCIPAL].owner

@@ -24,7 +24,7 @@ from trustfabric.domain.vms import IsolationTier, check_image_name
 from trustfabric.errors import NotFoundError
 from trustfabric.http.auth import PRINCIPAL, Role, require
 from trustfabric.http.face import ASK_S, FACE
-from trustfabric.http.parse import Body, Query, path_id, read_body
+from trustfabric.http.parse import Body, Query, path_id, read_body, read_nothing
 from trustfabric.http.reply import page, reply
 from trustfabric.http.views import history_view, instance_view, server_view
 
@@ -110,6 +110,7 @@ async def get_server(request: web.Request) -> web.Response:
 
 @routes.delete(r"/api/servers/{id:\d+}")
 async def delete_server(request: web.Request) -> web.Response:
+    Query(request)
     message = DeleteServer(ServerId(path_id(request)), _caller(request))
     await request.app[FACE].servers.ask(message, within_s=ASK_S)
     return web.Response(status=204)
@@ -117,6 +118,7 @@ async def delete_server(request: web.Request) -> web.Response:
 
 @routes.post(r"/api/servers/{id:\d+}/start")
 async def start_server(request: web.Request) -> web.Response:
+    await read_nothing(request)
     return await _verb(
         request, StartServer(ServerId(path_id(request)), _caller(request))
     )
@@ -124,6 +126,7 @@ async def start_server(request: web.Request) -> web.Response:
 
 @routes.post(r"/api/servers/{id:\d+}/stop")
 async def stop_server(request: web.Request) -> web.Response:
+    await read_nothing(request)
     return await _verb(
         request, StopServer(ServerId(path_id(request)), _caller(request))
     )
@@ -131,6 +134,7 @@ async def stop_server(request: web.Request) -> web.Response:
 
 @routes.post(r"/api/servers/{id:\d+}/redeploy")
 async def redeploy_server(request: web.Request) -> web.Response:
+    await read_nothing(request)
     return await _verb(
         request, RedeployServer(ServerId(path_id(request)), _caller(request))
     )
@@ -152,6 +156,7 @@ async def release_server(request: web.Request) -> web.Response:
 @routes.post(r"/api/servers/{id:\d+}/vm/attest")
 async def attest_server(request: web.Request) -> web.Response:
     require(request, Role.OPERATOR)
+    await read_nothing(request)
     server = await _server(request)
     instance = await _living(request, server)
     request.app[FACE].attestation.tell(Attest(instance.id, "manual"))

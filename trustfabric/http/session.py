@@ -23,6 +23,9 @@ class SignIn(Body):
 @routes.post("/api/session")
 async def sign_in(request: web.Request) -> web.Response:
     face = request.app[FACE]
+    if request.content_type != "application/json":
+        # Else a form of another site could sign somebody in as somebody else.
+        raise web.HTTPUnsupportedMediaType
     body = await read_body(request, SignIn)
     principal = face.tokens.check(body.token)
 
@@ -55,7 +58,8 @@ async def who_am_i(request: web.Request) -> web.Response:
 
 
 @routes.delete("/api/session")
-async def sign_out(_: web.Request) -> web.Response:
+async def sign_out(request: web.Request) -> web.Response:
+    Query(request)
     response = web.Response(status=204)
     response.del_cookie(SESSION_COOKIE, path="/")
     response.del_cookie(CSRF_COOKIE, path="/")

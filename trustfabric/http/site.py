@@ -1,19 +1,24 @@
 """The HTTP site as an actor: up while it lives, its streams ended before it stops."""
 
+import asyncio
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
 
-import structlog
 from aiohttp import web
 
 from trustfabric.http.app import build
 from trustfabric.http.face import FACE, Face
-from trustfabric.supervision import Actor
+from trustfabric.supervision import Actor, Notice
 
-log = structlog.get_logger(__name__)
-
-SHUTDOWN_S = 2.0
+SHUTDOWN_S = 1.0
 """Requests in flight get this long; streams are ended at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended(Notice["Site"]):
+    how: BaseException
 
 
 class Site(Actor):
@@ -21,7 +26,6 @@ class Site(Actor):
         super().__init__()
         self._face = face
         self._listening = listening
-        self._runner: web.AppRunner | None = None
 
     async def on_start(self) -> None:
         application = build(self._face)
@@ -29,14 +33,22 @@ class Site(Actor):
         runner = web.AppRunner(
             application, access_log=None, shutdown_timeout=SHUTDOWN_S
         )
+        # However this incarnation ends, its connections and its socket go with it.
+        _ = self.run(_until_cancelled(runner), _Ended)
         await runner.setup()
-        self._runner = runner
         # A copy of the descriptor: the next incarnation listens on the same socket.
         await web.SockSite(runner, self._listening().dup()).start()
 
-    async def on_stop(self) -> None:
-        if self._runner is not None:
-            await self._runner.cleanup()
+    def handle(self, message: _Ended) -> NoReturn:
+        raise RuntimeError("the site ended by itself") from message.how
+
+
+async def _until_cancelled(runner: web.AppRunner) -> NoReturn:
+    try:
+        await asyncio.get_running_loop().create_future()
+    finally:
+        await runner.cleanup()
+    raise AssertionError("nobody sets it")
 
 
 async def _end_streams(application: web.Application) -> None:

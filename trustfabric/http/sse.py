@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from aiohttp import web
 
 from trustfabric.actors.streams import (
@@ -24,10 +25,14 @@ from trustfabric.actors.streams import (
 from trustfabric.db.listen import read_horizon
 from trustfabric.db.session import Connection
 from trustfabric.domain.events import Position
+from trustfabric.errors import FabricError
 from trustfabric.http.auth import PRINCIPAL
 from trustfabric.http.face import ASK_S, FACE, Face
 from trustfabric.http.parse import Query
 from trustfabric.http.reply import dump
+from trustfabric.supervision import AskError
+
+log = structlog.get_logger(__name__)
 
 RETRY_MS = 2000
 WRITE_S = 10.0
@@ -63,26 +68,37 @@ async def follow(
     subscription = Subscription(
         channel.stream, channel.accepts, face.limits.stream_buffer
     )
-    head = await face.broadcaster.ask(Follow(subscription), within_s=ASK_S)
     response = web.StreamResponse(
         headers={
             "Content-Type": "text/event-stream; charset=utf-8",
-            "Cache-Control": "no-store",
             "X-Accel-Buffering": "no",
         }
     )
     face.streams.add(subscription)
     try:
+        head = await face.broadcaster.ask(Follow(subscription), within_s=ASK_S)
         await response.prepare(request)
         session = _Session(request, response, channel, subscription, face)
         await session.run(head, since)
+    except (FabricError, AskError) as error:
+        if not response.prepared:
+            raise
+        # Too late for a problem document: the client comes back where it stood.
+        log.warning("stream.cut", stream=channel.stream, error=str(error))
     except (ConnectionError, TimeoutError):
-        pass  # the client went away, or takes nothing: it will come back
+        _hang_up(request)  # it went away, or takes nothing: it will come back
     finally:
         subscription.close()
         face.streams.discard(subscription)
         face.broadcaster.tell(Unfollow(subscription))
     return response
+
+
+def _hang_up(request: web.Request) -> None:
+    """Close at once: an orderly end would wait for a client that takes nothing."""
+    transport = request.transport
+    if transport is not None:
+        transport.abort()
 
 
 class _Session:
@@ -113,10 +129,15 @@ class _Session:
                 _frame("reset", str(head), {"reason": "unknown position"})
             )
         if self._channel.snapshot is not None:
-            await self._send_snapshot(self._channel.snapshot, head)
+            await self._send_snapshot(self._channel.snapshot)
         await self._catch_up(head)
-        while not self._subscription.closed:
+        while not self._is_over():
             await self._live()
+
+    def _is_over(self) -> bool:
+        """Whether the stream was ended, or the token that opened it has expired."""
+        expires_at = self._request[PRINCIPAL].expires_at
+        return self._subscription.closed or expires_at <= self._face.now()
 
     async def _is_unknown(self, since: Position) -> bool:
         """Tell whether a position lies beyond all that was ever readable.
@@ -144,8 +165,7 @@ class _Session:
             await self._send(events)
 
     async def _heartbeat(self) -> None:
-        if self._request[PRINCIPAL].expires_at <= self._face.now():
-            self._subscription.close()
+        if self._is_over():
             return
         await self._write(b": heartbeat\n\n")
         # Also finds out whether a broadcaster's death made us miss something.
@@ -160,7 +180,7 @@ class _Session:
 
     async def _catch_up(self, head: Position) -> None:
         """Send what the store has between what was sent and `head`."""
-        while self._sent < head:
+        while self._sent < head and not self._is_over():
             async with self._face.database.reading() as conn:
                 events = await self._channel.read(
                     conn, self._sent, upto=head, limit=BATCH
@@ -171,12 +191,15 @@ class _Session:
                 return
             self._sent = events[-1].position
 
-    async def _send_snapshot(self, snapshot: Snapshot, head: Position) -> None:
+    async def _send_snapshot(self, snapshot: Snapshot) -> None:
+        # Its frames stand where the client stood: whoever loses it halfway gets all
+        # of it again, and every event since.
+        position = str(self._sent)
         async with self._face.database.reading() as conn:
             rows = await snapshot(conn)
         for row in rows:
-            await self._write(_frame(self._channel.stream, str(head), row))
-        await self._write(_frame("bookmark", str(head), {"snapshot": len(rows)}))
+            await self._write(_frame(self._channel.stream, position, row))
+        await self._write(_frame("bookmark", position, {"snapshot": len(rows)}))
 
     async def _send(self, events: Sequence[Event]) -> None:
         frames = []

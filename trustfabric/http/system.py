@@ -6,7 +6,7 @@ from trustfabric.db import runtimes
 from trustfabric.errors import ForbiddenError, NotFoundError, UnavailableError
 from trustfabric.http.auth import Role, require
 from trustfabric.http.face import FACE
-from trustfabric.http.parse import Query
+from trustfabric.http.parse import Query, read_nothing
 from trustfabric.http.reply import reply
 from trustfabric.http.views import actor_view
 
@@ -23,6 +23,7 @@ async def list_actors(request: web.Request) -> web.Response:
 @routes.post(r"/api/system/actors/{path:.+}/kill")
 async def kill_actor(request: web.Request) -> web.Response:
     principal = require(request, Role.ADMIN)
+    await read_nothing(request)
     face = request.app[FACE]
     if not face.chaos:
         raise ForbiddenError("killing actors is off: set CHAOS_ENABLED=true")
@@ -35,14 +36,16 @@ async def kill_actor(request: web.Request) -> web.Response:
 
 
 @routes.get("/healthz")
-async def healthz(_: web.Request) -> web.Response:
+async def healthz(request: web.Request) -> web.Response:
     """Say that the process runs and its loop turns."""
+    Query(request)
     return reply({"status": "ok"})
 
 
 @routes.get("/readyz")
 async def readyz(request: web.Request) -> web.Response:
     """Say whether the database answers, so that requests can be served."""
+    Query(request)
     try:
         async with request.app[FACE].database.reading() as conn:
             await runtimes.ping(conn)

@@ -27,8 +27,8 @@ from trustfabric.http.face import ASK_S, FACE
 from trustfabric.http.parse import (
     Body,
     Query,
-    check_aware,
     expected_version,
+    in_utc,
     path_id,
     read_body,
 )
@@ -61,7 +61,7 @@ async def list_registry(request: web.Request) -> web.Response:
     )
 
 
-@routes.get("/api/trust/registry/stream")
+@routes.get("/api/trust/registry/stream", allow_head=False)
 async def stream_registry(request: web.Request) -> web.StreamResponse:
     face = request.app[FACE]
     query = Query(request, *_FILTERS, "snapshot", "include", "last_event_id")
@@ -140,7 +140,6 @@ async def apply_transition(request: web.Request) -> web.Response:
     principal = require(request, Role.OPERATOR)
     face = request.app[FACE]
     body = await read_body(request, Transition)
-    check_aware("freshness_deadline", body.freshness_deadline)
     instance_id = InstanceId(path_id(request))
     wish = Wish(
         lifecycle=body.lifecycle_state,
@@ -151,7 +150,7 @@ async def apply_transition(request: web.Request) -> web.Response:
         reason=body.transition_reason,
         tag=_tag(body.remediation_state),
         attempts=body.remediation_attempts,
-        deadline=body.freshness_deadline,
+        deadline=in_utc("freshness_deadline", body.freshness_deadline),
         provenance_ref=body.provenance_ref,
         provenance=body.provenance,
         metadata=body.metadata,

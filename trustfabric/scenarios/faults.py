@@ -17,6 +17,7 @@ ACTORS = "/api/system/actors"
 RUNS_PATH = "fabric/remediation/runs/"
 """Whose actors are temporary: a killed one does not come back."""
 _LOOK_S = 0.05
+_FIND_S = 10.0
 _NOT_FOUND = 404
 
 
@@ -32,11 +33,7 @@ class Killed:
 
 async def kill_actor(admin: Person, pattern: str) -> Killed:
     """Kill the one living actor that `pattern` names, as an admin does."""
-    actors = await admin.get(ACTORS)
-    found = [one for one in actors if fnmatchcase(one["path"], pattern)]
-    if not found:
-        raise FailedError(f"no actor {pattern}: the fault came too late")
-    victim = found[0]
+    victim = await _find(admin, pattern)
     killed = Killed(victim["path"], victim["epoch"], time.monotonic())
     try:
         await admin.once(f"{ACTORS}/{killed.path}/kill")
@@ -47,6 +44,19 @@ async def kill_actor(admin: Person, pattern: str) -> Killed:
             raise
         raise FailedError(f"{killed.path} was gone before it was killed") from error
     return killed
+
+
+async def _find(admin: Person, pattern: str) -> dict[str, Any]:
+    """Return the actor; another fault at work may have taken it for a moment."""
+    until = time.monotonic() + _FIND_S
+    while True:
+        for actor in await admin.get(ACTORS):
+            if fnmatchcase(actor["path"], pattern) and actor["state"] == "running":
+                found: dict[str, Any] = actor
+                return found
+        if time.monotonic() >= until:
+            raise FailedError(f"no actor {pattern}: the fault came too late")
+        await asyncio.sleep(_LOOK_S)
 
 
 async def came_back(admin: Person, killed: Killed, within_s: float) -> None:

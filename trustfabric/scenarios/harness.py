@@ -42,6 +42,8 @@ SETTINGS: Mapping[str, str] = {
     # Everything here is quarantined on purpose, and much of it within a minute.
     "REMEDIATION_BREAKER_MINIMUM": "100000",
     "SCHEDULER_TICK_SECONDS": "2",
+    # A stream that lost its broadcaster notices at its next heartbeat.
+    "SSE_HEARTBEAT_SECONDS": "3",
 }
 
 

@@ -17,7 +17,12 @@ from trustfabric.scenarios.faults import (
 )
 from trustfabric.scenarios.model import Kind, Phase, Scenario
 from trustfabric.scenarios.steps import REGISTRY, RUNS, SERVERS, FailedError, Story
-from trustfabric.scenarios.tenants import Tenant, World
+from trustfabric.scenarios.tenants import (
+    IMPATIENT_PLAYBOOK,
+    ORDERED_PLAYBOOK,
+    Tenant,
+    World,
+)
 
 RACERS = 8
 _NOT_FOUND = 404
@@ -36,12 +41,14 @@ class Case:
         name = f"{self.scenario.name}-{self.tenant.name}"
         return Story(self.world, self.tenant, name)
 
-    async def order(self, story: Story) -> None:
+    async def order(self, story: Story, playbook: str = ORDERED_PLAYBOOK) -> None:
         """Enqueue a run that carries the scenario's metadata and tag."""
-        tag = self.scenario.tag_for(self.tenant.name)
-        await story.order(
-            tag, {**self.scenario.metadata, "scenario": self.scenario.name}
-        )
+        metadata = {
+            **self.scenario.metadata,
+            "scenario": self.scenario.name,
+            "tag": self.scenario.tag_for(self.tenant.name),
+        }
+        await story.order(playbook, metadata)
 
 
 async def tenant_isolation(case: Case) -> Story:
@@ -82,9 +89,7 @@ async def concurrent_approvals(case: Case) -> Story:
     await _refused("version-conflict", case.world.admin.post(path, stale))
     await story.execute()
     await story.verify()
-    run = await story.run()
-    if run["attempt"] != 1:
-        raise FailedError(f"run {story.run_id} was carried out {run['attempt']} times")
+    _approved_once(story)
     return story
 
 
@@ -93,7 +98,7 @@ async def executor_outage_resumption(case: Case) -> Story:
     story = case.story()
     await story.launch()
     async with case.outage.lasting():
-        await case.order(story)
+        await case.order(story, IMPATIENT_PLAYBOOK)
         await story.approve()
         ended = await story.ended()
         await _failed_by_name(story, ended)
@@ -177,7 +182,7 @@ async def _kept_out(story: Story, stranger: Person) -> None:
     run, server = f"{RUNS}/{story.run_id}", f"{SERVERS}/{story.server_id}"
     registry = f"{REGISTRY}/{story.instance_id}"
     approval = {"new_state": "approved", "expected_version": before["version"]}
-    order = {"runtime_vm_instance_id": story.instance_id, "playbook": "restart-vm"}
+    order = {"runtime_vm_instance_id": story.instance_id, "playbook": ORDERED_PLAYBOOK}
     attempts: Sequence[Awaitable[Any]] = (
         *(stranger.get(path) for path in (run, server, registry)),
         *(stranger.get(f"{run}/{part}") for part in ("logs", "artifacts")),
@@ -205,6 +210,22 @@ def _own_tags_only(case: Case) -> None:
     for tag in tags:
         if "::" in tag and not tag.endswith(f"::{case.tenant.name}"):
             raise FailedError(f"the stream tells another tenant's tag {tag}")
+
+
+def _approved_once(story: Story) -> None:
+    """Check that the stream told one approval, and nothing before it ran."""
+    told = [
+        event.data["event"]
+        for event in story.tenant.runs.events
+        if event.data["run_id"] == story.run_id
+        and event.data["event"]["event"] == "status"
+    ]
+    states = [one["approval_state"] for one in told]
+    if states != sorted(states, key=["pending", "approved"].index):
+        raise FailedError(f"run {story.run_id} was told as {states}")
+    approvals = [one for one in told if one["message"].startswith("approved by")]
+    if len(approvals) != 1:
+        raise FailedError(f"run {story.run_id} was approved {len(approvals)} times")
 
 
 def _one_won(answers: Sequence[object]) -> None:

@@ -75,7 +75,7 @@ class Action(_Part):
         str,
         StringConstraints(
             max_length=200,
-            pattern=r"^(runtime|fabric(/([A-Za-z0-9_.:*-]+|\{instance\}|\{run\}))+)$",
+            pattern=r"^(runtime|fabric(/([A-Za-z0-9_.:*-]|\{instance\}|\{run\})+)+)$",
         ),
     ]
     """An actor's path, with `{instance}`, `{run}` and `*` where it is one of many;

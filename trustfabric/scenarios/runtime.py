@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -18,7 +19,10 @@ MCPCTL = (sys.executable, "-m", "trustfabric.main")
 START_S = 300.0
 """The first start makes a database cluster."""
 STOP_S = 30.0
+TOKEN_S = 30 * 86_400
 _LISTENING = "listening:"
+_LAST = "token:"
+"""The last line that it prints when it is up."""
 
 
 class Runtime:
@@ -60,10 +64,9 @@ class Runtime:
         self.data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         self._log = self.log_path.open("ab")
         self._process = await asyncio.create_subprocess_exec(
+            *_dying_with_us(),
             *MCPCTL,
-            "serve",
-            "--data-dir",
-            str(self.data_dir),
+            *("serve", "--data-dir", str(self.data_dir)),
             env={**os.environ, **self._settings},
             stdin=DEVNULL,
             stdout=PIPE,
@@ -94,7 +97,7 @@ class Runtime:
         """Mint a bearer token, as an operator does on this machine."""
         process = await asyncio.create_subprocess_exec(
             *MCPCTL,
-            *("token", "--sub", str(sub), "--role", role),
+            *("token", "--sub", str(sub), "--role", role, "--ttl", str(TOKEN_S)),
             *("--data-dir", str(self.data_dir)),
             env={**os.environ, **self._settings},
             stdin=DEVNULL,
@@ -112,6 +115,7 @@ class Runtime:
             self.facts.append(line)
             if line.startswith(_LISTENING):
                 self.url = line.removeprefix(_LISTENING).strip()
+            if line.startswith(_LAST):
                 self._reader = asyncio.create_task(_drain(process, self.facts))
                 return
         code = await process.wait()
@@ -148,6 +152,12 @@ async def _drain(process: Process, facts: list[str]) -> None:
     assert process.stdout is not None
     while line := await process.stdout.readline():
         facts.append(line.decode().rstrip())
+
+
+def _dying_with_us() -> list[str]:
+    """Let the kernel stop it when we are killed, where setpriv can ask for that."""
+    setpriv = shutil.which("setpriv")
+    return [] if setpriv is None else [setpriv, "--pdeathsig", "TERM", "--"]
 
 
 def free_port() -> int:

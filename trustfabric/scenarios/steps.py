@@ -19,7 +19,7 @@ from trustfabric.errors import FabricError, UnavailableError
 from trustfabric.scenarios.client import RefusedError
 from trustfabric.scenarios.model import Phase
 from trustfabric.scenarios.stream import NotSeenError
-from trustfabric.scenarios.tenants import ORDERED_PLAYBOOK, Tenant, World
+from trustfabric.scenarios.tenants import Tenant, World
 
 REGISTRY = "/api/trust/registry"
 RUNS = "/api/trust/remediation/runs"
@@ -149,13 +149,13 @@ class Story:
 
     # --- approval ------------------------------------------------------------
 
-    async def order(self, tag: str, metadata: Mapping[str, Any]) -> None:
-        """Enqueue a run by hand, as the operator, under the scenario's tag."""
+    async def order(self, playbook: str, metadata: Mapping[str, Any]) -> None:
+        """Enqueue a run by hand, as the operator."""
         self.since = len(self.tenant.trust)
         body = {
             "runtime_vm_instance_id": self.instance_id,
-            "playbook": ORDERED_PLAYBOOK,
-            "metadata": {**metadata, "tag": tag},
+            "playbook": playbook,
+            "metadata": dict(metadata),
         }
         try:
             await self.tenant.operator.post(RUNS, body)
@@ -238,6 +238,10 @@ class Story:
             lambda data: restored(data) and data["version"] > completed["version"],
         )
         self._reached(Phase.VERIFY)
+
+    async def until_restored(self) -> None:
+        """Wait until it is trusted, by whatever comes from `since` on."""
+        await self._trust(f"{self.name} restored", restored)
 
     async def _trust(
         self,

@@ -17,6 +17,8 @@ PATIENCE_S = 60.0
 DEFAULT_PLAYBOOK = "default-vm-remediation"
 ORDERED_PLAYBOOK = "restart-vm"
 """What a person enqueues by hand; somebody else has to agree."""
+IMPATIENT_PLAYBOOK = "restart-vm-tried-twice"
+"""The same, given up after one retry."""
 PLAYBOOKS = "/api/trust/remediation/playbooks"
 SCRIPT = Path(__file__).with_name("playbooks") / "restart-vm.sh"
 
@@ -56,9 +58,10 @@ async def peopled(runtime: Runtime, names: Iterable[str]) -> AsyncIterator[World
         )
         world = World(runtime, admin, {})
         for number, name in enumerate(names):
-            tenant = await _settle(runtime, name, FIRST_SUB + number, stack)
+            tenant = await settle(runtime, name, FIRST_SUB + number, stack)
             await add_playbook(admin, DEFAULT_PLAYBOOK, tenant.sub)
-            await add_playbook(admin, ORDERED_PLAYBOOK, tenant.sub, retry_limit=1)
+            await add_playbook(admin, ORDERED_PLAYBOOK, tenant.sub)
+            await add_playbook(admin, IMPATIENT_PLAYBOOK, tenant.sub, retry_limit=1)
             world.tenants[name] = tenant
         yield world
 
@@ -69,9 +72,10 @@ async def person(runtime: Runtime, sub: int, role: str) -> Person:
     return Person(runtime.url, token, patience_s=PATIENCE_S)
 
 
-async def _settle(
+async def settle(
     runtime: Runtime, name: str, sub: int, stack: AsyncExitStack
 ) -> Tenant:
+    """Return a tenant whose streams are recorded while the stack is open."""
     operator = await stack.enter_async_context(await person(runtime, sub, "operator"))
     trust = Recorder(operator, "/api/trust/registry/stream", snapshot="true")
     runs = Recorder(operator, "/api/trust/remediation/stream")

@@ -29,7 +29,8 @@ log = structlog.get_logger(__name__)
 Spawn = Callable[[Callable[[], Any], str], "Address[Any]"]
 SPAWN: ContextVar[Spawn | None] = ContextVar("spawn", default=None)
 """Starts an unsupervised actor in the runtime of this context."""
-
+TYPED = (Request, Notice)
+"""What goes to `handle`; all else goes pykka's way."""
 
 if TYPE_CHECKING:
 
@@ -148,7 +149,7 @@ class Actor(_PykkaActor):
         return spawn(lambda: cls(*args, **kwargs), cls.__name__)
 
     def receive(self, message: Any) -> Any:
-        if isinstance(message, Request | Notice):
+        if isinstance(message, TYPED):
             return self.handle(message)
         return self._handle_receive(message)
 

@@ -18,7 +18,7 @@ from trustfabric.supervision.errors import (
     WouldDeadlockError,
 )
 from trustfabric.supervision.future import LoopReply, ThreadFuture
-from trustfabric.supervision.mailbox import Envelope, Overflow
+from trustfabric.supervision.mailbox import Envelope, Overflow, Reply
 from trustfabric.supervision.messages import Notice, Request
 from trustfabric.supervision.states import ALIVE, NOBODY, State
 
@@ -139,7 +139,7 @@ class Address(pykka.ActorRef[Any], Generic[A]):
             reply.cancel()
             timer.cancel()
             if asking is not None:
-                del asking[id(reply)]
+                del asking[reply]
 
     async def _room(self, reply: LoopReply) -> None:
         """Wait for room behind those who do, or until the reply is out of time."""
@@ -288,19 +288,30 @@ def _cancel(future: asyncio.Future[None], _: object) -> None:
     future.cancel()
 
 
+def waits_for_stop_of(target: Cell, asker: Cell) -> bool:
+    """Whether the target starts again only once the asker, its sibling, has stopped."""
+    return (
+        asker.stop_asked is not None
+        and target.state is State.WAITING
+        and target.parent is asker.parent
+    )
+
+
 def _begin_asking(
     asker: Cell | None, target: Cell, reply: LoopReply
-) -> dict[int, Cell] | None:
-    """Note down who waits for whom, or raise AskCycleError."""
+) -> dict[Reply, Cell] | None:
+    """Note down who waits for whom, unless it would be for ever."""
     if asker is None:
         return None
+    if waits_for_stop_of(target, asker):
+        raise ActorDeadError(f"{target.path}: starts again when its asker has stopped")
     chain = _chain(target, asker, set())
     if chain is not None:
         names = " -> ".join(cell.path for cell in (asker, *chain))
         raise AskCycleError(f"{names}: each waits for the next")
     if asker.asking is None:
         asker.asking = {}
-    asker.asking[id(reply)] = target
+    asker.asking[reply] = target
     return asker.asking
 
 

@@ -18,7 +18,7 @@ from trustfabric.supervision import exits, undelivered
 from trustfabric.supervision.clock import Handle
 from trustfabric.supervision.exits import Exit
 from trustfabric.supervision.holds import Holds
-from trustfabric.supervision.mailbox import DEFAULT_MAILBOX, Envelope, Mailbox
+from trustfabric.supervision.mailbox import DEFAULT_MAILBOX, Envelope, Mailbox, Reply
 from trustfabric.supervision.roles import Behaviour, Cancellable, Parent
 from trustfabric.supervision.scheduler import Scheduler
 from trustfabric.supervision.states import ALIVE, NOBODY, State
@@ -61,7 +61,7 @@ class Cell:
         self.current: Envelope | None = None
         self.since = 0.0
         self.stop_asked: Exit | None = None
-        self.asking: dict[int, Cell] | None = None
+        self.asking: dict[Reply, Cell] | None = None
         self.restart_count = 0
         self.restarts: list[tuple[datetime, str]] | None = None
         self.watchers = Watchers()
@@ -191,7 +191,8 @@ class Cell:
 
     def _deliver(self, envelope: Envelope) -> None:
         scheduler = self.scheduler
-        if envelope.is_late(scheduler.clock.monotonic, self.epoch):
+        plain = envelope.reply is None and envelope.epoch is None
+        if not plain and envelope.is_late(scheduler.clock.monotonic, self.epoch):
             scheduler.skipped += 1
             scheduler.emit(self, Event.SKIPPED, type(envelope.message).__name__)
             return

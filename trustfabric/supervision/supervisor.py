@@ -9,11 +9,11 @@ import asyncio
 
 from trustfabric.supervision import exits
 from trustfabric.supervision.actor import Actor
-from trustfabric.supervision.address import Address, DynamicAddress
+from trustfabric.supervision.address import Address, DynamicAddress, waits_for_stop_of
 from trustfabric.supervision.cell import Cell
 from trustfabric.supervision.child import Child, log_down
 from trustfabric.supervision.dynamic import DynamicSupervisor
-from trustfabric.supervision.errors import GaveUpError
+from trustfabric.supervision.errors import ActorDeadError, GaveUpError
 from trustfabric.supervision.exits import Exit
 from trustfabric.supervision.intensity import Intensity
 from trustfabric.supervision.scheduler import Scheduler
@@ -178,6 +178,7 @@ class Supervisor(Actor):
         for child in reversed(self._children):
             if child.leaving and child.alive:
                 child.stop()
+                _free(child.cell)
                 return True
         for child in self._children:
             child.leaving = False
@@ -194,6 +195,15 @@ class Supervisor(Actor):
                 return
         if not self._booted.done():
             self._booted.set_result(None)
+
+
+def _free(cell: Cell) -> None:
+    """Refuse what a leaver asks of a sibling that waits for it to have left."""
+    for reply, target in list((cell.asking or {}).items()):
+        if waits_for_stop_of(target, cell):
+            reply.reject(
+                ActorDeadError(f"{target.path}: waits for {cell.path} to stop")
+            )
 
 
 def make_child(spec: AnySpec) -> Child:

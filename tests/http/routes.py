@@ -1,0 +1,60 @@
+"""Every route that asks who comes, with an id that nobody has."""
+
+NONE = 2**62
+
+REGISTRY = f"/api/trust/registry/{NONE}"
+PLAYBOOK = f"/api/trust/remediation/playbooks/{NONE}"
+RUN = f"/api/trust/remediation/runs/{NONE}"
+SERVER = f"/api/servers/{NONE}"
+
+READS = (
+    "/api/trust/registry",
+    "/api/trust/registry/stream",
+    REGISTRY,
+    f"{REGISTRY}/history",
+    "/api/trust/remediation/playbooks",
+    PLAYBOOK,
+    "/api/trust/remediation/runs",
+    "/api/trust/remediation/stream",
+    RUN,
+    f"{RUN}/logs",
+    f"{RUN}/artifacts",
+    f"{RUN}/artifacts/{NONE}",
+    "/api/servers",
+    SERVER,
+    f"{SERVER}/placement",
+    f"{SERVER}/vm",
+    f"{SERVER}/vm/logs",
+    "/api/session",
+    "/api/system/actors",
+)
+
+WRITES = (
+    ("POST", f"{REGISTRY}/transition"),
+    ("POST", f"{REGISTRY}/release"),
+    ("POST", "/api/trust/remediation/playbooks"),
+    ("PATCH", PLAYBOOK),
+    ("DELETE", PLAYBOOK),
+    ("POST", "/api/trust/remediation/runs"),
+    ("POST", f"{RUN}/approval"),
+    ("POST", f"{RUN}/cancel"),
+    ("POST", f"{RUN}/retry"),
+    ("POST", "/api/servers"),
+    ("DELETE", SERVER),
+    ("POST", f"{SERVER}/start"),
+    ("POST", f"{SERVER}/stop"),
+    ("POST", f"{SERVER}/redeploy"),
+    ("POST", f"{SERVER}/release"),
+    ("POST", f"{SERVER}/vm/attest"),
+    ("POST", "/api/system/actors/fabric/nobody/kill"),
+)
+
+ALL = (*(("GET", path) for path in READS), *WRITES)
+
+WITH_BODY = tuple(
+    (method, path)
+    for method, path in (*WRITES, ("POST", "/api/session"))
+    if method != "DELETE"
+    and not path.endswith(("/start", "/stop", "/redeploy", "/retry", "/attest", "/kill"))
+)
+"""Routes that read a document."""
