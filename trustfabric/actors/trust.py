@@ -12,7 +12,8 @@ from typing import assert_never
 
 import structlog
 
-from trustfabric.db import trust
+from trustfabric.db import trust, trust_events
+from trustfabric.db.faults import CommitUnknownError
 from trustfabric.db.session import Connection, Database, savepoint
 from trustfabric.domain.ids import InstanceId, OwnerId
 from trustfabric.domain.trust import Change, Facts, Snapshot, advance
@@ -22,12 +23,16 @@ from trustfabric.errors import (
     FabricError,
     InvalidError,
     NotFoundError,
+    UnavailableError,
     VersionConflictError,
     VersionRequiredError,
 )
 from trustfabric.supervision import Actor, Request
 
 log = structlog.get_logger(__name__)
+
+LOOK_BACK, LOOK_BACK_S = 10, 0.3
+"""After a commit whose answer was lost: how often to look whether it was made."""
 
 BATCH = 1000
 """Changes in one transaction at most; the rest waits for the next (postgres.md §2b)."""
@@ -134,6 +139,29 @@ class TrustRegistry(Actor):
     ) -> list[Outcome]:
         outcomes: list[Outcome] = []
         moves: list[trust.Transition] = []
+        try:
+            await self._write(orders, now, outcomes, moves)
+        except CommitUnknownError:
+            if not await self._was_committed(moves):
+                raise
+        for move in moves:
+            log.info(
+                "trust.changed",
+                instance_id=move.after.instance_id,
+                signal=move.change.signal,
+                lifecycle=move.after.lifecycle,
+                status=move.after.attestation_status,
+                version=move.after.version,
+            )
+        return outcomes
+
+    async def _write(
+        self,
+        orders: Sequence[ApplyChange],
+        now: datetime,
+        outcomes: list[Outcome],
+        moves: list[trust.Transition],
+    ) -> None:
         async with self._database.writing() as conn:
             rows = await trust.lock(conn, [one.instance_id for one in orders])
             for one in orders:
@@ -149,16 +177,23 @@ class TrustRegistry(Actor):
                     )
             if moves and len(await trust.save(conn, moves)) != len(moves):
                 raise ConflictError("the registry was written past its lock")
-        for move in moves:
-            log.info(
-                "trust.changed",
-                instance_id=move.after.instance_id,
-                signal=move.change.signal,
-                lifecycle=move.after.lifecycle,
-                status=move.after.attestation_status,
-                version=move.after.version,
-            )
-        return outcomes
+
+    async def _was_committed(self, moves: Sequence[trust.Transition]) -> bool:
+        """Look for a row that the lost commit would have left: all came, or none.
+
+        UnavailableError where the database stays away: then nobody knows.
+        """
+        if not moves:
+            return False
+        for attempt in range(LOOK_BACK):
+            try:
+                async with self._database.reading() as conn:
+                    return await trust_events.is_recorded(conn, moves[0])
+            except UnavailableError:
+                if attempt == LOOK_BACK - 1:
+                    raise
+                await self.sleep(LOOK_BACK_S)
+        return False
 
 
 async def _decide(

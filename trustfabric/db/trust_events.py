@@ -6,9 +6,10 @@ from typing import Any, LiteralString
 from psycopg.rows import dict_row
 
 from trustfabric.db.session import Connection
+from trustfabric.db.trust import Transition
 from trustfabric.domain.events import Position, TrustEvent
 from trustfabric.domain.ids import HistoryId, InstanceId, OwnerId, ServerId
-from trustfabric.domain.trust import AttestationStatus, Lifecycle, Tag
+from trustfabric.domain.trust import REASON_LIMIT, AttestationStatus, Lifecycle, Tag
 
 _EVENT_SQL: LiteralString = """
 SELECT h.id AS history_id, h.xid::text AS xid,
@@ -90,6 +91,33 @@ async def events_after(
             },
         )
         return [_event(row) for row in await cursor.fetchall()]
+
+
+_RECORDED_SQL: LiteralString = """
+SELECT 1 FROM runtime_vm_trust_history
+ WHERE runtime_vm_instance_id = %(instance_id)s AND registry_version = %(version)s
+   AND triggered_at = %(triggered_at)s AND actor = %(actor)s
+   AND transition_reason = %(reason)s
+"""
+
+
+async def is_recorded(conn: Connection, move: Transition) -> bool:
+    """Tell whether exactly this transition is in the history.
+
+    Its version could be another writer's; the time to the microsecond, with who and
+    why, makes it this one.
+    """
+    cursor = await conn.execute(
+        _RECORDED_SQL,
+        {
+            "instance_id": move.after.instance_id,
+            "version": move.after.version,
+            "triggered_at": move.after.updated_at,
+            "actor": move.change.actor,
+            "reason": move.change.reason[:REASON_LIMIT],
+        },
+    )
+    return await cursor.fetchone() is not None
 
 
 def _event(row: Mapping[str, Any]) -> TrustEvent:

@@ -6,8 +6,11 @@ from pathlib import Path
 from aiohttp import web
 
 from trustfabric.db import runs, servers
+from trustfabric.domain.runs import RunStatus
 from trustfabric.errors import ForbiddenError, UnauthenticatedError
 from trustfabric.http import (
+    evaluations,
+    intelligence,
     playbooks,
     session,
     system,
@@ -65,7 +68,16 @@ def build(face: Face) -> web.Application:
     )
     application[FACE] = face
     application.on_response_prepare.append(_secure)
-    for part in (trust, playbooks, run_routes, server_routes, session, system):
+    for part in (
+        trust,
+        playbooks,
+        run_routes,
+        server_routes,
+        evaluations,
+        intelligence,
+        session,
+        system,
+    ):
         application.add_routes(part.routes)
     static = Path(str(resources.files("trustfabric.http") / "static"))
     application.router.add_get("/", _dashboard(static / "index.html"))
@@ -112,6 +124,7 @@ async def _check_run(request: web.Request, scope: RunScope) -> None:
     if (
         run is None
         or run.id != scope.run_id
+        or run.status is not RunStatus.RUNNING
         or run.lease_epoch != scope.lease_epoch
         or run.lease_expires_at is None
         or run.lease_expires_at <= face.now()

@@ -9,6 +9,7 @@ from aiohttp import web
 from trustfabric.actors.attestation import Attestation
 from trustfabric.actors.dispatch import Dispatcher
 from trustfabric.actors.playbooks import Playbooks
+from trustfabric.actors.refreshes import Refresher
 from trustfabric.actors.servers import Servers
 from trustfabric.actors.streams import Broadcaster, Subscription
 from trustfabric.actors.trust import TrustRegistry
@@ -41,6 +42,7 @@ class Face:
     servers: Address[Servers]
     dispatcher: Address[Dispatcher]
     playbooks: Address[Playbooks]
+    refresher: Address[Refresher]
     provisioner: Provisioner
     runtime: Runtime
     tokens: Tokens

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, NoReturn, TypeVar
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trustfabric.domain.documents import check_document
@@ -87,6 +88,20 @@ class Query:
             case _:
                 raise MalformedError(f"{name}: not true or false")
 
+    def moment(self, name: str) -> datetime | None:
+        """Read an RFC 3339 time; its offset is required."""
+        text = self._values.get(name)
+        if text is None:
+            return None
+        try:
+            # A plus sign that was not escaped arrives as a blank.
+            at = datetime.fromisoformat(text.replace(" ", "+"))
+        except ValueError:
+            raise MalformedError(f"{name}: not an RFC 3339 time") from None
+        if at.tzinfo is None:
+            raise MalformedError(f"{name}: a time needs an offset, like Z")
+        return at
+
     def limit(self, *, default: int = DEFAULT_LIMIT, maximum: int = MAX_LIMIT) -> int:
         return self.integer("limit", minimum=1, maximum=maximum) or default
 
@@ -100,7 +115,10 @@ async def read_body(request: web.Request, kind: type[B]) -> B:
     What is sent in a body is sent there only: a query beside it is refused.
     """
     Query(request)
-    raw = await request.read()
+    try:
+        raw = await request.read()
+    except (HttpProcessingError, web.RequestPayloadError):
+        raise MalformedError("body: not encoded as its headers say") from None
     _check_json(raw)
     try:
         return kind.model_validate_json(raw, strict=True)
@@ -164,7 +182,8 @@ def _is_plain(text: str) -> bool:
 def _check_json(raw: bytes) -> None:
     """Refuse what parsers disagree on and what can't be stored, by its place."""
     try:
-        value = json.loads(raw, object_pairs_hook=_unique, parse_constant=_no_constant)
+        text = raw.decode()  # of bytes, loads would guess the encoding
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
         check_document("body", value)
     except RecursionError:
         raise MalformedError("body: nested too deeply") from None

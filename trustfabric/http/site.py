@@ -26,6 +26,7 @@ class Site(Actor):
         super().__init__()
         self._face = face
         self._listening = listening
+        self._runner: web.AppRunner | None = None
 
     async def on_start(self) -> None:
         application = build(self._face)
@@ -35,9 +36,14 @@ class Site(Actor):
         )
         # However this incarnation ends, its connections and its socket go with it.
         _ = self.run(_until_cancelled(runner), _Ended)
+        self._runner = runner
         await runner.setup()
         # A copy of the descriptor: the next incarnation listens on the same socket.
         await web.SockSite(runner, self._listening().dup()).start()
+
+    async def on_stop(self) -> None:
+        assert self._runner is not None
+        await self._runner.cleanup()
 
     def handle(self, message: _Ended) -> NoReturn:
         raise RuntimeError("the site ended by itself") from message.how
@@ -47,6 +53,9 @@ async def _until_cancelled(runner: web.AppRunner) -> NoReturn:
     try:
         await asyncio.get_running_loop().create_future()
     finally:
+        # None are left after an orderly stop; who is killed says no good-byes.
+        for connection in runner.server.connections if runner.server else ():
+            connection.force_close()
         await runner.cleanup()
     raise AssertionError("nobody sets it")
 

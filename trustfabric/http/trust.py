@@ -9,9 +9,10 @@ from pydantic import Field
 from trustfabric.actors.attestation import Attest
 from trustfabric.actors.streams import Event, Stream
 from trustfabric.actors.trust import ApplyChange
-from trustfabric.db import trust, trust_events
+from trustfabric.db import trust, trust_events, trust_past
 from trustfabric.db.run_writes import CancelActiveRun
 from trustfabric.db.session import Connection
+from trustfabric.domain import lifecycle
 from trustfabric.domain.events import TrustEvent
 from trustfabric.domain.ids import InstanceId, OwnerId, ServerId
 from trustfabric.domain.trust import (
@@ -20,8 +21,13 @@ from trustfabric.domain.trust import (
     Tag,
     is_stale,
 )
-from trustfabric.domain.wishes import Wish
-from trustfabric.errors import InvalidError, MalformedError, NotFoundError
+from trustfabric.domain.wishes import Wish, by_hand
+from trustfabric.errors import (
+    ConflictError,
+    InvalidError,
+    MalformedError,
+    NotFoundError,
+)
 from trustfabric.http.auth import PRINCIPAL, Role, require
 from trustfabric.http.face import ASK_S, FACE
 from trustfabric.http.parse import (
@@ -45,20 +51,36 @@ SNAPSHOT_MAX = 100_000
 @routes.get("/api/trust/registry")
 async def list_registry(request: web.Request) -> web.Response:
     face = request.app[FACE]
-    query = Query(request, *_FILTERS, "limit", "cursor")
+    query = Query(request, *_FILTERS, "at", "limit", "cursor")
     wanted, limit = _filter(request, query), query.limit()
+    at = query.moment("at")
+    read = trust.list_postures if at is None else trust_past.list_past
 
     async with face.database.reading() as conn:
-        rows = await trust.list_postures(
-            conn, wanted, face.now(), after=query.cursor() or 0, limit=limit
+        rows = await read(
+            conn, wanted, at or face.now(), after=query.cursor() or 0, limit=limit
         )
     return page(
         request,
-        [posture_view(row, face.now()) for row in rows],
+        [posture_view(row, at or face.now()) for row in rows],
         count=len(rows),
         limit=limit,
         last=rows[-1].snapshot.instance_id if rows else 0,
     )
+
+
+@routes.get("/api/trust/lifecycle")
+async def get_lifecycle(request: web.Request) -> web.Response:
+    query = Query(request, "format")
+    match query.text("format"):
+        case None | "json":
+            return reply(lifecycle.document())
+        case "mermaid":
+            return web.Response(
+                text=lifecycle.mermaid(), content_type="text/vnd.mermaid"
+            )
+        case _:
+            raise MalformedError("format: not json or mermaid")
 
 
 @routes.get("/api/trust/registry/stream", allow_head=False)
@@ -88,10 +110,13 @@ async def stream_registry(request: web.Request) -> web.StreamResponse:
 
 @routes.get(r"/api/trust/registry/{id:\d+}")
 async def get_registry(request: web.Request) -> web.Response:
-    Query(request)
+    query = Query(request, "at")
     face = request.app[FACE]
-    posture = await _posture(request, InstanceId(path_id(request)))
-    return reply(posture_view(posture, face.now()), version=posture.snapshot.version)
+    at = query.moment("at")
+    posture = await _posture(request, InstanceId(path_id(request)), at)
+    view = posture_view(posture, at or face.now())
+    # A row of the past is nothing to base a write on: it has no ETag.
+    return reply(view, version=posture.snapshot.version if at is None else None)
 
 
 @routes.get(r"/api/trust/registry/{id:\d+}/history")
@@ -192,32 +217,39 @@ async def _apply(
 ) -> None:
     principal, face = request[PRINCIPAL], request.app[FACE]
     ends_repair = wish.lifecycle in {Lifecycle.QUARANTINED, Lifecycle.RESTORED}
-    await face.trust.ask(
-        ApplyChange(
-            instance_id=instance_id,
-            change=wish,
-            owner_id=principal.owner,
-            expected_version=expected_version(request, version),
-            requires_version=True,
-            companions=(
-                (
-                    CancelActiveRun(
-                        by=principal.actor,
-                        reason=wish.reason or "manual",
-                        now=face.now(),
-                    ),
-                )
-                if ends_repair
-                else ()
-            ),
-        ),
-        within_s=ASK_S,
+    cancel = CancelActiveRun(
+        by=principal.actor, reason=wish.reason or "manual", now=face.now()
     )
+    change = ApplyChange(
+        instance_id=instance_id,
+        change=wish,
+        owner_id=principal.owner,
+        expected_version=expected_version(request, version),
+        requires_version=True,
+        companions=(cancel,) if ends_repair else (),
+    )
+    try:
+        await face.trust.ask(change, within_s=ASK_S)
+    except ConflictError as error:
+        # Whoever was refused needs what they didn't know: the row, and the way on.
+        now_is = await _posture(request, instance_id)
+        error.facts = {
+            **error.facts,
+            "current": posture_view(now_is, face.now()),
+            "allowed": by_hand(now_is.snapshot.lifecycle),
+        }
+        raise
 
 
-async def _posture(request: web.Request, instance_id: InstanceId) -> trust.Posture:
+async def _posture(
+    request: web.Request, instance_id: InstanceId, at: datetime | None = None
+) -> trust.Posture:
+    owner_id = request[PRINCIPAL].owner
     async with request.app[FACE].database.reading() as conn:
-        posture = await trust.get_posture(conn, request[PRINCIPAL].owner, instance_id)
+        if at is None:
+            posture = await trust.get_posture(conn, owner_id, instance_id)
+        else:
+            posture = await trust_past.get_past(conn, owner_id, instance_id, at)
     if posture is None:
         raise NotFoundError(f"no instance {instance_id}")
     return posture

@@ -1,10 +1,13 @@
 """The JSON shape of each value, shared by REST and the streams."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from trustfabric.db.artifacts import Artifact
+from trustfabric.db.evaluations import Standing
+from trustfabric.db.intelligence import CapabilityScore
+from trustfabric.db.refreshes import Refresh
 from trustfabric.db.trust import Posture
 from trustfabric.db.vms import Instance
 from trustfabric.domain.events import TrustEvent
@@ -237,4 +240,92 @@ def artifact_view(artifact: Artifact) -> View:
         "metadata": artifact.metadata,
         "recorded_by": artifact.recorded_by,
         "created_at": artifact.created_at,
+    }
+
+
+def certification_view(standing: Standing, now: datetime) -> View:
+    """Show a certification, its plan, and the trust that it stands on."""
+    row, job = standing.certification, standing.job
+    return {
+        "id": row.id,
+        "artifact_id": row.artifact_id,
+        "server_id": row.server_id,
+        "tier": row.tier,
+        "policy_requirement": row.policy_requirement,
+        "manifest_digest": row.manifest_digest,
+        "status": row.status,
+        "valid_from": row.valid_from,
+        "valid_until": row.valid_until,
+        "refresh_cadence_seconds": row.cadence_s,
+        "next_refresh_at": row.next_refresh_at,
+        "governance_notes": row.governance_notes,
+        "blocked_reason": row.blocked_reason,
+        "evidence_source": row.evidence_source,
+        "last_attestation_status": row.last_attestation_status,
+        "fallback_launched_at": row.fallback_launched_at,
+        "vm_instance_id": standing.instance_id,
+        "attestation_status": standing.attestation_status,
+        "lifecycle_state": standing.lifecycle,
+        "remediation_attempts": standing.attempts,
+        "freshness_deadline": standing.freshness_deadline,
+        "stale": is_stale(standing.freshness_deadline, now),
+        "provenance_ref": standing.provenance_ref,
+        "refresh": None
+        if job is None
+        else {
+            "id": job.id,
+            "status": job.status,
+            "attempts": job.attempts,
+            "not_before": job.not_before,
+        },
+        "version": row.version,
+        "created_at": row.created_at,
+        "updated_at": row.updated_at,
+    }
+
+
+def lineage_view(standing: Standing, refreshes: Sequence[Refresh]) -> View:
+    """Show where a certification's evidence comes from."""
+    row = standing.certification
+    return {
+        "id": row.id,
+        "server_id": row.server_id,
+        "tier": row.tier,
+        "status": row.status,
+        "manifest_digest": row.manifest_digest,
+        "evidence": row.evidence,
+        "evidence_source": row.evidence_source,
+        "evidence_lineage": row.evidence_lineage,
+        "provenance_ref": standing.provenance_ref,
+        "valid_from": row.valid_from,
+        "valid_until": row.valid_until,
+        "refreshes": [
+            {
+                "id": one.id,
+                "status": one.status,
+                "attempts": one.attempts,
+                "last_error": one.last_error,
+                "created_at": one.created_at,
+                "finished_at": one.finished_at,
+            }
+            for one in refreshes
+        ],
+        "version": row.version,
+    }
+
+
+def score_view(row: CapabilityScore) -> View:
+    """Show one capability's score with every term of it."""
+    return {
+        "id": row.id,
+        "server_id": row.server_id,
+        "capability": row.capability,
+        "backend": row.backend,
+        "tier": row.tier,
+        "score": row.score,
+        "status": row.status,
+        "confidence": row.confidence,
+        "notes": row.notes,
+        "evidence": row.evidence,
+        "last_observed_at": row.last_observed_at,
     }
