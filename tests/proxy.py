@@ -1,0 +1,74 @@
+"""A link to PostgreSQL that breaks where a test says: around a commit."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+
+class Cut(StrEnum):
+    """Where the next commit is cut off."""
+
+    BEFORE = "the server never hears of it"
+    AFTER = "it is made, and nobody is told"
+
+
+@dataclass
+class Link:
+    """The proxy's switch."""
+
+    url: str
+    cut: Cut | None = None
+    """Once: the next commit over any connection, then never again."""
+    cuts: int = field(default=0, init=False)
+
+
+@asynccontextmanager
+async def a_link(database_url: str, folder: Path) -> AsyncIterator[Link]:
+    """Stand between whoever connects to `url` and the true server's socket."""
+    known = conninfo_to_dict(database_url)
+    port = known.get("port") or "5432"
+    true_socket = Path(str(known["host"])) / f".s.PGSQL.{port}"
+    link = Link(make_conninfo(database_url, host=str(folder)))
+
+    async def pass_on(
+        client: asyncio.StreamReader, to_client: asyncio.StreamWriter
+    ) -> None:
+        server, to_server = await asyncio.open_unix_connection(str(true_socket))
+        back = asyncio.create_task(_pump(server, to_client))
+        try:
+            while data := await client.read(65_536):
+                if link.cut is not None and b"COMMIT" in data:
+                    cut, link.cut = link.cut, None
+                    link.cuts += 1
+                    back.cancel()
+                    if cut is Cut.AFTER:
+                        to_server.write(data)
+                        await server.read(1)
+                    return
+                to_server.write(data)
+                await to_server.drain()
+        except ConnectionError:
+            pass
+        finally:
+            back.cancel()
+            to_server.close()
+            to_client.close()
+
+    listening = await asyncio.start_unix_server(
+        pass_on, str(folder / f".s.PGSQL.{port}")
+    )
+    async with listening:
+        yield link
+        listening.close()
+
+
+async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while data := await source.read(65_536):
+            sink.write(data)
+            await sink.drain()
