@@ -1,18 +1,33 @@
 """Measures every figure beside its peer; prints a table and writes results.json.
 
-    python -m benchmarks [--quick] [--rounds N] [--only WORD] [--output FILE]
+python -m benchmarks [--quick] [--rounds N] [--only WORD] [--output FILE]
 """
 
 import argparse
 import asyncio
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import bench, frame, registry
+from benchmarks import (
+    actor_figures,
+    bench,
+    frame,
+    lifetime,
+    registry,
+    requests,
+    streams,
+)
 
-PARTS = (*registry.PARTS,)
+PARTS = (
+    *actor_figures.PARTS,
+    *registry.PARTS,
+    *streams.PARTS,
+    *requests.PARTS,
+    *lifetime.PARTS,
+)
 RESULTS = Path(__file__).with_name("results.json")
 
 
@@ -32,6 +47,7 @@ def main() -> None:
         if options.only in part.name and (part.quick or not options.quick)
     ]
     rounds = options.rounds or (1 if options.quick else 3)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to clean up
     options.dir.mkdir(mode=0o711, exist_ok=True)
     home = Path(tempfile.mkdtemp(prefix="bench-", dir=options.dir.absolute()))
     home.chmod(0o711)

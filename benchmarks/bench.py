@@ -49,8 +49,8 @@ class Seed:
 
     instances: int
     servers: int = 50
-    runtime: str | None = None
-    """Whose instances they are; None: nobody's, so that no runtime acts on them."""
+    runtime: str = "elsewhere"
+    """Whose instances they are: no other runtime acts on them."""
     desired: str = "running"
 
 
@@ -86,7 +86,9 @@ class Bench:
                 )
             )
             try:
-                url = make_conninfo(self.cluster_url, dbname=name.as_string().strip('"'))
+                url = make_conninfo(
+                    self.cluster_url, dbname=name.as_string().strip('"')
+                )
                 await _sow(url, seed)
                 yield url
             finally:

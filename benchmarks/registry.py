@@ -3,12 +3,13 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, redirect_stderr
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import orjson
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
@@ -18,7 +19,7 @@ from trustfabric import log
 from trustfabric.actors.trust import ApplyChange, TrustRegistry
 from trustfabric.db import trust
 from trustfabric.db.session import Connection, Database
-from trustfabric.db.trust import _SAVE_SQL, _columns
+from trustfabric.db.trust import _SAVE_SQL, _record
 from trustfabric.domain.ids import InstanceId
 from trustfabric.domain.trust import Change, Signal, advance
 from trustfabric.errors import FabricError
@@ -64,7 +65,8 @@ WITH saved AS (
            remediation_state = 'remediation' || chr(58) || 'none',
            remediation_attempts = 0,
            freshness_deadline = now() + interval '1 day',
-           provenance_ref = 'attestation' || chr(58) || '1', provenance = '{provenance}',
+           provenance_ref = 'attestation' || chr(58) || '1',
+           provenance = '{provenance}',
            version = version + 1, updated_at = now()
      WHERE runtime_vm_instance_id = :id
  RETURNING *
@@ -191,13 +193,15 @@ async def _asked(address: Address[TrustRegistry], seconds: float) -> float:
 class _Batch:
     """The write alone: the registry's own statement, again and again."""
 
-    def __init__(self, moves: list[trust.Transition]) -> None:
-        self._values: dict[str, Any] = dict(_columns(moves))
+    def __init__(self, moves: Sequence[trust.Transition]) -> None:
+        self._rows: list[dict[str, Any]] = [{**_record(move)} for move in moves]
 
     async def save(self, conn: Connection) -> None:
-        cursor = await conn.execute(_SAVE_SQL, self._values)
-        assert cursor.rowcount == len(self._values["instance_id"])
-        self._values["read_version"] = [n + 1 for n in self._values["read_version"]]
+        batch = orjson.dumps(self._rows).decode()
+        cursor = await conn.execute(_SAVE_SQL, {"batch": batch})
+        assert cursor.rowcount == len(self._rows)
+        for row in self._rows:
+            row["read_version"] += 1
 
 
 async def _batches(url: str, seconds: float) -> float:

@@ -4,5 +4,6 @@ pytest_plugins = [
     "tests.fix_db",
     "tests.fix_fabric",
     "tests.fix_hypothesis",
+    "tests.fix_machines",
     "tests.fix_runtime",
 ]

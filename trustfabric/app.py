@@ -16,8 +16,10 @@ from trustfabric.actors.attestation import Attestation
 from trustfabric.actors.dispatch import Dispatcher, RunOver
 from trustfabric.actors.evaluations import Cadence, Scheduler
 from trustfabric.actors.hypervisor import Hypervisor
+from trustfabric.actors.intelligence import Scorer
 from trustfabric.actors.orders import Desk
 from trustfabric.actors.playbooks import Playbooks
+from trustfabric.actors.refreshes import Refresher, Rhythm
 from trustfabric.actors.runs import RunTools
 from trustfabric.actors.servers import Fleet, Gone, Servers
 from trustfabric.actors.streams import Broadcaster, Feed, Listener, Stream
@@ -25,7 +27,9 @@ from trustfabric.actors.trust import TrustRegistry
 from trustfabric.actors.vms import Equipment
 from trustfabric.config import Settings
 from trustfabric.db import listen, run_events, trust_events
+from trustfabric.db.intelligence import Changes
 from trustfabric.domain.dispatch import DispatchSettings
+from trustfabric.domain.refreshes import RefreshSettings
 from trustfabric.domain.runs import RetryPolicy, Run
 from trustfabric.domain.specs import ExecutorType
 from trustfabric.drivers.secrets import Secrets
@@ -44,6 +48,8 @@ log = structlog.get_logger(__name__)
 
 STOP_S = 10.0
 TOKEN_S = 86_400
+LEASE_S = 60.0
+"""Of a certification's refresh, beside what two challenges may take."""
 FEEDS = (
     Feed(Stream.TRUST, listen.TRUST_CHANNEL, trust_events.events_after),
     Feed(Stream.REMEDIATION, listen.REMEDIATION_CHANNEL, run_events.events_after),
@@ -164,8 +170,16 @@ def _makers(use: Resources, runtime: Runtime, at: Addresses) -> Makers:
         scheduler=lambda: Scheduler(
             database, at.trust, at.attestation, _cadence(settings), use.runtime_id
         ),
+        refresher=lambda: Refresher(
+            database, at.attestation, at.broadcaster, _rhythm(use)
+        ),
         playbooks=lambda: Playbooks(database),
         dispatcher=lambda: _dispatcher(use, at),
+        intelligence=lambda: Scorer(
+            database,
+            lambda: Changes.open(use.database_url),
+            timedelta(seconds=settings.attestation.max_age_s),
+        ),
         api=lambda: Site(_face(use, runtime, at), lambda: use.listening),
     )
 
@@ -187,6 +201,20 @@ def _cadence(settings: Settings) -> Cadence:
         tick_s=min(settings.scheduler.tick_s, max_age / 4),
         ahead=timedelta(seconds=max_age / 2),
         quiet=timedelta(seconds=min(30.0, max_age / 4)),
+    )
+
+
+def _rhythm(use: Resources) -> Rhythm:
+    chosen = use.settings.scheduler
+    answer_s = use.settings.attestation.timeout_s
+    return Rhythm(
+        runtime_id=use.runtime_id,
+        tick_s=chosen.tick_s,
+        refresh=RefreshSettings(
+            cadence=timedelta(seconds=chosen.cadence_s),
+            look_ahead=timedelta(seconds=chosen.look_ahead_s),
+            lease=timedelta(seconds=LEASE_S + 2 * answer_s),
+        ),
     )
 
 
@@ -267,6 +295,7 @@ def _face(use: Resources, runtime: Runtime, at: Addresses) -> Face:
         servers=at.servers,
         dispatcher=at.dispatcher,
         playbooks=at.playbooks,
+        refresher=at.refresher,
         provisioner=use.provisioner,
         runtime=runtime,
         tokens=use.tokens,

@@ -1,8 +1,10 @@
 """What the data directory keeps of a runtime: its name and its signing secret."""
 
+import contextlib
 import fcntl
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,10 +38,12 @@ def runtime_id_of(data_dir: Path) -> str:
 @contextmanager
 def held(data_dir: Path) -> Iterator[None]:
     """Keep other runtimes off this data directory. ConfigError where one is on it."""
-    # Others may pass through it, to what is made for them: a run's own directory,
-    # the database's socket. What is secret inside is readable by us only.
-    data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-    descriptor = os.open(data_dir / "runtime.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    _make_directory(data_dir)
+    lock = data_dir / "runtime.lock"
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError([f"TRUSTFABRIC_DATA_DIR: {lock}: {error.strerror}"]) from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,12 +70,46 @@ def keep(path: Path, text: str) -> Path:
 
 def _kept(path: Path, size: int) -> str:
     """Return a random text that is made once and then kept, readable by us only."""
-    path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    _make_directory(path.parent)
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_text().strip()
-    with os.fdopen(descriptor, "w") as file:
-        text = secrets.token_hex(size)
-        file.write(text)
+        text = _read(path)
+        if text is None:
+            _write(path, secrets.token_hex(size))
+            text = _read(path)
+    except OSError as error:
+        raise ConfigError([f"TRUSTFABRIC_DATA_DIR: {path}: {error.strerror}"]) from None
+    if text is None or len(text) < 2 * size:
+        raise ConfigError([f"TRUSTFABRIC_DATA_DIR: {path} is damaged: remove it"])
     return text
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return None
+
+
+def _write(path: Path, text: str) -> None:
+    """Make the file whole or not at all; the first of several keeps its text."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(name, path)
+    finally:
+        Path(name).unlink()
+
+
+def _make_directory(data_dir: Path) -> None:
+    try:
+        # Others may pass through it, to what is made for them: a run's own directory,
+        # the database's socket. What is secret inside is readable by us only.
+        data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            [f"TRUSTFABRIC_DATA_DIR: {data_dir}: {error.strerror}"]
+        ) from None

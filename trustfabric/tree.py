@@ -11,7 +11,9 @@ from trustfabric.actors.attestation import Attestation
 from trustfabric.actors.dispatch import Dispatcher
 from trustfabric.actors.evaluations import Scheduler
 from trustfabric.actors.hypervisor import Hypervisor
+from trustfabric.actors.intelligence import Scorer
 from trustfabric.actors.playbooks import Playbooks
+from trustfabric.actors.refreshes import Refresher
 from trustfabric.actors.runs import RunActor
 from trustfabric.actors.servers import Servers
 from trustfabric.actors.streams import Broadcaster, Listener
@@ -50,12 +52,16 @@ class Addresses:
     scheduler: Address[Scheduler] = field(
         default_factory=lambda: Address("evaluations")
     )
+    refresher: Address[Refresher] = field(default_factory=lambda: Address("refreshes"))
     playbooks: Address[Playbooks] = field(default_factory=lambda: Address("playbooks"))
     runs: DynamicAddress[RunActor] = field(
         default_factory=lambda: DynamicAddress("runs")
     )
     dispatcher: Address[Dispatcher] = field(
         default_factory=lambda: Address("dispatcher")
+    )
+    intelligence: Address[Scorer] = field(
+        default_factory=lambda: Address("intelligence")
     )
     api: Address[Site] = field(default_factory=lambda: Address("api"))
 
@@ -71,8 +77,10 @@ class Makers:
     hypervisor: Callable[[], Hypervisor]
     servers: Callable[[], Servers]
     scheduler: Callable[[], Scheduler]
+    refresher: Callable[[], Refresher]
     playbooks: Callable[[], Playbooks]
     dispatcher: Callable[[], Dispatcher]
+    intelligence: Callable[[], Scorer]
     api: Callable[[], Site]
 
 
@@ -105,6 +113,7 @@ def fabric(at: Addresses, make: Makers) -> SupervisorSpec:
             ),
             ChildSpec(address=at.servers, start=make.servers),
             ChildSpec(address=at.scheduler, start=make.scheduler),
+            ChildSpec(address=at.refresher, start=make.refresher),
             SupervisorSpec(
                 name="remediation",
                 strategy=Strategy.REST_FOR_ONE,
@@ -115,6 +124,7 @@ def fabric(at: Addresses, make: Makers) -> SupervisorSpec:
                     ChildSpec(address=at.dispatcher, start=make.dispatcher),
                 ),
             ),
+            ChildSpec(address=at.intelligence, start=make.intelligence),
             ChildSpec(address=at.api, start=make.api),
         ),
     )

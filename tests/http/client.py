@@ -1,6 +1,7 @@
 """How the tests speak to the runtime: plainly, with nothing that forgives."""
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -37,6 +38,10 @@ class Answer:
         return document
 
 
+class RefusedError(Exception):
+    """A stream was not opened."""
+
+
 @dataclass
 class Caller:
     """One holder of a token, or of none."""
@@ -64,7 +69,7 @@ class Caller:
         async with self.http.request(
             method,
             self.runtime.url + path,
-            data=data,
+            data=None if data is None else io.BytesIO(data),
             params=query,
             headers=given,
             allow_redirects=False,
@@ -99,7 +104,8 @@ class Caller:
             headers=headers,
             timeout=aiohttp.ClientTimeout(total=None),
         ) as response:
-            assert response.status == 200, await response.read()
+            if response.status != 200:
+                raise RefusedError(response.status, await response.read())
             yield Stream(response)
 
     def _credential(self) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """People with tokens, and rows that nothing in the runtime moves by itself."""
 
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +107,11 @@ class Still:
             row["remediation_state"],
         )
 
+    def quarantine(self) -> None:
+        """Quarantine it as if the dispatcher had seen it: version 2."""
+        tag = "remediation:no-playbook"
+        self.move("quarantined", "untrusted", remediation_state=tag)
+
 
 def still_instance(runtime: Served, owner: int) -> Still:
     """Make a server with an instance that is suspect and pending."""
@@ -137,7 +143,21 @@ def still_instance(runtime: Served, owner: int) -> Still:
         instance,
         instance,
     )
+    _wait_until_heard(runtime, instance)
     return Still(runtime, server, instance, name)
+
+
+def _wait_until_heard(runtime: Served, instance: int) -> None:
+    """Wait until streams that open from now on don't tell of its making."""
+    heard = """
+        SELECT 1 FROM listener_positions p, runtime_vm_trust_history h
+         WHERE p.name LIKE '%%/trust' AND h.runtime_vm_instance_id = %s
+           AND (p.xid, p.id) >= (h.xid, h.id)
+    """
+    until = time.monotonic() + 10
+    while not runtime.rows(heard, instance):
+        assert time.monotonic() < until
+        time.sleep(0.005)
 
 
 @pytest.fixture

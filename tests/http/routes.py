@@ -6,6 +6,7 @@ REGISTRY = f"/api/trust/registry/{NONE}"
 PLAYBOOK = f"/api/trust/remediation/playbooks/{NONE}"
 RUN = f"/api/trust/remediation/runs/{NONE}"
 SERVER = f"/api/servers/{NONE}"
+EVALUATION = f"/api/evaluations/{NONE}"
 
 READS = (
     "/api/trust/registry",
@@ -27,6 +28,11 @@ READS = (
     f"{SERVER}/vm/logs",
     "/api/session",
     "/api/system/actors",
+    "/api/trust/lifecycle",
+    "/api/evaluations",
+    f"{EVALUATION}/status",
+    f"{EVALUATION}/lineage",
+    f"/api/intelligence/servers/{NONE}/scores",
 )
 
 WRITES = (
@@ -47,6 +53,8 @@ WRITES = (
     ("POST", f"{SERVER}/release"),
     ("POST", f"{SERVER}/vm/attest"),
     ("POST", "/api/system/actors/fabric/nobody/kill"),
+    ("PATCH", f"{EVALUATION}/status"),
+    ("POST", f"{EVALUATION}/retry"),
 )
 
 ALL = (*(("GET", path) for path in READS), *WRITES)
@@ -55,6 +63,8 @@ WITH_BODY = tuple(
     (method, path)
     for method, path in (*WRITES, ("POST", "/api/session"))
     if method != "DELETE"
-    and not path.endswith(("/start", "/stop", "/redeploy", "/retry", "/attest", "/kill"))
+    and not path.endswith(
+        ("/start", "/stop", "/redeploy", "/retry", "/attest", "/kill")
+    )
 )
 """Routes that read a document."""

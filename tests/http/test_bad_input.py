@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.http.client import Caller
+from tests.http.client import UNSET, Caller
 from tests.http.conftest import Still, a_playbook
 from tests.http.routes import ALL, READS, SERVER, WITH_BODY
 
@@ -222,23 +222,23 @@ async def test_words_of_the_query_are_trimmed_and_case_folded(
     assert [row["vm_instance_id"] for row in answer.json()] == [vm.id]
 
 
-IDS = ("0", str(2**62), str(2**63), "9" * 5000, "007" * 20)
+IDS = ("0", str(2**62), str(2**63), "9" * 4500, "007" * 20)
 
 
 @pytest.mark.parametrize(
     ("method", "path"), [(m, p) for m, p in ALL if str(2**62) in p]
 )
 async def test_unknown_ids_are_not_found(boss: Caller, method: str, path: str) -> None:
-    body = {
+    bodies = {
         "transition": {"attestation_status": "unknown", "lifecycle_state": "suspect"},
         "release": {"reason": "why not"},
         "approval": {"new_state": "approved", "expected_version": 1},
         str(2**62): {"description": "x"},
     }
     name = path.rsplit("/", 1)[-1]
-    given = {"body": body[name]} if method in ("POST", "PATCH") and name in body else {}
+    body = bodies.get(name, UNSET) if method in ("POST", "PATCH") else UNSET
     for number in IDS:
-        answer = await boss.call(method, path.replace(str(2**62), number), **given)
+        answer = await boss.call(method, path.replace(str(2**62), number, 1), body)
 
         answer.problem(404, "not-found")
 
@@ -296,7 +296,7 @@ async def _raw(caller: Caller, request: bytes) -> bytes:
         b"GET //evil.example/api/servers HTTP/1.1",
         b"GET http://evil.example/api/servers/0 HTTP/1.1",
         b"GET /api/servers HTTP/1.1\r\nHost: other.example",
-        b"POST /api/servers HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5",
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5",
         b"POST /api/servers HTTP/1.1\r\nTransfer-Encoding: identity, chunked",
         b"GET /api/servers HTTP/1.1\r\nX: " + b"x" * 20_000,
         b"OPTIONS * HTTP/1.1",
@@ -320,8 +320,36 @@ async def test_s27_strange_requests_are_refused_and_no_fault_of_ours(
     assert (await alice.get("/healthz")).status == 200
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "GET / HTTP/1.1\r\nAuthorization: Bearer {}\x00",
+        "GET / HTTP/1.1\r\nAuthorization Bearer {}",
+        "GET / HTTP/1.1\r\n{}",
+        "GET /{} {} HTTP/1.1",
+        "{} / HTTP/1.1",
+        'GET / HTTP/1.1\r\n{{"event": "forged", "x": "{}"}}',
+    ],
+)
+async def test_s31_s35_garbled_requests_leave_nothing_in_the_log(
+    alice: Caller, line: str
+) -> None:
+    secret = "s3cr3t-" + "x" * 30
+    before = len(alice.runtime.log())
+
+    answer = await _raw(alice, line.format(secret, secret).encode() + b"\r\n\r\n")
+
+    assert answer.split(b" ", 2)[1].startswith(b"4")
+    told = alice.runtime.log()[before:]
+    assert secret not in told
+    assert "Traceback" not in told
+    assert "forged" not in told
+
+
 async def test_errors_tell_nothing_of_the_inside(boss: Caller) -> None:
     for method, path in ALL:
+        if path.endswith("/stream"):
+            continue
         answer = await boss.call(method, path, {"'": "' OR 1=1; --"})
         for word in (b"Traceback", b"SELECT", b"psycopg", b"/trustfabric/"):
             assert word not in answer.body, path

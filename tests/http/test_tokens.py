@@ -2,14 +2,19 @@
 
 import base64
 import hmac
+import importlib
 import json
+import pkgutil
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
+import trustfabric.http
 from tests.fix_runtime import SECRET, Served, serving, sign
 from tests.http.client import Caller
 from tests.http.conftest import Meet
@@ -32,6 +37,30 @@ async def test_s1_no_route_answers_without_a_token(
     assert bare.headers["WWW-Authenticate"] == "Bearer"
     assert problem["instance"] == path
     assert forged.problem(401, "unauthenticated")["detail"] == "the token is not valid"
+
+
+def test_the_list_of_routes_is_whole() -> None:
+    """A route that is added is added to `routes.py` too."""
+    served = {
+        (route.method, route.path)
+        for module in pkgutil.iter_modules(trustfabric.http.__path__)
+        for route in getattr(
+            importlib.import_module(f"trustfabric.http.{module.name}"), "routes", ()
+        )
+        if isinstance(route, web.RouteDef)
+    }
+    called = [(method, path.partition("?")[0]) for method, path in ALL]
+    for method, path in served - PUBLIC:
+        pattern = re.sub(r"\{[^{}]*\}", "[^ ]+", path)
+        assert [1 for m, p in called if m == method and re.fullmatch(pattern, p)], path
+
+
+PUBLIC = {
+    ("GET", "/healthz"),
+    ("GET", "/readyz"),
+    ("POST", "/api/session"),
+    ("DELETE", "/api/session"),
+}
 
 
 async def test_a_good_token_says_who_its_bearer_is(runtime: Served, meet: Meet) -> None:
@@ -65,7 +94,7 @@ CLAIMS: dict[str, dict[str, object]] = {
     "sub is a name": {"sub": "root"},
     "sub is zero": {"sub": "0"},
     "sub is negative": {"sub": "-7"},
-    "sub has other digits": {"sub": "٧"},
+    "sub has other digits": {"sub": "\u0667"},
     "sub is beyond 2^63": {"sub": str(2**63)},
     "sub is thousands of digits": {"sub": "1" * 5000},
     "sub is true": {"sub": True},

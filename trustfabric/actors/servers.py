@@ -175,7 +175,7 @@ class Servers(Actor):
             case StartServer():
                 await self._start(message)
             case StopServer():
-                await self._stop(message)
+                await self._stop_vm(message)
             case RedeployServer():
                 await self._redeploy(message)
             case ReleaseServer():
@@ -197,7 +197,7 @@ class Servers(Actor):
         else:
             await self._want(server, instance, Desired.RUNNING, ServerStatus.STARTING)
 
-    async def _stop(self, message: StopServer) -> None:
+    async def _stop_vm(self, message: StopServer) -> None:
         server, instance = await self._read(message)
         if instance is None or instance.desired_state == Desired.STOPPED:
             await self._set_status(server, ServerStatus.STOPPED)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 from typing import Any, Protocol, assert_never
 
 import structlog
@@ -30,6 +31,8 @@ from trustfabric.supervision.exits import Exit
 log = structlog.get_logger(__name__)
 
 Event = TrustEvent | RemediationEvent
+Accepts = Callable[[Event], bool]
+"""Which events a follower wants. Those with equal ones share the work of choosing."""
 
 POLL_S = 2.0
 """Notifications are hints; this is how late a lost one is found."""
@@ -58,9 +61,19 @@ class Follower(Protocol):
         """Which stream."""
         ...
 
-    def offer(self, events: Sequence[Event]) -> bool:
-        """Take the events, without waiting; False: forget this follower."""
+    @property
+    def accepts(self) -> Accepts:
+        """Which of its events are wanted."""
         ...
+
+    def offer(self, events: Sequence[Event]) -> bool:
+        """Take what is accepted, without waiting; False: forget this follower."""
+        ...
+
+
+def everything(_: Event) -> bool:
+    """Accept any event."""
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +83,7 @@ class ActorFollower:
     stream: Stream
     address: Address[Any]
     wrap: Callable[[tuple[Event, ...]], Notice[Any]]
+    accepts: Accepts = everything
 
     def offer(self, events: Sequence[Event]) -> bool:
         self.address.tell(self.wrap(tuple(events)))
@@ -84,22 +98,20 @@ class Subscription:
     """
 
     __slots__ = (
-        "_accepts",
         "_buffer",
         "_capacity",
         "_ready",
+        "accepts",
         "closed",
         "lagged",
         "stream",
     )
 
-    def __init__(
-        self, stream: Stream, accepts: Callable[[Event], bool], capacity: int
-    ) -> None:
+    def __init__(self, stream: Stream, accepts: Accepts, capacity: int) -> None:
         self.stream = stream
+        self.accepts = accepts
         self.lagged = False
         self.closed = False
-        self._accepts = accepts
         self._capacity = capacity
         self._buffer: deque[Event] = deque()
         self._ready = asyncio.Event()
@@ -108,7 +120,7 @@ class Subscription:
         if self.closed:
             return False
         if not self.lagged:
-            self._buffer.extend(event for event in events if self._accepts(event))
+            self._buffer.extend(events)
             if len(self._buffer) > self._capacity:
                 self._buffer.clear()
                 self.lagged = True
@@ -194,7 +206,7 @@ class Broadcaster(Actor):
         self._streams = tuple(feed.stream for feed in feeds)
         self._name = name
         self._heads: dict[Stream, Position] = {}
-        self._followers: dict[Stream, dict[Follower, None]] = {
+        self._followers: dict[Stream, dict[Accepts, dict[Follower, None]]] = {
             stream: {} for stream in self._streams
         }
 
@@ -205,8 +217,8 @@ class Broadcaster(Actor):
                 self._heads[stream] = known or await read_horizon(conn)
 
     async def on_stop(self) -> None:
-        for followers in self._followers.values():
-            for follower in followers:
+        for groups in self._followers.values():
+            for follower in chain.from_iterable(groups.values()):
                 if isinstance(follower, Subscription):
                     follower.close()
 
@@ -215,10 +227,11 @@ class Broadcaster(Actor):
     ) -> Position | None:
         match message:
             case Follow(follower):
-                self._followers[follower.stream][follower] = None
+                groups = self._followers[follower.stream]
+                groups.setdefault(follower.accepts, {})[follower] = None
                 return self._heads[follower.stream]
             case Unfollow(follower):
-                self._followers[follower.stream].pop(follower, None)
+                self._forget(follower)
                 return None
             case Head(stream):
                 return self._heads[stream]
@@ -233,10 +246,19 @@ class Broadcaster(Actor):
         if not fresh:
             return
         self._heads[stream] = fresh[-1].position
-        followers = self._followers[stream]
-        gone = [follower for follower in followers if not follower.offer(fresh)]
+        gone: list[Follower] = []
+        for accepts, followers in self._followers[stream].items():
+            if chosen := [event for event in fresh if accepts(event)]:
+                gone += [one for one in followers if not one.offer(chosen)]
         for follower in gone:
-            del followers[follower]
+            self._forget(follower)
+
+    def _forget(self, follower: Follower) -> None:
+        groups = self._followers[follower.stream]
+        followers = groups.get(follower.accepts, {})
+        followers.pop(follower, None)
+        if not followers:
+            groups.pop(follower.accepts, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,19 +345,23 @@ class Listener(Actor):
 
     async def _drain(self, feed: Feed) -> int:
         """Publish all that is new; return how many events that were."""
-        count = 0
+        count = unsaved = 0
         while True:
             head = await self._broadcaster.ask(Head(feed.stream), within_s=ASK_S)
             async with self._database.reading() as conn:
                 events = await feed.read(conn, head, limit=BATCH)
+            if unsaved >= BATCH or (unsaved and not events):
+                await self._save(feed.stream, head)
+                unsaved = 0
             if not events:
                 return count
-            count += len(events)
             await self._broadcaster.ask(Publish(feed.stream, events), within_s=ASK_S)
-            async with self._database.writing() as conn:
-                await advance_position(
-                    conn, position_name(self._name, feed.stream), events[-1].position
-                )
+            count += len(events)
+            unsaved += len(events)
+
+    async def _save(self, stream: Stream, position: Position) -> None:
+        async with self._database.writing() as conn:
+            await advance_position(conn, position_name(self._name, stream), position)
 
     def _wait(self, timeout_s: float) -> None:
         if self._wakeups is None:

@@ -140,7 +140,7 @@ class Vm(Actor):
             log.warning("vm.reboot-waits", instance_id=self._id, error=str(error))
             self.after(RETRY_S[0], message)
             return
-        self._use.attestation.tell(Attest(self._id, "boot"))
+        self.address.tell(Look())
 
     async def _read(self) -> vms.Instance | None:
         async with self._use.database.reading() as conn:
@@ -198,7 +198,7 @@ class Vm(Actor):
             Step.NOTE_CRASH: self._note_crash,
             Step.NOTE_RUNNING: self._note_running,
             Step.NOTE_STRANGE_BOOT: self._note_strange_boot,
-            Step.STOP: self._stop,
+            Step.STOP: self._switch_off,
             Step.NOTE_STOPPED: self._note_stopped,
             Step.REMOVE: self._remove,
         }
@@ -269,7 +269,7 @@ class Vm(Actor):
                 await servers.set_status(conn, instance.server_id, decision.status)
         return decision.allowed
 
-    async def _stop(self, instance: vms.Instance) -> None:
+    async def _switch_off(self, instance: vms.Instance) -> None:
         async with self._use.database.writing() as conn:
             await vms.set_power(conn, self._id, PowerState.STOPPING, self.now())
             await servers.set_status(conn, instance.server_id, ServerStatus.STOPPING)

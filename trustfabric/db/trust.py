@@ -131,17 +131,12 @@ async def lock(
 
 _SAVE_SQL: LiteralString = """
 WITH change AS MATERIALIZED (
-    SELECT * FROM unnest(
-        %(instance_id)s::bigint[], %(read_version)s::bigint[], %(status)s::text[],
-        %(lifecycle)s::text[], %(tag)s::text[], %(attempts)s::int[],
-        %(deadline)s::timestamptz[], %(provenance_ref)s::text[],
-        %(provenance)s::jsonb[], %(updated_at)s::timestamptz[],
-        %(previous_status)s::text[], %(previous_lifecycle)s::text[],
-        %(reason)s::text[], %(actor)s::text[], %(attestation_id)s::bigint[],
-        %(metadata)s::jsonb[])
-    AS t(instance_id, read_version, status, lifecycle, tag, attempts, deadline,
-         provenance_ref, provenance, updated_at, previous_status,
-         previous_lifecycle, reason, actor, attestation_id, metadata)
+    SELECT * FROM json_to_recordset(%(batch)s::json)
+    AS t(instance_id bigint, read_version bigint, status text, lifecycle text,
+         tag text, attempts int, deadline timestamptz, provenance_ref text,
+         provenance jsonb, updated_at timestamptz, previous_status text,
+         previous_lifecycle text, reason text, actor text, attestation_id bigint,
+         metadata jsonb)
 ), saved AS (
     UPDATE runtime_vm_trust_registry r
        SET attestation_status = c.status, lifecycle_state = c.lifecycle,
@@ -177,7 +172,8 @@ async def save(conn: Connection, batch: Sequence[Transition]) -> set[InstanceId]
     transaction, so a missing one means that somebody writes past the registry.
     """
     with storable():
-        cursor = await conn.execute(_SAVE_SQL, _columns(batch))
+        rows = orjson.dumps([_record(move) for move in batch], default=dict).decode()
+        cursor = await conn.execute(_SAVE_SQL, {"batch": rows})
     return {InstanceId(row[0]) for row in await cursor.fetchall()}
 
 
@@ -190,24 +186,25 @@ def storable() -> Iterator[None]:
         raise InvalidError(f"this can't be stored: {error}") from error
 
 
-def _columns(batch: Sequence[Transition]) -> Mapping[str, Sequence[Any]]:
+def _record(move: Transition) -> Mapping[str, Any]:
+    before, after, change = move.before, move.after, move.change
     return {
-        "instance_id": [t.after.instance_id for t in batch],
-        "read_version": [t.before.version for t in batch],
-        "status": [t.after.attestation_status for t in batch],
-        "lifecycle": [t.after.lifecycle for t in batch],
-        "tag": [t.after.remediation_state for t in batch],
-        "attempts": [t.after.remediation_attempts for t in batch],
-        "deadline": [t.after.freshness_deadline for t in batch],
-        "provenance_ref": [t.after.provenance_ref for t in batch],
-        "provenance": [_json(t.after.provenance) for t in batch],
-        "updated_at": [t.after.updated_at for t in batch],
-        "previous_status": [t.before.attestation_status for t in batch],
-        "previous_lifecycle": [t.before.lifecycle for t in batch],
-        "reason": [t.change.reason[:REASON_LIMIT] for t in batch],
-        "actor": [t.change.actor for t in batch],
-        "attestation_id": [t.change.attestation_id for t in batch],
-        "metadata": [_json(t.change.metadata) for t in batch],
+        "instance_id": after.instance_id,
+        "read_version": before.version,
+        "status": after.attestation_status,
+        "lifecycle": after.lifecycle,
+        "tag": after.remediation_state,
+        "attempts": after.remediation_attempts,
+        "deadline": after.freshness_deadline,
+        "provenance_ref": after.provenance_ref,
+        "provenance": after.provenance,
+        "updated_at": after.updated_at,
+        "previous_status": before.attestation_status,
+        "previous_lifecycle": before.lifecycle,
+        "reason": change.reason[:REASON_LIMIT],
+        "actor": change.actor,
+        "attestation_id": change.attestation_id,
+        "metadata": change.metadata,
     }
 
 
@@ -256,10 +253,11 @@ _LIST_SQL: LiteralString = (
    AND (%(server_id)s::bigint IS NULL OR i.server_id = %(server_id)s)
    AND (%(lifecycle)s::text IS NULL OR r.lifecycle_state = %(lifecycle)s)
    AND (%(status)s::text IS NULL OR r.attestation_status = %(status)s)
-   AND (%(stale)s::boolean IS NULL
-        OR coalesce(r.freshness_deadline <= %(now)s, false) = %(stale)s)
+   AND (%(stale)s::boolean IS NOT TRUE OR r.freshness_deadline <= %(now)s)
+   AND (%(stale)s::boolean IS NOT FALSE OR r.freshness_deadline IS NULL
+        OR r.freshness_deadline > %(now)s)
    AND i.terminated_at IS NULL
-   AND r.runtime_vm_instance_id > %(after)s
+   AND r.runtime_vm_instance_id > %(after)s AND i.id > %(after)s
  ORDER BY r.runtime_vm_instance_id
  LIMIT %(limit)s
 """
@@ -288,6 +286,7 @@ async def list_postures(
                 "after": after,
                 "limit": limit,
             },
+            prepare=False,  # planned for the filters that are given
         )
         return [_posture(row) for row in await cursor.fetchall()]
 
@@ -357,7 +356,3 @@ def _facts(row: Row) -> Facts:
 
 def _posture(row: Row) -> Posture:
     return Posture(_snapshot(row), row["server_name"], row["instance_name"])
-
-
-def _json(value: Mapping[str, Any] | None) -> str | None:
-    return None if value is None else orjson.dumps(dict(value)).decode()

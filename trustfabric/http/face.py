@@ -17,6 +17,7 @@ from trustfabric.db.session import Database
 from trustfabric.domain.ids import OwnerId
 from trustfabric.domain.ports import Provisioner
 from trustfabric.http.auth import Tokens
+from trustfabric.http.frames import Frames
 from trustfabric.supervision import Address, Runtime
 
 ASK_S = 15.0
@@ -51,6 +52,7 @@ class Face:
     now: Callable[[], datetime]
     streams: set[Subscription] = field(default_factory=set)
     """Open streams, to be ended before the site stops."""
+    frames: Frames = field(default_factory=Frames)
     known_users: set[OwnerId] = field(default_factory=set)
 
 

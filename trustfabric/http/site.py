@@ -1,16 +1,21 @@
 """The HTTP site as an actor: up while it lives, its streams ended before it stops."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
+import structlog
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from trustfabric.http.app import build
 from trustfabric.http.face import FACE, Face
 from trustfabric.supervision import Actor, Notice
+
+log = structlog.get_logger(__name__)
 
 SHUTDOWN_S = 1.0
 """Requests in flight get this long; streams are ended at once."""
@@ -32,7 +37,10 @@ class Site(Actor):
         application = build(self._face)
         application.on_shutdown.append(_end_streams)
         runner = web.AppRunner(
-            application, access_log=None, shutdown_timeout=SHUTDOWN_S
+            application,
+            access_log=None,
+            logger=_server_log(),
+            shutdown_timeout=SHUTDOWN_S,
         )
         # However this incarnation ends, its connections and its socket go with it.
         _ = self.run(_until_cancelled(runner), _Ended)
@@ -58,6 +66,27 @@ async def _until_cancelled(runner: web.AppRunner) -> NoReturn:
             connection.force_close()
         await runner.cleanup()
     raise AssertionError("nobody sets it")
+
+
+def _server_log() -> logging.Logger:
+    # Not getLogger: nothing of it outlives this incarnation.
+    logger = logging.Logger("http.server", logging.WARNING)  # noqa: LOG001
+    logger.addHandler(_IntoOurLog())
+    return logger
+
+
+class _IntoOurLog(logging.Handler):
+    """What aiohttp says goes through our log, which masks secrets.
+
+    What strangers send garbled was answered, and may hold anything: it is not told.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):
+            log.debug("http.unreadable", kind=type(error).__name__)
+        else:
+            log.error("http.server", text=record.getMessage(), exc_info=error)
 
 
 async def _end_streams(application: web.Application) -> None:

@@ -15,6 +15,7 @@ import structlog
 from aiohttp import web
 
 from trustfabric.actors.streams import (
+    Accepts,
     Event,
     Follow,
     ReadAfter,
@@ -28,8 +29,8 @@ from trustfabric.domain.events import Position
 from trustfabric.errors import FabricError
 from trustfabric.http.auth import PRINCIPAL
 from trustfabric.http.face import ASK_S, FACE, Face
+from trustfabric.http.frames import FrameOf, frame_of, make_frame
 from trustfabric.http.parse import Query
-from trustfabric.http.reply import dump
 from trustfabric.supervision import AskError
 
 log = structlog.get_logger(__name__)
@@ -46,9 +47,10 @@ class Channel:
     """One stream as one client sees it."""
 
     stream: Stream
-    accepts: Callable[[Event], bool]
+    accepts: Accepts
     read: ReadAfter
     view: Callable[[Event], Any]
+    """Clients with equal ones are sent the same bytes of an event that comes in."""
     snapshot: Snapshot | None = None
     """What `?snapshot=true` sends first."""
 
@@ -126,7 +128,7 @@ class _Session:
             # A position that this store never gave out: start over, and say so.
             self._sent = head
             await self._write(
-                _frame("reset", str(head), {"reason": "unknown position"})
+                make_frame("reset", str(head), {"reason": "unknown position"})
             )
         if self._channel.snapshot is not None:
             await self._send_snapshot(self._channel.snapshot)
@@ -159,10 +161,12 @@ class _Session:
         events = self._subscription.take()
         if lagged:
             head = await self._refollow()
-            await self._write(_frame("lagged", str(self._sent), {"upto": str(head)}))
+            await self._write(
+                make_frame("lagged", str(self._sent), {"upto": str(head)})
+            )
             await self._catch_up(head)
         else:
-            await self._send(events)
+            await self._send(events, self._face.frames.of)
 
     async def _heartbeat(self) -> None:
         if self._is_over():
@@ -185,7 +189,7 @@ class _Session:
                 events = await self._channel.read(
                     conn, self._sent, upto=head, limit=BATCH
                 )
-            await self._send([e for e in events if self._channel.accepts(e)])
+            await self._send([e for e in events if self._channel.accepts(e)], frame_of)
             if len(events) < BATCH:
                 self._sent = head
                 return
@@ -198,20 +202,14 @@ class _Session:
         async with self._face.database.reading() as conn:
             rows = await snapshot(conn)
         for row in rows:
-            await self._write(_frame(self._channel.stream, position, row))
-        await self._write(_frame("bookmark", position, {"snapshot": len(rows)}))
+            await self._write(make_frame(self._channel.stream, position, row))
+        await self._write(make_frame("bookmark", position, {"snapshot": len(rows)}))
 
-    async def _send(self, events: Sequence[Event]) -> None:
+    async def _send(self, events: Sequence[Event], frame: FrameOf) -> None:
         frames = []
         for event in events:
             if event.position > self._sent:
-                frames.append(
-                    _frame(
-                        self._channel.stream,
-                        str(event.position),
-                        self._channel.view(event),
-                    )
-                )
+                frames.append(frame(self._channel.stream, self._channel.view, event))
                 self._sent = event.position
         if frames:
             await self._write(b"".join(frames))
@@ -219,11 +217,3 @@ class _Session:
     async def _write(self, data: bytes) -> None:
         async with asyncio.timeout(WRITE_S):
             await self._response.write(data)
-
-
-def _frame(event: str, position: str, data: Any) -> bytes:
-    return b"id: %b\nevent: %b\ndata: %b\n\n" % (
-        position.encode(),
-        event.encode(),
-        dump(data),
-    )

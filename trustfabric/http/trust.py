@@ -1,5 +1,7 @@
 """The trust registry over HTTP: lists, details, history, transitions, the stream."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +16,7 @@ from trustfabric.db.run_writes import CancelActiveRun
 from trustfabric.db.session import Connection
 from trustfabric.domain import lifecycle
 from trustfabric.domain.events import TrustEvent
-from trustfabric.domain.ids import InstanceId, OwnerId, ServerId
+from trustfabric.domain.ids import InstanceId, ServerId
 from trustfabric.domain.trust import (
     AttestationStatus,
     Lifecycle,
@@ -88,11 +90,6 @@ async def stream_registry(request: web.Request) -> web.StreamResponse:
     face = request.app[FACE]
     query = Query(request, *_FILTERS, "snapshot", "include", "last_event_id")
     wanted = _filter(request, query)
-    provenance = _includes_provenance(query)
-
-    def view(event: Event) -> View:
-        assert isinstance(event, TrustEvent)
-        return trust_event_view(event, face.now(), provenance=provenance)
 
     async def snapshot(conn: Connection) -> list[View]:
         rows = await trust.list_postures(conn, wanted, face.now(), limit=SNAPSHOT_MAX)
@@ -100,9 +97,9 @@ async def stream_registry(request: web.Request) -> web.StreamResponse:
 
     channel = Channel(
         stream=Stream.TRUST,
-        accepts=lambda event: _accepts(wanted, event, face.now()),
+        accepts=_Accepts(wanted, face.now),
         read=trust_events.events_after,
-        view=view,
+        view=_EventView(face.now, provenance=_includes_provenance(query)),
         snapshot=snapshot if query.flag("snapshot") else None,
     )
     return await follow(request, channel, last_position(request, query))
@@ -266,20 +263,37 @@ def _filter(request: web.Request, query: Query) -> trust.PostureFilter:
     )
 
 
-def _accepts(wanted: trust.PostureFilter, event: Event, now: datetime) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Accepts:
     """Match on the previous or the current value, so that leaving is seen."""
-    assert isinstance(event, TrustEvent)
-    return (
-        _owned(wanted.owner_id, event)
-        and wanted.server_id in (None, event.server_id)
-        and wanted.lifecycle in (None, event.lifecycle, event.previous_lifecycle)
-        and wanted.status in (None, event.status, event.previous_status)
-        and wanted.stale in (None, is_stale(event.freshness_deadline, now))
-    )
+
+    wanted: trust.PostureFilter
+    now: Callable[[], datetime]
+
+    def __call__(self, event: Event) -> bool:
+        assert isinstance(event, TrustEvent)
+        wanted = self.wanted
+        return (
+            wanted.owner_id in (None, event.owner_id)
+            and wanted.server_id in (None, event.server_id)
+            and wanted.lifecycle in (None, event.lifecycle, event.previous_lifecycle)
+            and wanted.status in (None, event.status, event.previous_status)
+            and self._matches_stale(event)
+        )
+
+    def _matches_stale(self, event: TrustEvent) -> bool:
+        stale = self.wanted.stale
+        return stale is None or stale is is_stale(event.freshness_deadline, self.now())
 
 
-def _owned(owner_id: OwnerId | None, event: TrustEvent) -> bool:
-    return owner_id in (None, event.owner_id)
+@dataclass(frozen=True, slots=True)
+class _EventView:
+    now: Callable[[], datetime]
+    provenance: bool
+
+    def __call__(self, event: Event) -> View:
+        assert isinstance(event, TrustEvent)
+        return trust_event_view(event, self.now(), provenance=self.provenance)
 
 
 def _includes_provenance(query: Query) -> bool:

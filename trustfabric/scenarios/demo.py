@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -31,15 +30,7 @@ from trustfabric.scenarios.steps import (
     restored,
 )
 from trustfabric.scenarios.stream import NotSeenError
-from trustfabric.scenarios.tenants import (
-    APPROVER_SUB,
-    DEFAULT_PLAYBOOK,
-    Tenant,
-    World,
-    add_playbook,
-    person,
-    settle,
-)
+from trustfabric.scenarios.tenants import Tenant, World, peopled
 
 FLEET: Mapping[int, Sequence[str]] = {
     1: ("web-1", "web-2", "worker-1"),
@@ -86,17 +77,24 @@ async def _until_told(runtime: Runtime, pace: Pace) -> int:
 
 
 async def _play(runtime: Runtime, pace: Pace) -> None:
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(runtime.running())
+    """Play for as long as the runtime runs."""
+    async with runtime.running():
         _announce(runtime)
-        admin = await stack.enter_async_context(
-            await person(runtime, APPROVER_SUB, "admin")
-        )
-        world = World(runtime, admin, {})
-        for sub in FLEET:
-            tenant = await settle(runtime, f"owner {sub}", sub, stack)
-            await add_playbook(admin, DEFAULT_PLAYBOOK, sub)
-            world.tenants[tenant.name] = tenant
+        playing = asyncio.create_task(_live(runtime, pace))
+        ended = asyncio.create_task(runtime.ended())
+        try:
+            await asyncio.wait((playing, ended), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            playing.cancel()
+            ended.cancel()
+            await asyncio.wait((playing, ended))
+        if not playing.cancelled():
+            playing.result()
+        raise UnavailableError(f"the runtime is gone:\n{runtime.last_words()}")
+
+
+async def _live(runtime: Runtime, pace: Pace) -> None:
+    async with peopled(runtime, {f"owner {sub}": sub for sub in FLEET}) as world:
         stories = [
             story
             for tenant in world.tenants.values()
@@ -140,10 +138,6 @@ async def _fleet_of(world: World, tenant: Tenant) -> list[Story]:
 
 async def _turn(story: Story, pace: Pace) -> None:
     """Take one server from where it is to where it is trusted."""
-    if story.world.runtime.exit_code is not None:
-        raise UnavailableError(
-            f"the runtime is gone:\n{story.world.runtime.last_words()}"
-        )
     try:
         await _go_on(story, pace)
     except FabricError as error:

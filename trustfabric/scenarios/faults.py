@@ -18,6 +18,8 @@ RUNS_PATH = "fabric/remediation/runs/"
 """Whose actors are temporary: a killed one does not come back."""
 _LOOK_S = 0.05
 _FIND_S = 10.0
+_RESTART_S = 60.0
+"""An actor that is killed again and again waits longer and longer."""
 _NOT_FOUND = 404
 
 
@@ -47,29 +49,36 @@ async def kill_actor(admin: Person, pattern: str) -> Killed:
 
 
 async def _find(admin: Person, pattern: str) -> dict[str, Any]:
-    """Return the actor; another fault at work may have taken it for a moment."""
-    until = time.monotonic() + _FIND_S
+    """Return the actor; one that another fault has just taken is waited for."""
+    started = time.monotonic()
     while True:
-        for actor in await admin.get(ACTORS):
-            if fnmatchcase(actor["path"], pattern) and actor["state"] == "running":
-                found: dict[str, Any] = actor
-                return found
-        if time.monotonic() >= until:
-            raise FailedError(f"no actor {pattern}: the fault came too late")
+        actors = await admin.get(ACTORS)
+        found = [one for one in actors if fnmatchcase(one["path"], pattern)]
+        for actor in found:
+            if actor["state"] == "running":
+                return dict(actor)
+        patience_s = _RESTART_S if found else _FIND_S
+        if time.monotonic() >= started + patience_s:
+            raise FailedError(
+                f"{found[0]['path']} stays {found[0]['state']}"
+                if found
+                else f"no actor {pattern}: the fault came too late"
+            )
         await asyncio.sleep(_LOOK_S)
 
 
 async def came_back(admin: Person, killed: Killed, within_s: float) -> None:
     """Wait for the next incarnation; where there is none by design, for its end."""
-    state = "?"
-    while time.monotonic() < killed.at + within_s:
+    while True:
         actors = {one["path"]: one for one in await admin.get(ACTORS)}
         actor = actors.get(killed.path)
         if _is_back(killed, actor):
             return
-        state = actor["state"] if actor else "gone"
+        if time.monotonic() >= killed.at + within_s:
+            state = actor["state"] if actor else "gone"
+            told = f"{killed.path} is {state} {within_s:g} s after it was killed"
+            raise FailedError(told)
         await asyncio.sleep(_LOOK_S)
-    raise FailedError(f"{killed.path} is {state} {within_s:g} s after it was killed")
 
 
 def _is_back(killed: Killed, actor: dict[str, Any] | None) -> bool:

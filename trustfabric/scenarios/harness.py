@@ -23,7 +23,15 @@ from trustfabric.scenarios.report import (
     write_manifest,
 )
 from trustfabric.scenarios.runtime import Runtime, free_port
-from trustfabric.scenarios.tenants import APPROVER_SUB, World, peopled
+from trustfabric.scenarios.tenants import (
+    APPROVER_SUB,
+    FIRST_SUB,
+    IMPATIENT_PLAYBOOK,
+    ORDERED_PLAYBOOK,
+    World,
+    add_playbook,
+    peopled,
+)
 
 DEFAULT_OUTPUT = Path("build") / "scenarios"
 AT_ONCE = 12
@@ -71,16 +79,20 @@ async def _run(
     output: Path,
     database_url: str | None,
 ) -> int:
-    data_dir = _fresh(output) / "data"
+    data_dir = _fresh(output / "data")
     transcript = output / TRANSCRIPT_NAME
     runtime = Runtime(data_dir, {**SETTINGS, "BIND_PORT": str(free_port())})
     async with runtime.running():
         token = await runtime.token(APPROVER_SUB, "admin")
-        tenants = sorted({name for one in chosen for name in one.tenants})
+        names = sorted({name for one in chosen for name in one.tenants})
+        tenants = {name: FIRST_SUB + number for number, name in enumerate(names)}
         async with (
             transcribing(transcript, runtime.url, token),
             peopled(runtime, tenants) as world,
         ):
+            for sub in tenants.values():
+                await add_playbook(world.admin, ORDERED_PLAYBOOK, sub)
+                await add_playbook(world.admin, IMPATIENT_PLAYBOOK, sub, retry_limit=1)
             verdicts = await _matrix(chosen, world)
     document = manifest_document(
         manifest,
@@ -94,11 +106,14 @@ async def _run(
     return 1 if failed else 0
 
 
-def _fresh(output: Path) -> Path:
-    """Make room for this run's state, of which only the log is of use afterwards."""
-    output.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(output / "data", ignore_errors=True)
-    return output
+def _fresh(data_dir: Path) -> Path:
+    """Make room for this run's state; what an earlier run left there goes."""
+    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    if data_dir.exists():
+        if not (data_dir / "runtime.log").exists():
+            raise ConfigError([f"{data_dir}: holds something that is not ours"])
+        shutil.rmtree(data_dir)
+    return data_dir
 
 
 async def _matrix(chosen: Sequence[Scenario], world: World) -> list[Verdict]:

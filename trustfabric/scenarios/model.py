@@ -56,7 +56,7 @@ class _Part(BaseModel):
 _Word = StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][\w.:-]*$")
 Name = Annotated[str, _Word]
 # A YAML or JSON document has words and lists where the model has enums and tuples.
-Words = Annotated[tuple[Name, ...], Field(strict=False, min_length=1)]
+Words = Annotated[tuple[Name, ...], Field(strict=False)]
 
 
 class SteadyState(_Part):
@@ -104,6 +104,8 @@ class Scenario(_Part):
     @field_validator("tenants")
     @classmethod
     def _once(cls, tenants: tuple[str, ...]) -> tuple[str, ...]:
+        if not tenants:
+            raise ValueError("is empty")
         for tenant in tenants:
             if tenants.count(tenant) > 1:
                 raise ValueError(f"{tenant} is there twice")
@@ -132,4 +134,11 @@ class Document(_Part):
     """A file: one or more scenarios."""
 
     description: str | None = None
-    scenarios: Annotated[tuple[Scenario, ...], Field(strict=False, min_length=1)]
+    scenarios: Annotated[tuple[Scenario, ...], Field(strict=False)]
+
+    @field_validator("scenarios")
+    @classmethod
+    def _some(cls, scenarios: tuple[Scenario, ...]) -> tuple[Scenario, ...]:
+        if not scenarios:
+            raise ValueError("is empty")
+        return scenarios

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import signal
 from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -19,13 +20,15 @@ from urllib.parse import urlsplit, urlunsplit
 
 from trustfabric.scenarios.manifest import Manifest
 from trustfabric.scenarios.model import Scenario
-from trustfabric.scenarios.runtime import MCPCTL
+from trustfabric.scenarios.runtime import MCPCTL, dying_with_us
 
 MATRIX_TAGS = ("validation:remediation-chaos-matrix", "validation:remediation_flow")
 """Shown by every run of the matrix, beside the tags of its scenarios."""
 MANIFEST_NAME = "manifest.json"
 TRANSCRIPT_NAME = "remediation-stream.jsonl"
 _STOP_S = 10.0
+_PASSWORD_WORD = re.compile(r"password\s*=\s*('(?:[^'\\]|\\.)*'|\S+)")
+_PASSWORD_QUERY = re.compile(r"password=[^&]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,12 +116,14 @@ def _file(path: Path) -> dict[str, Any]:
 
 
 def masked(url: str) -> str:
-    """Return a database's address without its password."""
+    """Return a database's address, a URL or `key=value` words, without its password."""
+    if "://" not in url:
+        return _PASSWORD_WORD.sub("password=***", url)
     parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    place = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{place}"))
+    netloc, query = parts.netloc, _PASSWORD_QUERY.sub("password=***", parts.query)
+    if parts.password is not None:
+        netloc = f"{parts.username or ''}:***@{netloc.rpartition('@')[2]}"
+    return urlunsplit(parts._replace(netloc=netloc, query=query))
 
 
 def write_manifest(directory: Path, document: Mapping[str, Any]) -> Path:
@@ -135,6 +140,7 @@ async def transcribing(path: Path, url: str, token: str) -> AsyncIterator[None]:
     """Have `mcpctl remediation watch --json` write to `path` while the block runs."""
     with path.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
+            *dying_with_us(),
             *MCPCTL,
             *("--host", url, "remediation", "watch", "--json"),
             env={**os.environ, "MCP_HOST_TOKEN": token},

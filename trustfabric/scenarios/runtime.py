@@ -64,7 +64,7 @@ class Runtime:
         self.data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         self._log = self.log_path.open("ab")
         self._process = await asyncio.create_subprocess_exec(
-            *_dying_with_us(),
+            *dying_with_us(),
             *MCPCTL,
             *("serve", "--data-dir", str(self.data_dir)),
             env={**os.environ, **self._settings},
@@ -83,6 +83,11 @@ class Runtime:
     async def stop(self) -> None:
         """End it as its service manager would; fine where it does not run."""
         await self._end(signal.SIGTERM)
+
+    async def ended(self) -> int:
+        """Wait until it ends by itself; its exit code."""
+        assert self._process is not None
+        return await self._process.wait()
 
     async def kill_and_restart(self) -> None:
         """`kill -9`, then start again; who comes while that goes on joins it."""
@@ -154,8 +159,8 @@ async def _drain(process: Process, facts: list[str]) -> None:
         facts.append(line.decode().rstrip())
 
 
-def _dying_with_us() -> list[str]:
-    """Let the kernel stop it when we are killed, where setpriv can ask for that."""
+def dying_with_us() -> list[str]:
+    """Return what has the kernel stop a program when we are killed, where it can."""
     setpriv = shutil.which("setpriv")
     return [] if setpriv is None else [setpriv, "--pdeathsig", "TERM", "--"]
 

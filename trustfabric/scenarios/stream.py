@@ -1,6 +1,7 @@
 """An event stream as a client keeps it: every event in order, across any outage."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ import aiohttp
 from trustfabric.errors import FabricError
 from trustfabric.scenarios.client import Person
 
+_OPEN_S = 30.0
 _AGAIN_S = 0.2
 _OK = 200
 _KEPT = {"history_id", "run_id"}
@@ -53,14 +55,15 @@ class Recorder:
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Recorder"]:
         """Record while the block runs; enters once the stream is open."""
-        async with asyncio.TaskGroup() as tasks:
-            following = tasks.create_task(self._follow())
-            try:
-                async with asyncio.timeout(30), self._changed:
-                    await self._changed.wait_for(lambda: self.connections > 0)
-                yield self
-            finally:
-                following.cancel()
+        following = asyncio.create_task(self._follow())
+        try:
+            async with asyncio.timeout(_OPEN_S), self._changed:
+                await self._changed.wait_for(lambda: self.connections > 0)
+            yield self
+        finally:
+            following.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await following
 
     def __len__(self) -> int:
         return len(self.events)

@@ -67,17 +67,15 @@ def _no_constant(word: str) -> NoReturn:
 
 
 def _read_yaml(text: str) -> Any:
-    loader = _Loader(text)
     try:
-        return loader.get_single_data()
+        return _Loader(text).get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}: " if mark else ""
         raise StrictError(f"{where}{error.problem or error.context}") from None
     except yaml.YAMLError as error:
-        raise StrictError(f"is not YAML: {error}") from None
-    finally:
-        loader.dispose()
+        said = str(error).splitlines()[0]
+        raise StrictError(f"is not YAML: {said}") from None
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,6 +1,7 @@
 """The tenants under test: their persons, what they own, and all that they see."""
 
-from collections.abc import AsyncIterator, Iterable
+import asyncio
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,39 +51,34 @@ class World:
 
 
 @asynccontextmanager
-async def peopled(runtime: Runtime, names: Iterable[str]) -> AsyncIterator[World]:
-    """Give every tenant its persons, its playbooks and its streams."""
+async def peopled(runtime: Runtime, owners: Mapping[str, int]) -> AsyncIterator[World]:
+    """Give every owner, by name and user id, its operator, playbook and streams."""
     async with AsyncExitStack() as stack:
-        admin = await stack.enter_async_context(
-            await person(runtime, APPROVER_SUB, "admin")
+        admin, *operators = await asyncio.gather(
+            _person(runtime, APPROVER_SUB, "admin"),
+            *(_person(runtime, sub, "operator") for sub in owners.values()),
         )
+        for one in (admin, *operators):
+            await stack.enter_async_context(one)
         world = World(runtime, admin, {})
-        for number, name in enumerate(names):
-            tenant = await settle(runtime, name, FIRST_SUB + number, stack)
-            await add_playbook(admin, DEFAULT_PLAYBOOK, tenant.sub)
-            await add_playbook(admin, ORDERED_PLAYBOOK, tenant.sub)
-            await add_playbook(admin, IMPATIENT_PLAYBOOK, tenant.sub, retry_limit=1)
+        for (name, sub), operator in zip(owners.items(), operators, strict=True):
+            tenant = _tenant(name, sub, operator)
+            for recorder in (tenant.trust, tenant.runs):
+                await stack.enter_async_context(recorder.running())
+            await add_playbook(admin, DEFAULT_PLAYBOOK, sub)
             world.tenants[name] = tenant
         yield world
 
 
-async def person(runtime: Runtime, sub: int, role: str) -> Person:
-    """Return somebody with a token of this runtime."""
+async def _person(runtime: Runtime, sub: int, role: str) -> Person:
     token = await runtime.token(sub, role)
     return Person(runtime.url, token, patience_s=PATIENCE_S)
 
 
-async def settle(
-    runtime: Runtime, name: str, sub: int, stack: AsyncExitStack
-) -> Tenant:
-    """Return a tenant whose streams are recorded while the stack is open."""
-    operator = await stack.enter_async_context(await person(runtime, sub, "operator"))
+def _tenant(name: str, sub: int, operator: Person) -> Tenant:
     trust = Recorder(operator, "/api/trust/registry/stream", snapshot="true")
     runs = Recorder(operator, "/api/trust/remediation/stream")
-    tenant = Tenant(name, sub, operator, trust, runs)
-    for recorder in (tenant.trust, tenant.runs):
-        await stack.enter_async_context(recorder.running())
-    return tenant
+    return Tenant(name, sub, operator, trust, runs)
 
 
 async def add_playbook(

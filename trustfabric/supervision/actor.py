@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 Spawn = Callable[[Callable[[], Any], str], "Address[Any]"]
 SPAWN: ContextVar[Spawn | None] = ContextVar("spawn", default=None)
 """Starts an unsupervised actor in the runtime of this context."""
-TYPED = (Request, Notice)
+TYPED = (Notice, Request)
 """What goes to `handle`; all else goes pykka's way."""
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ class Actor(_PykkaActor):
     mailbox: ClassVar[MailboxSpec] = DEFAULT_MAILBOX
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
-        cell = BIRTH.get()
+        cell = BIRTH.cell
         if cell is None:
             raise RuntimeError("actors are constructed by their spec's start")
-        BIRTH.set(None)
+        BIRTH.cell = None
         self._cell: Cell = cell
         self._actor_ref = cell.address
 
@@ -152,6 +152,9 @@ class Actor(_PykkaActor):
         if isinstance(message, TYPED):
             return self.handle(message)
         return self._handle_receive(message)
+
+    def _stop(self) -> None:
+        self._cell.request_stop(exits.normal())
 
     def interrupt_start(self, exit_: Exit) -> None:
         """End before it has begun; a supervisor first stops who is up."""

@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
+from threading import get_ident
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
 
 import pykka
 from pykka.messages import _ActorStop
 
 from trustfabric.supervision import exits
+from trustfabric.supervision.box import RUNNING
 from trustfabric.supervision.cell import CALLER, Cell
 from trustfabric.supervision.errors import (
     ActorDeadError,
@@ -32,6 +34,8 @@ class Address(pykka.ActorRef[Any], Generic[A]):
     Typed requests and notices go by the signatures here; other messages by those of
     `pykka.ActorRef`, which is what `Actor.start` returns.
     """
+
+    __slots__ = ("cell", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -101,17 +105,15 @@ class Address(pykka.ActorRef[Any], Generic[A]):
         Never raises for a Notice. Any other message follows pykka: ActorDeadError.
         """
         cell = self.cell
-        if cell.state in NOBODY and not isinstance(notice, Notice):
-            raise ActorDeadError(f"{self} not found")
-        if cell.state is State.NEW:
-            return False
-        envelope, scheduler = Envelope(notice), cell.scheduler
-        if scheduler.here:
-            return cell.put(envelope)
-        if scheduler.post(cell, envelope):
-            return True
-        cell.refuse(envelope, "the runtime stopped")
-        return False
+        if cell.state is not RUNNING and cell.state in NOBODY:
+            if not isinstance(notice, Notice):
+                raise ActorDeadError(f"{self} not found")
+            if cell.state is State.NEW:
+                return False
+        scheduler = cell.scheduler
+        if get_ident() == scheduler.thread:
+            return cell.put(notice)
+        return scheduler.post(cell, notice)
 
     def kill(self, reason: str = "killed") -> bool:
         """End the present incarnation; False if none is up. On the loop's thread."""
@@ -121,25 +123,40 @@ class Address(pykka.ActorRef[Any], Generic[A]):
         cell, asker = self.cell, CALLER.get()
         if cell.state in NOBODY:
             raise ActorDeadError(f"{self}: not running")
-        scheduler = cell.scheduler
-        reply = LoopReply(loop=scheduler.loop)
-        deadline = scheduler.clock.monotonic() + within_s
-        timer = scheduler.clock.call_at(
+        reply = LoopReply(loop=cell.scheduler.loop)
+        asking = _begin_asking(asker, cell, reply)
+        try:
+            handed_over = (
+                within_s > 0 and cell.is_free and cell.scheduler.may_hand_over()
+            )
+            if handed_over:
+                cell.handle_now(Envelope(request, reply))
+                if reply.done():
+                    return reply.result()
+            return await self._answer(request, reply, within_s, sent=handed_over)
+        finally:
+            if asking is not None:
+                del asking[reply]
+
+    async def _answer(
+        self, request: Any, reply: LoopReply, within_s: float, *, sent: bool
+    ) -> Any:
+        cell, clock = self.cell, self.cell.scheduler.clock
+        deadline = clock.monotonic() + within_s
+        timer = clock.call_at(
             deadline,
             lambda: reply.reject(AskTimeoutError(f"{self}: {within_s} s")),
         )
-        asking = _begin_asking(asker, cell, reply)
         try:
-            if cell.mailbox.spec.overflow is Overflow.WAIT:
-                await self._room(reply)
-            if not reply.done():
-                cell.put(Envelope(request, reply, deadline))
+            if not sent:
+                if cell.mailbox.spec.overflow is Overflow.WAIT:
+                    await self._room(reply)
+                if not reply.done():
+                    cell.put(Envelope(request, reply, deadline))
             return await reply
         finally:
             reply.cancel()
             timer.cancel()
-            if asking is not None:
-                del asking[reply]
 
     async def _room(self, reply: LoopReply) -> None:
         """Wait for room behind those who do, or until the reply is out of time."""
@@ -169,8 +186,8 @@ class Address(pykka.ActorRef[Any], Generic[A]):
         envelope = Envelope(message, future, deadline)
         if scheduler.here:
             cell.put(envelope)
-        elif not scheduler.post(cell, envelope):
-            cell.refuse(envelope, "the runtime stopped")
+        else:
+            scheduler.post(cell, envelope)
         return future
 
     def _is_here(self) -> bool:

@@ -6,19 +6,27 @@ a task, a coroutine) checks that it still is the cell's present one, or is dropp
 
 import asyncio
 import math
+import threading
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from datetime import datetime
 from types import CoroutineType
 from typing import Any
 
-import pykka
 
 from trustfabric.supervision import exits, undelivered
+from trustfabric.supervision.box import RUNNING, Box
 from trustfabric.supervision.clock import Handle
 from trustfabric.supervision.exits import Exit
-from trustfabric.supervision.holds import Holds
-from trustfabric.supervision.mailbox import DEFAULT_MAILBOX, Envelope, Mailbox, Reply
+from trustfabric.supervision.mailbox import (
+    DEFAULT_MAILBOX,
+    Envelope,
+    Mail,
+    Mailbox,
+    Reply,
+    is_stop,
+    sealed,
+)
 from trustfabric.supervision.roles import Behaviour, Cancellable, Parent
 from trustfabric.supervision.scheduler import Scheduler
 from trustfabric.supervision.states import ALIVE, NOBODY, State
@@ -26,48 +34,44 @@ from trustfabric.supervision.trace import Event
 from trustfabric.supervision.watchers import Watchers
 from trustfabric.supervision.work import Settle, Work
 
-BIRTH: ContextVar["Cell | None"] = ContextVar("birth", default=None)
-"""The cell an actor constructed right now belongs to."""
+
+class Birth(threading.local):
+    """The cell that an actor constructed right now, on this thread, belongs to."""
+
+    cell: "Cell | None" = None
+
+
+BIRTH = Birth()
 CALLER: ContextVar["Cell | None"] = ContextVar("caller", default=None)
 """The cell whose mailbox stands still while this code waits."""
 
 
-RUNNING = State.RUNNING  # looked up for every message
-
-
-class Cell:
+class Cell(Box):
     """Belongs to the loop's thread; other threads only `Scheduler.post` to it."""
 
     __slots__ = (
-        "_brutal_timer", "_holds", "_work", "actor", "address", "asking", "busy",
-        "current", "doom", "epoch", "grace_s", "in_ready", "mailbox", "over", "parent",
-        "path", "resources", "restart_count", "restarts", "scheduler", "since", "state",
-        "stop_asked", "suspended", "watchers",
+        "_brutal_timer", "_free", "_holds", "_work", "actor", "asking", "current",
+        "doom", "epoch", "grace_s", "over", "resources", "restart_count", "restarts",
+        "since", "stop_asked",
     )  # fmt: skip
 
-    def __init__(self, name: str, address: pykka.ActorRef[Any]) -> None:
-        self.path = name
-        self.address = address
-        self.scheduler: Scheduler = None  # type: ignore[assignment]  # until attached
-        self.parent: Parent[Any] = None  # type: ignore[assignment]  # until attached
-        self.mailbox = Mailbox(DEFAULT_MAILBOX)
-        self.state = State.NEW
+    def __init__(self, name: str, address: Any) -> None:
+        super().__init__(name, address)
         self.epoch = 0
         self.actor: Behaviour | None = None
         self.grace_s = 5.0
-        self.suspended = False
-        self.busy = False
-        self.in_ready = False
-        self.current: Envelope | None = None
+        self.current: Mail | None = None
         self.since = 0.0
         self.stop_asked: Exit | None = None
         self.asking: dict[Reply, Cell] | None = None
         self.restart_count = 0
         self.restarts: list[tuple[datetime, str]] | None = None
-        self.watchers = Watchers()
         self.resources: set[Cancellable] | None = None
         self.over: asyncio.Future[None] | None = None
-        self._holds = Holds()
+        self._holds: set[object] | None = None
+        """Tasks and children that must end before it is over."""
+        self._free = False
+        """It has ended and let go of everything but what holds it."""
         self.doom: Exit | None = None
         self._work: Work | None = None
         self._brutal_timer: Handle | None = None
@@ -78,66 +82,10 @@ class Cell:
             self.over = self.scheduler.loop.create_future()
         return self.over
 
-    # --- being placed ---------------------------------------------------------
-
-    def announce(self, scheduler: Scheduler, path: str) -> None:
-        """Join a tree; from here on mail is kept for the first incarnation."""
-        if self.state in ALIVE:
-            raise RuntimeError(f"{self.path} runs already")
-        self.scheduler, self.path = scheduler, path
-        scheduler.cells[path] = self
-        self.state = State.WAITING
-
-    def attach(self, scheduler: Scheduler, parent: Parent[Any], path: str) -> None:
-        self.announce(scheduler, path)
-        self.parent = parent
-
-    def bury(self, exit_: Exit) -> None:
-        """Never mind a restart: answer the mail, tell the watchers."""
-        self.state = State.DEAD
-        for envelope in self.mailbox.drain():
-            reason = f"ended: {exit_.kind}"
-            undelivered.strand(envelope, self.path, reason, self.scheduler.dead_letters)
-        self.watchers.tell(exit_)
-
-    # --- mail -----------------------------------------------------------------
-
-    def put(self, envelope: Envelope) -> bool:
-        """Take user mail in; False if it bounced. Never raises."""
-        if self.state is not RUNNING and self.state in NOBODY:
-            self.refuse(envelope, "not running")
-            return False
-        if undelivered.is_stop(envelope):
-            self.mailbox.put_beyond_limit(envelope)
-            self.wake()
-            return True
-        try:
-            bounced = self.mailbox.put(envelope)
-        except Exception as error:  # noqa: BLE001  # in the receiver's conflate: its bug
-            self.kill(exits.crashed(error, "conflate"))
-            bounced = envelope
-        if bounced is not None:
-            limit = self.mailbox.spec.limit
-            undelivered.bounce(bounced, self.path, limit, self.scheduler.dead_letters)
-        self.wake()
-        return bounced is not envelope
-
-    def refuse(self, envelope: Envelope, reason: str) -> None:
-        undelivered.refuse(envelope, self.path, reason, self.scheduler.dead_letters)
-
     @property
     def may_speak(self) -> bool:
         """Whether the present incarnation still takes mail of its own."""
         return self.state in (State.STARTING, State.RUNNING)
-
-    def put_system(self, envelope: Envelope) -> None:
-        self.mailbox.put_system(envelope)
-        self.wake()
-
-    def wake(self) -> None:
-        if not self.in_ready and not self.busy and self.state is RUNNING:
-            self.in_ready = True
-            self.scheduler.enqueue(self)
 
     # --- running --------------------------------------------------------------
 
@@ -152,11 +100,11 @@ class Cell:
         self._perform(lambda: self._construct(construct), self._started)
 
     def _construct(self, construct: Callable[[], Any]) -> Any:
-        token = BIRTH.set(self)
+        outer, BIRTH.cell = BIRTH.cell, self
         try:
             actor: Behaviour = construct()
         finally:
-            BIRTH.reset(token)
+            BIRTH.cell = outer
         self.actor = actor
         self.mailbox.spec = actor.mailbox
         return actor.on_start()
@@ -166,15 +114,40 @@ class Cell:
             self.end(exits.crashed(error, "on_start"))
             return
         self.state = State.RUNNING
-        self.scheduler.emit(self, Event.STARTED, type(self.actor).__name__)
+        if self.scheduler.observers:
+            self.scheduler.emit(self, Event.STARTED, type(self.actor).__name__)
         self.parent.child_up(self)
         self._look()
 
     def step(self, budget: int) -> bool:
         return self.scheduler.context.copy().run(self._handle_some, budget)
 
+    @property
+    def is_free(self) -> bool:
+        """Whether a message would be handled at once."""
+        return (
+            self.state is RUNNING
+            and not self.busy
+            and not self.in_ready
+            and not self.suspended
+            and self.stop_asked is None
+            and not self.mailbox.has_mail(system_only=False)
+        )
+
+    def handle_now(self, envelope: Envelope) -> None:
+        """Handle a request on its asker's stack; only while free."""
+        scheduler = self.scheduler
+        before, scheduler.running = scheduler.running, self
+        self.in_ready = True
+        scheduler.depth += 1
+        scheduler.context.copy().run(self._deliver_sealed, envelope)
+        scheduler.depth -= 1
+        self.in_ready = False
+        scheduler.running = before
+        self._look()
+
     def _handle_some(self, budget: int) -> bool:
-        CALLER.set(self)
+        mailbox = self.mailbox
         while self.state is RUNNING and not self.busy:
             if self.stop_asked is not None:
                 self._begin_stop(self.stop_asked)
@@ -182,53 +155,62 @@ class Cell:
             if budget == 0:
                 return True
             budget -= 1
-            envelope = self.mailbox.take(system_only=self.suspended)
-            if envelope is None:
+            mail = mailbox.take_system()
+            if mail is None and not self.suspended:
+                mail = mailbox.take()
+            if mail is None:
                 break
-            self._deliver(envelope)
+            if mail.__class__ is Envelope:
+                self._deliver_sealed(mail)
+            else:
+                self._deliver(mail, mail)
         self.in_ready = False
         return False
 
-    def _deliver(self, envelope: Envelope) -> None:
-        scheduler = self.scheduler
-        plain = envelope.reply is None and envelope.epoch is None
-        if not plain and envelope.is_late(scheduler.clock.monotonic, self.epoch):
+    def _deliver_sealed(self, envelope: Envelope) -> None:
+        scheduler, message = self.scheduler, envelope.message
+        if envelope.is_late(scheduler.clock.monotonic, self.epoch):
             scheduler.skipped += 1
-            scheduler.emit(self, Event.SKIPPED, type(envelope.message).__name__)
-            return
-        self.current = envelope
-        if undelivered.is_stop(envelope):
+            scheduler.emit(self, Event.SKIPPED, type(message).__name__)
+        elif is_stop(envelope):
+            self.current = envelope
             self._begin_stop(exits.normal())
-            return
-        if scheduler.observers:
-            scheduler.emit(self, Event.HANDLING, type(envelope.message).__name__)
+        else:
+            self._deliver(envelope, message)
+
+    def _deliver(self, mail: Mail, message: Any) -> None:
+        self.current = mail
+        observers = self.scheduler.observers
+        if observers:
+            self.scheduler.emit(self, Event.HANDLING, type(message).__name__)
         self.busy = True
         try:
-            result = self.actor.receive(envelope.message)  # type: ignore[union-attr]
+            result = self.actor.receive(message)  # type: ignore[union-attr]
         except BaseException as error:  # noqa: BLE001  # a bug of one actor ends that one
             self._settled(self._handled, None, error)
             return
         if result.__class__ is CoroutineType:
             self._begin_work(result, self._handled)
-        else:
+        elif mail is not message or observers or self.doom is not None:
             self._settled(self._handled, result, None)
+        else:  # a notice, of which nobody has to hear
+            self.busy = False
+            self.current = None
 
     def _handled(self, result: Any, error: BaseException | None) -> None:
-        envelope, self.current = self.current, None
-        assert envelope is not None
+        mail, self.current = sealed(self.current), None
         if self.scheduler.observers:
             fault = "" if error is None else f" {type(error).__name__}"
-            name = type(envelope.message).__name__
+            name = type(mail.message).__name__
             self.scheduler.emit(self, Event.HANDLED, name + fault)
         if error is None:
-            if envelope.reply is not None:
-                envelope.reply.resolve(result)
+            if mail.reply is not None:
+                mail.reply.resolve(result)
         elif isinstance(error, self.scheduler.answers):
-            undelivered.answer_error(envelope, self.path, error)
+            undelivered.answer_error(mail, self.path, error)
         else:
-            self.doom = exits.crashed(error, type(envelope.message).__name__)
-            undelivered.cut_short(envelope, self.path, self.doom)
-            self.end(self.doom)
+            self.current = mail  # still in hand
+            self.end(exits.crashed(error, type(mail.message).__name__))
             return
         if not self.in_ready:
             self._look()
@@ -245,7 +227,6 @@ class Cell:
     def _perform(self, call: Callable[[], Any], settle: Settle) -> None:
         """Run a hook; `_deliver` does the same with messages, within its batch."""
         context = self.scheduler.context.copy()
-        context.run(CALLER.set, self)
         self.busy = True
         try:
             result = context.run(call)
@@ -263,9 +244,12 @@ class Cell:
             self._settled(settle, None, None)
             return
         self.since = self.scheduler.clock.monotonic()
-        self._work = Work(
-            coroutine, lambda r, e: self._settled(settle, r, e), self.path
-        )
+        CALLER.set(self)
+        work = Work(coroutine, self.path)
+        self._work = work
+        if self.state is State.DYING:  # it killed itself before it first had to wait
+            work.cancel()
+        work.then(lambda result, error: self._settled(settle, result, error))
 
     def _settled(
         self, settle: Settle, result: Any, error: BaseException | None
@@ -309,24 +293,26 @@ class Cell:
             if grace_s <= 0:
                 self._brutal()
             return False
+        if not self.busy:
+            self.end(exit_, grace_s)
+            return True
         self.state = State.DYING
         self.doom = exit_
-        self.hold(self)
         self._let_go(grace_s)
         if self._work is not None:
             self._work.cancel()
-            self._brutal_after(grace_s)
-        elif not self.busy:
-            self.end(exit_)
+        self._brutal_after(grace_s)
         return True
 
     def _let_go(self, grace_s: float) -> None:
         """Tell the asker at once; cancel all that was begun beside the handler."""
-        undelivered.cut_short(self.current, self.path, self.doom)
+        in_hand = None if self.current is None else sealed(self.current)
+        if in_hand is not None and not in_hand.may_repeat:
+            undelivered.cut_short(in_hand, self.path, self.doom)
         resources, self.resources = self.resources, None
         for resource in resources or ():
             resource.cancel()
-        for task in self._holds.tasks():
+        for task in self._held_tasks():
             task.cancel()
             self._brutal_after(grace_s)
 
@@ -336,59 +322,75 @@ class Cell:
             when = clock.monotonic() + grace_s
             self._brutal_timer = clock.call_at(when, self._brutal)
 
+    def _cancel_brutal_timer(self) -> None:
+        if self._brutal_timer is not None:
+            self._brutal_timer.cancel()
+            self._brutal_timer = None
+
     def _brutal(self) -> None:
         """Take the incarnation's coroutine and tasks away from it."""
         if self.state is not State.DYING or self.doom is None:
             return
         work = self._work
+        if work.on_stack if work is not None else self.busy:  # once it is off the stack
+            self._cancel_brutal_timer()
+            self._brutal_after(0.0)
+            return
         if work is not None:
-            if work.on_stack:  # it has killed itself: once it is off the stack
-                self._brutal_timer = None
-                self._brutal_after(0.0)
-                return
             self._work = None
             self.busy = False
             self.scheduler.zombies += not work.close()
             self.end(self.doom)
-        for task in self._holds.tasks():
+        for task in self._held_tasks():
             self.scheduler.zombies += not task.done()
             self.release(task)
 
     # --- ending ---------------------------------------------------------------
 
-    def end(self, exit_: Exit) -> None:
+    def end(self, exit_: Exit, grace_s: float | None = None) -> None:
         """Let go of all it holds, its code being off the stack; then tell."""
         self.state = State.DYING
         self.doom = exit_
-        self.hold(self)
-        self._let_go(self.grace_s)
+        self._let_go(self.grace_s if grace_s is None else grace_s)
         if self.actor is not None:
             self.actor.on_death(exit_)
-        self.release(self)
+        self._free = True
+        if self._holds is None:
+            self._over(exit_)
 
     def hold(self, thing: object) -> None:
         """Keep the incarnation from being over until `thing` is released."""
+        if self._holds is None:
+            self._holds = set()
         self._holds.add(thing)
 
     def release(self, thing: object) -> None:
-        last = self._holds.remove(thing)
-        if last and self.state is State.DYING and self.doom is not None:
-            self._over(self.doom)
+        if self._holds is None or thing not in self._holds:
+            return
+        self._holds.discard(thing)
+        if not self._holds:
+            self._holds = None
+            if self._free and self.doom is not None:
+                self._over(self.doom)
+
+    def _held_tasks(self) -> list[asyncio.Task[Any]]:
+        return [held for held in self._holds or () if isinstance(held, asyncio.Task)]
 
     def _over(self, exit_: Exit) -> None:
-        if self._brutal_timer is not None:
-            self._brutal_timer.cancel()
-            self._brutal_timer = None
+        self._cancel_brutal_timer()
         self.actor = self.asking = self.doom = self.stop_asked = None
-        self.busy = False
+        self.busy = self._free = False
         self.state = State.WAITING
-        self.scheduler.emit(self, Event.DOWN, exit_.reason)
+        if self.scheduler.observers:
+            self.scheduler.emit(self, Event.DOWN, exit_.reason)
         over, self.over = self.over, None
         if over is not None and not over.done():
             over.set_result(None)
-        envelope, self.current = self.current, None
+        mail, self.current = self.current, None
+        if mail is not None and sealed(mail).may_repeat:
+            self.mailbox.put_back(sealed(mail))
         self.parent.child_down(self, exit_)
-        if envelope is not None and undelivered.is_stop(envelope):
+        if mail is not None and is_stop(sealed(mail)):
             undelivered.strand(
-                envelope, self.path, "stopped", self.scheduler.dead_letters
+                sealed(mail), self.path, "stopped", self.scheduler.dead_letters
             )

@@ -11,6 +11,7 @@ from trustfabric.supervision import exits
 from trustfabric.supervision.cell import Cell
 from trustfabric.supervision.clock import Handle
 from trustfabric.supervision.exits import Exit, ExitKind
+from trustfabric.supervision.intensity import Intensity
 from trustfabric.supervision.spec import Backoff, Restart
 from trustfabric.supervision.states import ALIVE, State
 
@@ -33,6 +34,8 @@ class Child:
     """Is to be down before anything is started."""
     gone: bool = False
     """Is not to be started again."""
+    budget: Intensity | None = None
+    """Its own, under a supervisor of keyed children, once it has fallen."""
     attempts: int = 0
     up_since: float | None = None
     timer: Handle | None = None
@@ -95,16 +98,20 @@ class Child:
         """Ask it to stop; by force once its patience is over. Down is reported."""
         if not self.alive or self.cell.stop_asked is not None:
             return
-        if self.shutdown_s == 0:
-            self.cell.kill(exits.killed("brutal kill"), 0.0)
-            return
-        if self.shutdown_s < math.inf:
+        if 0 < self.shutdown_s < math.inf:
             clock = self.cell.scheduler.clock
             when = clock.monotonic() + self.shutdown_s
-            self.timer = clock.call_at(when, self._overrun)
-        self.cell.request_stop(exits.shutdown())
+            self.timer = clock.call_at(when, self.overrun)
+        self.ask_to_stop()
 
-    def _overrun(self) -> None:
+    def ask_to_stop(self) -> None:
+        """As `stop`, with somebody else's patience."""
+        if self.shutdown_s == 0:
+            self.cell.kill(exits.killed("brutal kill"), 0.0)
+        else:
+            self.cell.request_stop(exits.shutdown())
+
+    def overrun(self) -> None:
         self.timer = None
         self.cell.kill(exits.killed("did not stop in time"), 0.0)
 

@@ -3,6 +3,7 @@
 from collections import Counter, deque
 from dataclasses import dataclass
 from datetime import datetime
+from threading import Lock
 
 import structlog
 
@@ -24,15 +25,17 @@ class DeadLetters:
 
     def __init__(self, clock: Clock, *, keep: int = 100) -> None:
         self._clock = clock
+        self._lock = Lock()
         self._counts: Counter[tuple[str, str]] = Counter()
         self._sample: deque[DeadLetter] = deque(maxlen=keep)
         self.total = 0
 
     def add(self, path: str, message: object, reason: str) -> None:
-        self.total += 1
-        self._counts[path, reason] += 1
-        seen = self._counts[path, reason]
-        self._sample.append(DeadLetter(self._clock.now(), path, message, reason))
+        with self._lock:  # other threads' mail bounces on their threads
+            self.total += 1
+            self._counts[path, reason] += 1
+            seen = self._counts[path, reason]
+            self._sample.append(DeadLetter(self._clock.now(), path, message, reason))
         if (
             seen & (seen - 1) == 0
         ):  # 1st, 2nd, 4th, 8th …: a flood does not flood the log
@@ -46,16 +49,16 @@ class DeadLetters:
 
     def by_path(self) -> dict[str, int]:
         totals: Counter[str] = Counter()
-        for (path, _), seen in self._counts.items():
+        for (path, _), seen in list(self._counts.items()):
             totals[path] += seen
         return dict(totals)
 
     def by_reason(self) -> dict[str, int]:
         totals: Counter[str] = Counter()
-        for (_, reason), seen in self._counts.items():
+        for (_, reason), seen in list(self._counts.items()):
             totals[reason] += seen
         return dict(totals)
 
     def recent(self, path: str | None = None) -> list[DeadLetter]:
         """Return the letters kept, oldest first; of one path if named."""
-        return [letter for letter in self._sample if path in (None, letter.path)]
+        return [letter for letter in list(self._sample) if path in (None, letter.path)]

@@ -1,6 +1,7 @@
 """A supervisor of keyed children, each on its own, with a budget each and in all."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from trustfabric.supervision.child import Child, log_down
 from trustfabric.supervision.errors import GaveUpError
 from trustfabric.supervision.exits import Exit
 from trustfabric.supervision.intensity import Intensity
+from trustfabric.supervision.scheduler import BATCH
 from trustfabric.supervision.spec import DynamicSpec, Restart
 
 
@@ -21,9 +23,7 @@ class DynamicSupervisor(Actor):
         self._spec = spec
         self._book = book
         self._total = Intensity(spec.max_restarts_total, spec.within_s)
-        self._keys: dict[Cell, str] = {}
         self._children: dict[str, Child] = {}
-        self._budgets: dict[str, Intensity] = {}
         self._removals: dict[str, asyncio.Future[None]] = {}
         self._emptied: asyncio.Future[None] | None = None
         self._closing: Exit | None = None
@@ -36,13 +36,26 @@ class DynamicSupervisor(Actor):
     async def on_stop(self) -> None:
         self._closing = exits.shutdown()
         self._emptied = self._cell.scheduler.loop.create_future()
-        for child in list(self._children.values()):
+        clock, patience = self._cell.scheduler.clock, None
+        if 0 < self._spec.shutdown_s < math.inf:
+            when = clock.monotonic() + self._spec.shutdown_s
+            patience = clock.call_at(when, self._overrun)
+        for number, child in enumerate(list(self._children.values()), 1):
             if child.alive:
-                child.stop()
-            else:
+                child.ask_to_stop()
+            elif not child.gone:
                 self._forget(child, self._closing)
+            if number % BATCH == 0:
+                await asyncio.sleep(0)
         if self._children:
             await self._emptied
+        if patience is not None:
+            patience.cancel()
+
+    def _overrun(self) -> None:
+        """End by force who has not stopped."""
+        for child in list(self._children.values()):
+            child.overrun()
 
     def on_death(self, exit_: Exit) -> None:
         super().on_death(exit_)
@@ -87,17 +100,16 @@ class DynamicSupervisor(Actor):
             backoff=spec.backoff,
         )
         cell.attach(self._cell.scheduler, self, f"{self._cell.path}/{key}")
-        self._keys[cell] = key
         self._children[key] = child
         child.start()
 
     # --- what children report -------------------------------------------------
 
     def child_up(self, cell: Cell) -> None:
-        self._children[self._keys[cell]].came_up()
+        self._children[_key(cell)].came_up()
 
     def child_down(self, cell: Cell, exit_: Exit) -> None:
-        child = self._children[self._keys[cell]]
+        child = self._children[_key(cell)]
         child.went_down()
         if self._closing is not None or child.leaving:
             log_down(child, exit_, "stays down", None)
@@ -111,16 +123,13 @@ class DynamicSupervisor(Actor):
 
     def _restart(self, child: Child, exit_: Exit) -> None:
         now, spec = self.monotonic(), self._spec
-        key = self._keys[child.cell]
-        budget = self._budgets.get(key)
-        if budget is None:
-            budget = Intensity(spec.max_restarts, spec.within_s)
-            self._budgets[key] = budget
+        if child.budget is None:
+            child.budget = Intensity(spec.max_restarts, spec.within_s)
         if not self._total.allows(now):
             log_down(child, exit_, "its supervisor gives up", None)
             self._forget(child, exit_)
             self._give_up(exit_)
-        elif not budget.allows(now):
+        elif not child.budget.allows(now):
             log_down(child, exit_, "is given up", None)
             self._forget(child, exit_)
         else:
@@ -139,9 +148,8 @@ class DynamicSupervisor(Actor):
 
     def _forget(self, child: Child, exit_: Exit) -> None:
         """Strike a child off; one that fell with this supervisor keeps its place."""
-        key = self._keys.pop(child.cell)
+        key = _key(child.cell)
         del self._children[key]
-        self._budgets.pop(key, None)
         child.give_up(exit_)
         removal = self._removals.pop(key, None)
         returns = self._closing is not None and removal is None
@@ -153,3 +161,8 @@ class DynamicSupervisor(Actor):
         emptied = self._emptied
         if emptied is not None and not emptied.done() and not self._children:
             emptied.set_result(None)
+
+
+def _key(cell: Cell) -> str:
+    name: str = cell.address.name
+    return name

@@ -1,6 +1,6 @@
 """Restart intensity: too many restarts in too short a time."""
 
-from collections import deque
+from bisect import bisect_right
 
 
 class Intensity:
@@ -11,12 +11,12 @@ class Intensity:
     def __init__(self, limit: int, within_s: float) -> None:
         self._limit = limit
         self._within_s = within_s
-        self._times: deque[float] = deque()
+        self._times: list[float] = []
 
     def allows(self, now: float) -> bool:
         """Record a restart at `now`; False if it is one too many."""
-        times = self._times
-        while times and times[0] <= now - self._within_s:
-            times.popleft()
+        times, begin = self._times, now - self._within_s
+        if times and times[0] <= begin:
+            del times[: bisect_right(times, begin)]
         times.append(now)
         return len(times) <= self._limit

@@ -1,11 +1,17 @@
-"""An actor's mail: a system lane that goes first and a bounded user lane."""
+"""An actor's mail: a system lane that goes first and a bounded user lane.
+
+A notice lies in the user lane as it is; what somebody waits for, and what is for one
+incarnation only, lies in an Envelope.
+"""
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
+
+from pykka.messages import _ActorStop
 
 
 class Reply(Protocol):
@@ -21,7 +27,7 @@ class Reply(Protocol):
 class Envelope:
     """A message on its way."""
 
-    __slots__ = ("deadline", "epoch", "message", "reply")
+    __slots__ = ("deadline", "epoch", "key", "message", "repeated", "reply")
 
     def __init__(
         self,
@@ -35,6 +41,14 @@ class Envelope:
         self.deadline = deadline
         self.epoch = epoch
         """The one incarnation it is for, if it is of that one's timer or task."""
+        self.key: Hashable | None = None
+        """What a newer notice with the same one replaces it by."""
+        self.repeated = False
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether the next incarnation gets it once more, if this one falls over it."""
+        return not self.repeated and getattr(self.message, "idempotent", False)
 
     def is_late(self, monotonic: Callable[[], float], epoch: int) -> bool:
         """Whether nobody waits for the answer, or who it was for is gone."""
@@ -43,6 +57,20 @@ class Envelope:
         if self.reply.done():
             return True
         return self.deadline is not None and monotonic() >= self.deadline
+
+
+Mail: TypeAlias = Any
+"""An Envelope, or a notice without one."""
+
+
+def sealed(mail: Mail) -> Envelope:
+    """Return mail in its envelope."""
+    return mail if mail.__class__ is Envelope else Envelope(mail)
+
+
+def is_stop(envelope: Envelope) -> bool:
+    """Whether this is pykka's request to stop; answered with whether it had to."""
+    return isinstance(envelope.message, _ActorStop)
 
 
 class Overflow(StrEnum):
@@ -59,13 +87,16 @@ class Overflow(StrEnum):
     """The oldest mail makes room: a dead letter, its asker is told."""
 
 
+Conflate: TypeAlias = Callable[[Any], Hashable | None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailboxSpec:
     """How much mail an actor keeps; a class attribute of the actor."""
 
     limit: int = 1_000
     overflow: Overflow = Overflow.REJECT
-    conflate: Callable[[Any], Hashable | None] | None = None
+    conflate: Conflate | None = None
     """The key of a notice that a newer one with the same key replaces, in place."""
 
 
@@ -73,109 +104,129 @@ DEFAULT_MAILBOX = MailboxSpec()
 
 
 class Mailbox:
-    """Lanes exist only while they hold mail, so that an idle actor is small."""
+    """Lanes exist only while they hold mail, so that an idle actor is small.
 
-    __slots__ = ("_keys", "_system", "_user", "_waiters", "spec")
+    The user lane is two lists: mail comes in at the end of one, and goes out from the
+    end of the other, which is the first one turned round when it was empty.
+    """
+
+    __slots__ = ("_in", "_keys", "_out", "_waiters", "spec", "system")
 
     def __init__(self, spec: MailboxSpec) -> None:
         self.spec = spec
-        self._system: deque[Envelope] | None = None
-        self._user: deque[Envelope] | None = None
+        self.system: deque[Envelope] | None = None
+        self._in: list[Mail] | None = None
+        self._out: list[Mail] | None = None
         self._keys: dict[Hashable, Envelope] | None = None
         self._waiters: deque[asyncio.Future[None]] | None = None
 
     def __len__(self) -> int:
-        return self.user_depth + (len(self._system) if self._system else 0)
+        return self.user_depth + (len(self.system) if self.system else 0)
 
     @property
     def user_depth(self) -> int:
-        return len(self._user) if self._user else 0
+        return len(self._in or ()) + len(self._out or ())
 
     @property
     def full(self) -> bool:
-        return self._user is not None and len(self._user) >= self.spec.limit
+        return self.user_depth >= self.spec.limit
 
     def has_mail(self, *, system_only: bool) -> bool:
-        return bool(self._system) or (not system_only and bool(self._user))
+        if self.system is not None:
+            return True
+        return not system_only and (self._out is not None or self._in is not None)
 
     def put_system(self, envelope: Envelope) -> None:
-        if self._system is None:
-            self._system = deque()
-        self._system.append(envelope)
+        if self.system is None:
+            self.system = deque()
+        self.system.append(envelope)
 
-    def put(self, envelope: Envelope) -> Envelope | None:
-        """Keep it; return what found no room: this one, or an older one instead."""
-        if self.spec.conflate is None:
-            return self._append(envelope)
-        key = self._key(envelope)
-        if key is None:
-            return self._append(envelope)
+    def put(self, mail: Mail) -> bool:
+        """Keep it; False if there is no room."""
+        spec, inward = self.spec, self._in
+        if spec.conflate is not None:
+            return self._put_conflating(mail, spec.conflate)
+        if inward is None:
+            if self._out is not None and len(self._out) >= spec.limit:
+                return False
+            self._in = [mail]
+            return True
+        if len(inward) + (0 if self._out is None else len(self._out)) >= spec.limit:
+            return False
+        inward.append(mail)
+        return True
+
+    def _put_conflating(self, mail: Mail, conflate: Conflate) -> bool:
+        envelope, key = sealed(mail), None
+        if envelope.reply is None and not is_stop(envelope):
+            key = envelope.key = conflate(envelope.message)
         if self._keys is None:
             self._keys = {}
-        waiting = self._keys.get(key)
+        waiting = None if key is None else self._keys.get(key)
         if waiting is not None:
             waiting.message = envelope.message
-            return None
-        bounced = self._append(envelope)
-        if bounced is not envelope:
+            return True
+        if self.full:
+            return False
+        self.put_beyond_limit(envelope)
+        if key is not None:
             self._keys[key] = envelope
-        return bounced
+        return True
 
-    def put_beyond_limit(self, envelope: Envelope) -> None:
+    def put_beyond_limit(self, mail: Mail) -> None:
         """Keep it behind the rest of the user lane, whatever the bound."""
-        if self._user is None:
-            self._user = deque()
-        self._user.append(envelope)
+        if self._in is None:
+            self._in = []
+        self._in.append(mail)
 
-    def _key(self, envelope: Envelope) -> Hashable | None:
-        conflate = self.spec.conflate
-        if conflate is None or envelope.reply is not None:
+    def put_back(self, envelope: Envelope) -> None:
+        """Keep what was in hand before all else of the user lane, once more."""
+        envelope.repeated = True
+        if self._out is None:
+            self._out = []
+        self._out.append(envelope)
+
+    def take_system(self) -> Envelope | None:
+        if self.system is None:
             return None
-        return conflate(envelope.message)
-
-    def _append(self, envelope: Envelope) -> Envelope | None:
-        user = self._user
-        if user is None:
-            user = self._user = deque()
-        bounced = None
-        if len(user) >= self.spec.limit:
-            if self.spec.overflow is not Overflow.DROP_OLDEST:
-                return envelope
-            bounced = user.popleft()
-            self._forget_key(bounced)
-        user.append(envelope)
-        return bounced
-
-    def take(self, *, system_only: bool) -> Envelope | None:
-        if self._system is not None:
-            envelope = self._system.popleft()
-            if not self._system:
-                self._system = None
-            return envelope
-        return None if system_only else self.take_oldest()
-
-    def take_oldest(self) -> Envelope | None:
-        """Take the first of the user lane, and let one in who waits for room."""
-        user = self._user
-        if user is None:
-            return None
-        envelope = user.popleft()
-        if not user:
-            self._user = None
-        self._forget_key(envelope)
-        if self._waiters is not None:
-            self.let_one_in()
+        envelope = self.system.popleft()
+        if not self.system:
+            self.system = None
         return envelope
 
-    def _forget_key(self, envelope: Envelope) -> None:
+    def take(self) -> Mail | None:
+        """Take the first of the user lane, and let one in who waits for room."""
+        out = self._out
+        if out is None:
+            out = self._in
+            if out is None:
+                return None
+            out.reverse()
+            self._out, self._in = out, None
+        mail = out.pop()
+        if not out:
+            self._out = None
         if self._keys:
-            key = self._key(envelope)
-            if key is not None and self._keys.get(key) is envelope:
-                del self._keys[key]
+            self._forget_key(mail, self._keys)
+        if self._waiters is not None:
+            self.let_one_in()
+        return mail
 
-    def peek(self) -> Envelope | None:
+    def make_room(self) -> Envelope | None:
+        """Take the oldest out if the policy says so; it is a dead letter."""
+        if self.spec.overflow is not Overflow.DROP_OLDEST:
+            return None
+        return sealed(self.take())
+
+    def _forget_key(self, mail: Mail, keys: dict[Hashable, Envelope]) -> None:
+        if mail.__class__ is Envelope and keys.get(mail.key) is mail:
+            del keys[mail.key]
+
+    def peek(self) -> Mail | None:
         """Return the oldest of the user lane, and leave it there."""
-        return self._user[0] if self._user else None
+        if self._out is not None:
+            return self._out[-1]
+        return None if self._in is None else self._in[0]
 
     @property
     def must_wait(self) -> bool:
@@ -197,10 +248,10 @@ class Mailbox:
         if not self._waiters:
             self._waiters = None
 
-    def drain(self) -> list[Envelope]:
+    def drain(self) -> list[Mail]:
         """Take everything, in order of age within each lane."""
-        mail = [*(self._system or ()), *(self._user or ())]
-        self._system = self._user = self._keys = None
+        mail = [*(self.system or ()), *reversed(self._out or ()), *(self._in or ())]
+        self.system = self._in = self._out = self._keys = None
         while self._waiters:
             self.let_one_in()
         return mail

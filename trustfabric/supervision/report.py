@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from trustfabric.supervision.cell import Cell
+from trustfabric.supervision.mailbox import sealed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ def describe(cell: Cell) -> ActorReport:
         restart_count=cell.restart_count,
         restarts=tuple(RestartReport(at=at, reason=why) for at, why in restarts),
         depth=len(cell.mailbox),
-        current=None if current is None else type(current.message).__name__,
+        current=None if current is None else type(sealed(current).message).__name__,
         current_age_s=None if current is None else age_s,
         waiting_on=tuple(target.path for target in (cell.asking or {}).values()),
     )

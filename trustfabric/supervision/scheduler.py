@@ -5,17 +5,25 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from time import perf_counter
 from typing import Any, Protocol
 
 from trustfabric.supervision.clock import Clock
 from trustfabric.supervision.deadletters import DeadLetters
-from trustfabric.supervision.mailbox import Envelope
+from trustfabric.supervision.mailbox import Mail, sealed
 from trustfabric.supervision.trace import Event, Observer, TraceEvent
+from trustfabric.supervision.undelivered import bounce
 
 BATCH = 64
 """Messages one actor may handle before the next one's turn."""
+DEPTH = 16
+"""How many hand-overs may stand on one another."""
+INBOUND = 50_000
+"""Messages from other threads that may wait to be delivered, all actors together."""
+INBOUND_BATCH = 1_000
+"""How many of them are delivered before the event loop sees to the rest."""
 SLICE_S = 0.002
 """How long actors run before the event loop sees to its sockets again."""
 
@@ -30,9 +38,9 @@ class Runnable(Protocol):
         """Handle up to `budget` messages; True if more could be handled now."""
         ...
 
-    def put(self, envelope: Envelope) -> bool: ...
+    def put(self, mail: Mail) -> bool: ...
 
-    def refuse(self, envelope: Envelope, reason: str) -> None: ...
+    def refuse(self, mail: Mail, reason: str) -> None: ...
 
 
 class Scheduler:
@@ -59,19 +67,22 @@ class Scheduler:
         self.running: Runnable | None = None
         self.loop = asyncio.get_running_loop()
         self.context = contextvars.Context()
-        self._thread = threading.get_ident()
+        self.thread = threading.get_ident()
         self._batch = 1 if shuffle else BATCH
         self._shuffle = shuffle
         self._ready: deque[Runnable] = deque()
         self._scheduled = False
-        self._lock = threading.Lock()
-        self._posted: deque[tuple[Runnable, Envelope]] = deque()
+        self._hand_overs = 0
+        self.depth = 0
+        """How many askers' stacks the handler that runs stands on."""
+        self._posted: deque[tuple[Runnable, Mail]] = deque()
+        self._woken = False
         self.closed = False
 
     @property
     def here(self) -> bool:
         """Whether the caller is on the loop's thread."""
-        return threading.get_ident() == self._thread
+        return threading.get_ident() == self.thread
 
     @property
     def idle(self) -> bool:
@@ -83,7 +94,18 @@ class Scheduler:
             self._scheduled = True
             self.loop.call_soon(self._pump, context=self.context)
 
+    def may_hand_over(self) -> bool:
+        """Whether an asker may have its request handled on its own stack.
+
+        Not for ever: whoever asks and asks shall let the loop turn now and then.
+        """
+        self._hand_overs -= 1
+        if self._hand_overs < 0 or self.depth >= DEPTH:
+            return False
+        return not self._shuffle or self.random.random() < 0.5
+
     def _pump(self) -> None:
+        self._hand_overs = BATCH
         until = perf_counter() + SLICE_S
         ready, batch = self._ready, self._batch
         try:
@@ -101,32 +123,50 @@ class Scheduler:
             if ready:
                 self.loop.call_soon(self._pump, context=self.context)
 
-    def post(self, cell: Runnable, envelope: Envelope) -> bool:
-        """Deliver from any thread; False once the runtime has stopped."""
-        with self._lock:
-            if self.closed:
-                return False
-            self._posted.append((cell, envelope))
-            if len(self._posted) == 1:
-                self.call_from_thread(self._deliver_posted)
+    def post(self, cell: Runnable, mail: Mail) -> bool:
+        """Deliver from any thread; False if it was refused.
+
+        One wake-up of the loop serves a burst. No lock: each side first leaves its
+        own mark (mail, `closed`, `_woken`), and then looks for the other's.
+        """
+        posted = self._posted
+        if len(posted) >= INBOUND:
+            bounce(sealed(mail), cell.path, INBOUND, self.dead_letters)
+            return False
+        posted.append((cell, mail))
+        if self.closed:
+            self._refuse_posted()
+            return False
+        if not self._woken:
+            self._woken = True
+            self.call_from_thread(self._deliver_posted)
         return True
 
     def call_from_thread(self, callback: Callable[[], None]) -> None:
         self.loop.call_soon_threadsafe(callback, context=self.context)
 
     def _deliver_posted(self) -> None:
-        with self._lock:
-            posted, self._posted = self._posted, deque()
-        for cell, envelope in posted:
-            cell.put(envelope)
+        self._woken = False
+        posted = self._posted
+        for _ in range(INBOUND_BATCH):
+            if not posted:
+                return
+            cell, mail = posted.popleft()
+            cell.put(mail)
+        if not self._woken:
+            self._woken = True
+            self.loop.call_soon(self._deliver_posted, context=self.context)
 
     def close(self) -> None:
         """Refuse what still comes; nothing posted stays unanswered."""
-        with self._lock:
-            self.closed = True
-            posted, self._posted = self._posted, deque()
-        for cell, envelope in posted:
-            cell.refuse(envelope, "the runtime stopped")
+        self.closed = True
+        self._refuse_posted()
+
+    def _refuse_posted(self) -> None:
+        with suppress(IndexError):  # whoever pops it, refuses it
+            while True:
+                cell, mail = self._posted.popleft()
+                cell.refuse(mail, "the runtime stopped")
 
     def emit(self, cell: Runnable, event: Event, detail: str) -> None:
         if not self.observers:

@@ -52,11 +52,11 @@ def take(cell: Cell, kind: type[M], limit: int) -> list[Taken[M]]:
     taken: list[Taken[M]] = []
     while len(taken) < limit:
         envelope = cell.mailbox.peek()
-        if envelope is None or envelope.reply is None:
+        if envelope.__class__ is not Envelope or envelope.reply is None:
             break
         if not isinstance(envelope.message, kind):
             break
-        cell.mailbox.take_oldest()
+        cell.mailbox.take()
         if envelope.is_late(cell.scheduler.clock.monotonic, cell.epoch):
             cell.scheduler.skipped += 1
         else:

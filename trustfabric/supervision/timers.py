@@ -11,6 +11,7 @@ from trustfabric.supervision.exits import Exit, ExitKind
 from trustfabric.supervision.mailbox import Envelope
 from trustfabric.supervision.messages import Notice
 from trustfabric.supervision.states import NOBODY
+from trustfabric.supervision.watchers import Watchers
 
 
 class Timer:
@@ -66,10 +67,13 @@ class Watch:
         if target.state in NOBODY:
             self._fire(Exit(ExitKind.NORMAL, "not running"))
         else:
+            if target.watchers is None:
+                target.watchers = Watchers()
             target.watchers.add(self, self._fire)
 
     def cancel(self) -> None:
-        self._target.watchers.remove(self)
+        if self._target.watchers is not None:
+            self._target.watchers.remove(self)
         if self._cell.resources is not None:
             self._cell.resources.discard(self)
 

@@ -1,7 +1,6 @@
 """What becomes of mail that no actor handles: somebody always hears of it."""
 
 import structlog
-from pykka.messages import _ActorStop
 
 from trustfabric.supervision.deadletters import DeadLetters
 from trustfabric.supervision.errors import (
@@ -12,14 +11,9 @@ from trustfabric.supervision.errors import (
     MailboxFullError,
 )
 from trustfabric.supervision.exits import Exit, ExitKind
-from trustfabric.supervision.mailbox import Envelope
+from trustfabric.supervision.mailbox import Envelope, is_stop
 
 log = structlog.get_logger(__name__)
-
-
-def is_stop(envelope: Envelope) -> bool:
-    """Whether this is pykka's request to stop; answered with whether it had to."""
-    return isinstance(envelope.message, _ActorStop)
 
 
 def refuse(envelope: Envelope, path: str, reason: str, letters: DeadLetters) -> None:
@@ -53,9 +47,9 @@ def answer_error(envelope: Envelope, path: str, error: BaseException) -> None:
     log.warning("actor.notice_refused", path=path, message=message, error=repr(error))
 
 
-def cut_short(envelope: Envelope | None, path: str, doom: Exit | None) -> None:
+def cut_short(envelope: Envelope, path: str, doom: Exit | None) -> None:
     """Tell the asker that the actor ends; a stop is answered once it has."""
-    if envelope is not None and envelope.reply is not None and not is_stop(envelope):
+    if envelope.reply is not None and not is_stop(envelope):
         envelope.reply.reject(_last_words(path, doom))
 
 

@@ -9,23 +9,20 @@ Notify: TypeAlias = Callable[[Exit], None]
 
 
 class Watchers:
-    """A table that exists only while there is somebody in it."""
+    """Who has to be told of one actor."""
 
     __slots__ = ("_notify",)
 
     def __init__(self) -> None:
-        self._notify: dict[object, Notify] | None = None
+        self._notify: dict[object, Notify] = {}
 
     def add(self, key: object, notify: Notify) -> None:
-        if self._notify is None:
-            self._notify = {}
         self._notify[key] = notify
 
     def remove(self, key: object) -> None:
-        if self._notify is not None:
-            self._notify.pop(key, None)
+        self._notify.pop(key, None)
 
     def tell(self, exit_: Exit) -> None:
-        told, self._notify = self._notify, None
-        for notify in (told or {}).values():
+        told, self._notify = self._notify, {}
+        for notify in told.values():
             notify(exit_)

@@ -9,6 +9,8 @@ import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from trustfabric.supervision.eager import begin
+
 Settle = Callable[[Any, BaseException | None], None]
 """Takes the result, or the error, of a piece of an actor's code."""
 
@@ -16,18 +18,19 @@ Settle = Callable[[Any, BaseException | None], None]
 class Work:
     __slots__ = ("_coroutine", "_settle", "_task")
 
-    def __init__(
-        self,
-        coroutine: Coroutine[Any, Any, Any],
-        settle: Settle,
-        name: str,
-    ) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], name: str) -> None:
         """Begin, in a copy of the present context."""
         self._coroutine = coroutine
-        self._settle: Settle | None = settle
-        loop = asyncio.get_running_loop()
-        self._task = loop.create_task(contain(coroutine), name=name)
-        self._task.add_done_callback(self._ended)
+        self._settle: Settle | None = None
+        self._task = begin(contain(coroutine), asyncio.get_running_loop(), name)
+
+    def then(self, settle: Settle) -> None:
+        """Settle when it has ended: at once if it never had to wait."""
+        self._settle = settle
+        if self._task.done():
+            self._ended(self._task)
+        else:
+            self._task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._coroutine.close()  # a no-op, unless cancelled before its first step

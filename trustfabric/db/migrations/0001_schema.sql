@@ -30,6 +30,7 @@ CREATE TABLE servers (
 COMMENT ON COLUMN servers.released_at IS
     'an operator lets it launch again although its last instance ended distrusted';
 CREATE INDEX servers_of_owner ON servers (owner_id, id) WHERE deleted_at IS NULL;
+CREATE INDEX servers_ever_of_owner ON servers (owner_id, id);
 
 -- Instances: one domain each, from its definition to its removal --------------
 
@@ -118,6 +119,8 @@ COMMENT ON COLUMN attestation_challenges.attestation_id IS
     'reserved for the verdict, which is written when the answer is in';
 CREATE INDEX challenges_of_instance
     ON attestation_challenges (runtime_vm_instance_id, id);
+CREATE INDEX challenges_by_time
+    ON attestation_challenges (runtime_vm_instance_id, issued_at);
 CREATE INDEX open_challenges ON attestation_challenges (expires_at) WHERE used_at IS NULL;
 
 CREATE TABLE attestation_keys (
@@ -155,6 +158,8 @@ COMMENT ON TABLE runtime_vm_trust_registry IS
     'One writer: the trust registry actor; every change has its history row';
 CREATE INDEX registry_by_lifecycle
     ON runtime_vm_trust_registry (lifecycle_state, runtime_vm_instance_id);
+CREATE INDEX registry_by_status
+    ON runtime_vm_trust_registry (attestation_status, runtime_vm_instance_id);
 CREATE INDEX registry_by_freshness ON runtime_vm_trust_registry (freshness_deadline)
     WHERE freshness_deadline IS NOT NULL;
 

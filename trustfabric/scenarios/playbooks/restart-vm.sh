@@ -44,7 +44,7 @@ reach() {
     turns=$((patience * 5))
     while :; do
         insist GET "$server" 200
-        status=$(grep -o '"status":"[a-z-]*"' "$body" | head -n 1 | cut -d '"' -f 4)
+        status=$(grep -o '"status": *"[a-z-]*"' "$body" | head -n 1 | cut -d '"' -f 4)
         [ "$status" = "$1" ] && return
         [ "$turns" -gt 0 ] || fail 75 "still $status after $patience s"
         turns=$((turns - 1))

@@ -1,0 +1,153 @@
+"""The link to the hypervisor: its loss says nothing, its return sees everything."""
+
+from typing import Any
+
+import pytest
+
+from tests.fix_fabric import ASK_S, until
+from tests.fix_machines import Machines
+from trustfabric.actors import hypervisor
+from trustfabric.actors.hypervisor import PowerOf, Unwatch, Watcher
+from trustfabric.actors.vms import Look, Rebooted
+from trustfabric.db.vms import Instance
+from trustfabric.domain.vms import PowerState
+from trustfabric.errors import UnavailableError
+from trustfabric.supervision import Address
+from trustfabric.supervision.trace import Event
+
+libvirt = pytest.importorskip("libvirt")
+
+pytestmark = pytest.mark.libvirt
+
+LINK = "fabric/link"
+
+
+@pytest.fixture
+def operator() -> Any:
+    return libvirt.open("test:///default")
+
+
+async def power_of(
+    machines: Machines, name: str, *, afresh: bool = False
+) -> PowerState | None:
+    nobody: Address[Any] = Address("nobody")
+    watcher = Watcher(nobody, Look(), Rebooted())
+    return await machines.hypervisor.ask(PowerOf(name, watcher, afresh), within_s=ASK_S)
+
+
+async def booted_again(machines: Machines, before: Instance) -> None:
+    async def look() -> bool | None:
+        row = await machines.read(before.id)
+        running = row.power_state is PowerState.RUNNING
+        return (running and row.boot_id != before.boot_id) or None
+
+    await until(look, "a new boot")
+
+
+async def test_it_knows_the_power_of_its_domains_and_of_no_other(
+    machines: Machines,
+) -> None:
+    instance = await machines.started()
+
+    assert await power_of(machines, instance.name, afresh=True) is PowerState.RUNNING
+    assert await power_of(machines, "test") is None  # libvirt's own example
+    assert await power_of(machines, "nobody") is None
+
+
+async def test_a_lost_link_stops_nothing(machines: Machines) -> None:
+    instance = await machines.started()
+
+    machines.hypervisor.tell(hypervisor._Lost("cut"))
+    await machines.runtime.quiet()
+
+    assert await power_of(machines, instance.name, afresh=True) is PowerState.RUNNING
+    row = await machines.read(instance.id)
+    assert (row.power_state, row.boot_id) == (PowerState.RUNNING, instance.boot_id)
+    assert await machines.power_log(instance.id) == ["started"]
+
+
+async def test_a_killed_link_stops_nothing(machines: Machines) -> None:
+    instance = await machines.started()
+
+    await machines.kill(LINK)
+
+    assert await power_of(machines, instance.name, afresh=True) is PowerState.RUNNING
+    assert await machines.power_log(instance.id) == ["started"]
+
+
+async def test_what_happened_while_the_link_was_down_is_seen_afterwards(
+    machines: Machines, operator: Any
+) -> None:
+    instance = await machines.started()
+    await machines.provisioner.close()
+    operator.lookupByName(instance.name).destroy()
+
+    await machines.kill(LINK)
+    machines.vms.children()[str(instance.id)].tell(Look())
+
+    await booted_again(machines, instance)
+    assert "crashed" in await machines.log(instance.id)
+
+
+async def test_an_event_that_never_came_is_made_up_for_by_looking(
+    machines: Machines, operator: Any
+) -> None:
+    instance = await machines.started()
+    await power_of(machines, "nobody", afresh=True)
+    machines.provisioner._on_event = None
+    operator.lookupByName(instance.name).destroy()
+    actor = machines.vms.children()[str(instance.id)]
+    watcher = Watcher(actor, Look(), Rebooted())
+    await machines.hypervisor.ask(PowerOf(instance.name, watcher), within_s=ASK_S)
+
+    machines.clock.advance(hypervisor.RECONCILE_S)
+
+    await booted_again(machines, instance)
+
+
+async def test_while_the_link_is_down_nothing_is_known(machines: Machines) -> None:
+    machines.runtime.suspend(LINK)
+    await machines.provisioner.close()
+    actor = machines.hypervisor.cell.actor
+    assert actor is not None
+    actor._powers = None  # type: ignore[attr-defined]
+    machines.runtime.resume(LINK)
+
+    with pytest.raises(UnavailableError):
+        await power_of(machines, "nobody")
+
+
+async def test_however_often_it_was_opened_it_looks_once_at_a_time(
+    machines: Machines,
+) -> None:
+    for _ in range(5):
+        machines.hypervisor.tell(hypervisor._Lost("cut"))
+    await power_of(machines, "nobody")
+    trace = machines.runtime.trace(LINK)
+
+    machines.clock.advance(hypervisor.RECONCILE_S)
+    await power_of(machines, "nobody")
+
+    handled = [each for each in trace.events() if each.event is Event.HANDLED]
+    looks = [each for each in handled if each.detail.startswith("_Reconcile")]
+    assert len(looks) == 1
+    trace.stop()
+
+
+async def test_who_no_longer_watches_is_not_told(
+    machines: Machines, operator: Any
+) -> None:
+    instance = await machines.started()
+
+    machines.hypervisor.tell(Unwatch(instance.name))
+    operator.lookupByName(instance.name).destroy()
+
+    async def seen() -> bool | None:
+        actor = machines.hypervisor.cell.actor
+        known = actor._powers[instance.name]  # type: ignore[union-attr]
+        return known is PowerState.STOPPED or None
+
+    await until(seen, "the event")
+    await machines.runtime.quiet()
+    row = await machines.read(instance.id)
+    assert row.power_state is PowerState.RUNNING

@@ -1,0 +1,332 @@
+"""One VM: led to what is wanted, booted once, its trust lost before its boot."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fix_fabric import held, until
+from tests.fix_machines import (
+    CALLER,
+    WITH_TPM,
+    Machines,
+    some_machines,
+)
+from trustfabric.actors.servers import DeleteServer, StartServer, StopServer
+from trustfabric.actors.vms import Rebooted
+from trustfabric.db.session import Database
+from trustfabric.db.vms import Instance
+from trustfabric.domain.servers import ServerStatus
+from trustfabric.domain.trust import Lifecycle, Signal
+from trustfabric.domain.vms import PowerState
+
+libvirt = pytest.importorskip("libvirt")
+
+pytestmark = pytest.mark.libvirt
+
+
+@pytest.fixture
+def operator() -> Any:
+    """Somebody else at the same hypervisor."""
+    return libvirt.open("test:///default")
+
+
+@pytest.fixture
+def starts(machines: Machines, operator: Any) -> list[str]:
+    """The names of all domains that are started, as it happens."""
+    seen: list[str] = []
+
+    def told(_: Any, domain: Any, event: int, *_rest: Any) -> None:
+        if event == libvirt.VIR_DOMAIN_EVENT_STARTED:
+            seen.append(domain.name())
+
+    operator.domainEventRegisterAny(
+        None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, told, None
+    )
+    return seen
+
+
+def is_active(operator: Any, instance: Instance) -> bool:
+    active: int = operator.lookupByName(instance.name).isActive()
+    return bool(active)
+
+
+def actor_of(instance: Instance) -> str:
+    return f"fabric/vms/{instance.id}"
+
+
+async def test_a_server_s_vm_is_defined_and_runs(
+    machines: Machines, operator: Any
+) -> None:
+    instance = await machines.started()
+
+    assert is_active(operator, instance)
+    assert instance.boot_id is not None
+    assert await machines.power_log(instance.id) == ["started"]
+    server = await machines.read_server(instance.server_id)
+    assert server.status is ServerStatus.RUNNING
+
+
+async def test_a_boot_is_committed_before_the_domain_starts(
+    machines: Machines, starts: list[str]
+) -> None:
+    server = await machines.server()
+    blocker = await machines.instance()
+
+    async with held(machines.database, blocker):
+        starting = asyncio.ensure_future(machines.ask(StartServer(server.id, CALLER)))
+        await asyncio.wait([starting], timeout=0.1)
+    await starting
+    first = await machines.until_running(server.id)
+    await machines.ask(StopServer(server.id, CALLER))
+    await machines.until_instance(first.id, power_state=PowerState.STOPPED)
+
+    async with held(machines.database, blocker):
+        await machines.ask(StartServer(server.id, CALLER))
+        await until_asking(machines)
+        assert starts == [first.name]
+        assert (await machines.read(first.id)).boot_id == first.boot_id
+
+    again = await machines.until_running(server.id)
+    assert again.boot_id != first.boot_id
+    assert starts == [first.name] * 2
+
+
+async def until_asking(machines: Machines) -> None:
+    async def look() -> bool | None:
+        return machines.trust.cell.current is not None or None
+
+    await until(look, "a change to be in hand")
+
+
+async def test_a_new_boot_takes_trust_away(machines: Machines) -> None:
+    instance = await machines.restored()
+
+    await machines.ask(StopServer(instance.server_id, CALLER))
+    await machines.until_instance(instance.id, power_state=PowerState.STOPPED)
+    await machines.ask(StartServer(instance.server_id, CALLER))
+    await machines.until_running(instance.server_id)
+
+    story = [
+        (event.lifecycle, event.reason) for event in await machines.history(instance.id)
+    ]
+    assert (Lifecycle.SUSPECT, "new boot") in story
+    await machines.until_posture(instance.id, lifecycle=Lifecycle.RESTORED)
+
+
+async def test_a_crash_is_noted_and_the_vm_boots_again(
+    machines: Machines, operator: Any
+) -> None:
+    instance = await machines.restored()
+
+    operator.lookupByName(instance.name).destroy()
+
+    async def booted_again() -> Instance | None:
+        row = await machines.read(instance.id)
+        running = row.power_state is PowerState.RUNNING
+        return row if running and row.boot_id != instance.boot_id else None
+
+    await until(booted_again, "a new boot")
+    row = await machines.until_posture(instance.id, lifecycle=Lifecycle.RESTORED)
+    story = [event.reason for event in await machines.history(instance.id)]
+    assert "domain crashed" in story
+    assert "crashed" in await machines.log(instance.id)
+    assert row.remediation_attempts == 0
+
+
+async def test_a_domain_that_vanished_is_made_again(
+    machines: Machines, operator: Any
+) -> None:
+    instance = await machines.started()
+
+    domain = operator.lookupByName(instance.name)
+    domain.destroy()
+    domain.undefine()
+
+    async def booted_again() -> Instance | None:
+        row = await machines.read(instance.id)
+        running = row.power_state is PowerState.RUNNING
+        return row if running and row.boot_id != instance.boot_id else None
+
+    await until(booted_again, "a new boot")
+    assert is_active(operator, instance)
+
+
+async def test_a_crash_of_a_distrusted_one_waits_for_trust(
+    machines: Machines, operator: Any
+) -> None:
+    instance = await machines.restored()
+    await machines.change(instance.id, Signal.UNTRUSTED_VERDICT)
+
+    operator.lookupByName(instance.name).destroy()
+
+    await machines.until_server(
+        instance.server_id, status=ServerStatus.PENDING_REMEDIATION
+    )
+    assert not is_active(operator, instance)
+    assert (await machines.read(instance.id)).desired_state == "stopped"
+
+    await machines.change(instance.id, Signal.RELEASED)
+    await machines.until_running(instance.server_id)
+
+
+async def test_a_stop_is_a_stop(machines: Machines, operator: Any) -> None:
+    instance = await machines.started()
+
+    await machines.ask(StopServer(instance.server_id, CALLER))
+
+    await machines.until_server(instance.server_id, status=ServerStatus.STOPPED)
+    assert not is_active(operator, instance)
+    assert await machines.power_log(instance.id) == ["started", "stopped"]
+
+
+async def test_one_that_is_deleted_leaves_nothing_at_the_hypervisor(
+    machines: Machines, operator: Any, tpm_dir: Path
+) -> None:
+    instance = await machines.restored()
+
+    await machines.ask(DeleteServer(instance.server_id, CALLER))
+
+    async def gone() -> bool | None:
+        row = await machines.read(instance.id)
+        return row.terminated_at is not None or None
+
+    await until(gone, "the end of the instance")
+
+    async def let_go() -> bool | None:
+        return machines.vms.child(str(instance.id)) is None or None
+
+    await until(let_go, "the end of its actor")
+    with pytest.raises(libvirt.libvirtError):
+        operator.lookupByName(instance.name)
+    assert list(tpm_dir.iterdir()) == []
+    assert (await machines.log(instance.id))[-1] == "torn-down"
+
+
+async def test_killed_while_it_boots_it_boots_once(
+    machines: Machines, starts: list[str]
+) -> None:
+    server = await machines.server()
+    await machines.ask(StartServer(server.id, CALLER))
+    instance = await machines.newest(server.id)
+
+    for _ in range(8):
+        await machines.kill(actor_of(instance))
+        await machines.runtime.quiet()
+
+    await machines.until_running(server.id)
+    assert starts == [instance.name]
+    assert await machines.power_log(instance.id) == ["started"]
+
+
+async def test_killed_before_its_boot_is_committed_it_begins_again(
+    machines: Machines, starts: list[str]
+) -> None:
+    blocker = await machines.instance()
+    instance = await machines.started()
+    await machines.ask(StopServer(instance.server_id, CALLER))
+    await machines.until_instance(instance.id, power_state=PowerState.STOPPED)
+
+    async with held(machines.database, blocker):
+        await machines.ask(StartServer(instance.server_id, CALLER))
+        await until_asking(machines)
+        await machines.kill(actor_of(instance))
+
+    await machines.until_running(instance.server_id)
+    assert starts == [instance.name] * 2
+
+
+async def test_a_registry_that_dies_under_it_only_delays_it(
+    machines: Machines, starts: list[str]
+) -> None:
+    blocker = await machines.instance()
+    instance = await machines.started()
+    await machines.ask(StopServer(instance.server_id, CALLER))
+    await machines.until_instance(instance.id, power_state=PowerState.STOPPED)
+
+    async with held(machines.database, blocker):
+        await machines.ask(StartServer(instance.server_id, CALLER))
+        await until_asking(machines)
+        await machines.kill("fabric/trust")
+    await machines.runtime.quiet()
+    machines.clock.advance(1.0)
+
+    await machines.until_running(instance.server_id)
+    assert starts == [instance.name] * 2
+
+
+async def test_a_guest_s_own_reboot_is_a_new_boot(machines: Machines) -> None:
+    instance = await machines.restored()
+    actor = machines.vms.child(str(instance.id))
+    assert actor is not None
+
+    actor.tell(Rebooted())
+
+    async def noted() -> bool | None:
+        row = await machines.read(instance.id)
+        return row.boot_id != instance.boot_id or None
+
+    await until(noted, "the new boot")
+    await machines.until_running(instance.server_id)
+    await machines.until_posture(instance.id, lifecycle=Lifecycle.RESTORED)
+    story = [event.reason for event in await machines.history(instance.id)]
+    assert "guest rebooted" in story
+
+
+async def test_a_reboot_is_not_forgotten_while_the_registry_is_away(
+    machines: Machines,
+) -> None:
+    instance = await machines.restored()
+    actor = machines.vms.child(str(instance.id))
+    assert actor is not None
+
+    async with held(machines.database, instance.id):
+        actor.tell(Rebooted())
+        await until_asking(machines)
+        await machines.kill("fabric/trust")
+    await machines.runtime.quiet()
+    machines.clock.advance(1.0)
+
+    async def noted() -> bool | None:
+        row = await machines.read(instance.id)
+        return row.boot_id != instance.boot_id or None
+
+    await until(noted, "the new boot")
+
+
+async def test_what_died_with_our_process_comes_back_as_a_new_boot(
+    database: Database, database_url: str, tpm_dir: Path, operator: Any
+) -> None:
+    async with some_machines(database, database_url, tpm_dir, name="one") as before:
+        instance = await before.restored()
+    # The hypervisor lives in our process, and ours goes on here.
+    domain = operator.lookupByName(instance.name)
+    domain.destroy()
+    domain.undefine()
+
+    async with some_machines(
+        database, database_url, tpm_dir, name="one", epoch=2
+    ) as after:
+
+        async def booted_again() -> Instance | None:
+            row = await after.read(instance.id)
+            running = row.power_state is PowerState.RUNNING
+            return row if running and row.boot_id != instance.boot_id else None
+
+        await until(booted_again, "a new boot")
+        await after.until_posture(instance.id, lifecycle=Lifecycle.RESTORED)
+        assert await after.power_log(instance.id) == ["started", "vanished", "started"]
+
+
+async def test_one_whose_configuration_cannot_be_had_blocks_its_server(
+    machines: Machines,
+) -> None:
+    server = await machines.server(vm={"isolation_tier": "tdx"}, **WITH_TPM)
+
+    await machines.ask(StartServer(server.id, CALLER))
+
+    await machines.until_server(server.id, status=ServerStatus.BLOCKED)
+    instance = await machines.newest(server.id)
+    assert instance.desired_state == "stopped"
+    assert instance.last_error
