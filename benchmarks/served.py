@@ -14,8 +14,8 @@ import aiohttp
 
 from benchmarks.bench import Bench
 
-RUNTIME = "bench"
-"""What a served runtime is called in `runtime_owner`: `rt-bench`."""
+RUNTIME = "bench".ljust(16, "0")
+"""What a served runtime is called in `runtime_owner`, after `rt-`."""
 
 START_S = 60.0
 POLL_S = 0.02

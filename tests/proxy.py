@@ -22,27 +22,32 @@ class Link:
     """The proxy's switch."""
 
     url: str
+    marker: bytes
+    """What a transaction must have said for its commit to be the one that is cut."""
     cut: Cut | None = None
-    """Once: the next commit over any connection, then never again."""
+    """Once: the next such commit, then never again."""
     cuts: int = field(default=0, init=False)
 
 
 @asynccontextmanager
-async def a_link(database_url: str, folder: Path) -> AsyncIterator[Link]:
+async def a_link(database_url: str, folder: Path, marker: bytes) -> AsyncIterator[Link]:
     """Stand between whoever connects to `url` and the true server's socket."""
     known = conninfo_to_dict(database_url)
     port = known.get("port") or "5432"
     true_socket = Path(str(known["host"])) / f".s.PGSQL.{port}"
-    link = Link(make_conninfo(database_url, host=str(folder)))
+    link = Link(make_conninfo(database_url, host=str(folder)), marker)
 
     async def pass_on(
         client: asyncio.StreamReader, to_client: asyncio.StreamWriter
     ) -> None:
         server, to_server = await asyncio.open_unix_connection(str(true_socket))
         back = asyncio.create_task(_pump(server, to_client))
+        marked = False
         try:
             while data := await client.read(65_536):
-                if link.cut is not None and b"COMMIT" in data:
+                marked = marked or link.marker in data
+                ends = b"COMMIT" in data
+                if link.cut is not None and marked and ends:
                     cut, link.cut = link.cut, None
                     link.cuts += 1
                     back.cancel()
@@ -50,6 +55,7 @@ async def a_link(database_url: str, folder: Path) -> AsyncIterator[Link]:
                         to_server.write(data)
                         await server.read(1)
                     return
+                marked = marked and not ends
                 to_server.write(data)
                 await to_server.drain()
         except ConnectionError:

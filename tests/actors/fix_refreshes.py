@@ -99,7 +99,7 @@ class Refreshing(Fabric):
         await until(look, "the refresher to be done")
 
     async def machine(self, *, owner_runtime: str | None = None) -> InstanceId:
-        """Add a server whose VM runs."""
+        """Add a server whose VM runs and is trusted, on evidence that is not kept."""
         server = await add_server(self.database)
         instance = await self.instance_of(server.id)
         async with self.database.writing() as conn:
@@ -112,6 +112,7 @@ class Refreshing(Fabric):
                 """,
                 [owner_runtime or self.name, instance],
             )
+        await self.change(instance, Signal.TRUSTED_VERDICT)
         return instance
 
     async def certification(self, instance: InstanceId) -> Certification:

@@ -18,7 +18,9 @@ async def link(
     database_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Link]:
     folder = tmp_path_factory.mktemp("pg", numbered=True)
-    async with a_link(database_url, Path(folder)) as link:
+    async with a_link(
+        database_url, Path(folder), b"UPDATE runtime_vm_trust_registry"
+    ) as link:
         yield link
 
 

@@ -183,22 +183,50 @@ async def test_another_reason_is_another_note(fabric: Refreshing) -> None:
 
 async def test_restoration_resumes_at_once(fabric: Refreshing) -> None:
     instance = await refreshed(fabric)
+    await fabric.change(instance, Signal.UNTRUSTED_VERDICT)
+    await fabric.until_certification(instance, lambda row: row.blocked_reason)
+    asked = len(fabric.asked)
+    await fabric.tick()
+    await fabric.change(instance, Signal.RELEASED)
+
+    await fabric.answer(instance, TRUSTED)
+
+    row = await fabric.until_certification(instance, lambda r: not r.blocked_reason)
+    now = fabric.clock.now()
+    assert row.fallback_launched_at is None
+    assert (row.governance_notes or "").endswith("refresh resumed")
+    assert (row.status, row.valid_from) == (PASS, now)
+    assert row.next_refresh_at is not None
+    assert row.next_refresh_at > now
+    assert len(fabric.asked) == asked  # the verdict that restored it is its evidence
+
+
+async def test_restoration_without_a_verdict_asks_for_one(fabric: Refreshing) -> None:
+    instance = await refreshed(fabric)
     await fabric.change(instance, Signal.QUARANTINED_BY_HAND)
     await fabric.until_certification(instance, lambda row: row.blocked_reason)
     asked = len(fabric.asked)
 
-    await fabric.change(instance, Signal.RELEASED)
+    deadline = fabric.clock.now() + CADENCE
+    await fabric.change(instance, Signal.OVERRIDDEN, deadline=deadline)
 
-    row = await fabric.until_certification(instance, lambda r: not r.blocked_reason)
+    await fabric.until_certification(instance, lambda row: not row.blocked_reason)
     await fabric.until_asked(asked + 1)
-    assert row.fallback_launched_at is None
-    assert (row.governance_notes or "").endswith("refresh resumed")
-    await fabric.runtime.quiet()
-    fabric.clock.advance(1)
+
+
+async def test_a_verdict_since_it_was_due_spares_the_challenge(
+    fabric: Refreshing,
+) -> None:
+    server = await add_server(fabric.database)
+    await fabric.tick()
+    assert await fabric.jobs("queued") == 1
+    instance = await fabric.instance_of(server.id)
+    await fabric.tick()
+
     await fabric.answer(instance, TRUSTED)
-    await fabric.until_certification(
-        instance, lambda row: row.valid_from == fabric.clock.now()
-    )
+
+    await fabric.until_certification(instance, lambda row: row.status is PASS)
+    assert fabric.asked == []
 
 
 async def test_restoration_that_nobody_heard_of_is_found(fabric: Refreshing) -> None:

@@ -234,6 +234,7 @@ async def test_unknown_ids_are_not_found(boss: Caller, method: str, path: str) -
         "release": {"reason": "why not"},
         "approval": {"new_state": "approved", "expected_version": 1},
         str(2**62): {"description": "x"},
+        "status": {},
     }
     name = path.rsplit("/", 1)[-1]
     body = bodies.get(name, UNSET) if method in ("POST", "PATCH") else UNSET

@@ -9,6 +9,8 @@ import pytest
 
 from tests.fix_runtime import SECRET, Served, free_port, mcpctl, serving, sign
 
+pytestmark = pytest.mark.slow
+
 NOWHERE = "postgresql://fabric:hunter2@127.0.0.1:{port}/mcp"
 
 

@@ -18,6 +18,8 @@ from tests.fix_runtime import Served
 from tests.http.client import Caller, RefusedError, Stream
 from tests.http.conftest import Still, still_instance
 
+pytestmark = pytest.mark.slow
+
 TRUST = "/api/trust/registry/stream"
 OWNER = 7
 

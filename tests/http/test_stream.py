@@ -358,6 +358,7 @@ async def test_a_client_that_disconnects_is_forgotten(
     await _until(lambda: _connections(runtime) <= before, 10)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(90)
 async def test_s23_a_never_reading_client_is_let_go_and_hurts_nobody(
     runtime: Served, alice: Caller, vm: Still

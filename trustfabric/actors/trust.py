@@ -6,7 +6,7 @@ the version column decide, not this actor.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import assert_never
 
@@ -27,7 +27,7 @@ from trustfabric.errors import (
     VersionConflictError,
     VersionRequiredError,
 )
-from trustfabric.supervision import Actor, Request
+from trustfabric.supervision import Actor, MailboxSpec, Overflow, Request
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +75,8 @@ Outcome = Applied | FabricError
 
 
 class TrustRegistry(Actor):
+    mailbox = MailboxSpec(limit=4 * BATCH, overflow=Overflow.WAIT)
+
     def __init__(self, database: Database) -> None:
         super().__init__()
         self._database = database
@@ -107,20 +109,22 @@ class TrustRegistry(Actor):
         return outcomes[0]
 
     async def _commit_all(self, orders: Sequence[ApplyChange]) -> list[Outcome]:
-        """Commit in rounds, one change per instance in each, in arrival order."""
+        """Commit in rounds: what follows a change of the same instance waits for it."""
         outcomes: dict[int, Outcome] = {}
         waiting = list(range(len(orders)))
         while waiting:
-            taken: dict[InstanceId, int] = {}
-            for at in waiting:
-                taken.setdefault(orders[at].instance_id, at)
-            indices = list(taken.values())
-            round_ = await self._commit_or_part([orders[at] for at in indices])
-            outcomes.update(zip(indices, round_, strict=True))
+            round_ = await self._commit_or_part([orders[at] for at in waiting])
+            outcomes.update(
+                (at, outcome)
+                for at, outcome in zip(waiting, round_, strict=True)
+                if outcome is not None
+            )
             waiting = [at for at in waiting if at not in outcomes]
         return [outcomes[at] for at in range(len(orders))]
 
-    async def _commit_or_part(self, orders: Sequence[ApplyChange]) -> list[Outcome]:
+    async def _commit_or_part(
+        self, orders: Sequence[ApplyChange]
+    ) -> list[Outcome | None]:
         """Commit together; where one change spoils it for all, half and half again."""
         try:
             return await self._commit(orders, self.now())
@@ -136,15 +140,15 @@ class TrustRegistry(Actor):
 
     async def _commit(
         self, orders: Sequence[ApplyChange], now: datetime
-    ) -> list[Outcome]:
-        outcomes: list[Outcome] = []
-        moves: list[trust.Transition] = []
+    ) -> list[Outcome | None]:
+        """Decide and write in one transaction; None: its turn is in the next round."""
+        round_ = _Round(now)
         try:
-            await self._write(orders, now, outcomes, moves)
+            await self._write(orders, round_)
         except CommitUnknownError:
-            if not await self._was_committed(moves):
+            if not await self._was_committed(round_.moves):
                 raise
-        for move in moves:
+        for move in round_.moves:
             log.info(
                 "trust.changed",
                 instance_id=move.after.instance_id,
@@ -153,28 +157,14 @@ class TrustRegistry(Actor):
                 status=move.after.attestation_status,
                 version=move.after.version,
             )
-        return outcomes
+        return round_.outcomes
 
-    async def _write(
-        self,
-        orders: Sequence[ApplyChange],
-        now: datetime,
-        outcomes: list[Outcome],
-        moves: list[trust.Transition],
-    ) -> None:
+    async def _write(self, orders: Sequence[ApplyChange], round_: "_Round") -> None:
         async with self._database.writing() as conn:
-            rows = await trust.lock(conn, [one.instance_id for one in orders])
+            rows = await trust.lock(conn, {one.instance_id for one in orders})
             for one in orders:
-                try:
-                    applied, change = await _decide(conn, one, rows, now)
-                except FabricError as error:
-                    outcomes.append(error)
-                    continue
-                outcomes.append(applied)
-                if applied.after is not applied.before:
-                    moves.append(
-                        trust.Transition(applied.before, applied.after, change)
-                    )
+                await round_.take(conn, one, rows)
+            moves = round_.moves
             if moves and len(await trust.save(conn, moves)) != len(moves):
                 raise ConflictError("the registry was written past its lock")
 
@@ -194,6 +184,38 @@ class TrustRegistry(Actor):
                     raise
                 await self.sleep(LOOK_BACK_S)
         return False
+
+
+@dataclass(slots=True)
+class _Round:
+    """The decisions of one transaction; at most one change for each instance."""
+
+    now: datetime
+    outcomes: list[Outcome | None] = field(default_factory=list)
+    moves: list[trust.Transition] = field(default_factory=list)
+    _touched: set[InstanceId] = field(default_factory=set)
+
+    async def take(
+        self,
+        conn: Connection,
+        one: ApplyChange,
+        rows: dict[InstanceId, tuple[Snapshot, Facts]],
+    ) -> None:
+        """Decide one more, unless what was read of its instance is no longer true."""
+        if one.instance_id in self._touched:
+            self.outcomes.append(None)
+            return
+        try:
+            applied, change = await _decide(conn, one, rows, self.now)
+        except FabricError as error:
+            self.outcomes.append(error)
+            return
+        self.outcomes.append(applied)
+        moved = applied.after is not applied.before
+        if moved:
+            self.moves.append(trust.Transition(applied.before, applied.after, change))
+        if moved or one.companions:
+            self._touched.add(one.instance_id)
 
 
 async def _decide(

@@ -27,15 +27,24 @@ from trustfabric.domain.refreshes import (
 )
 from trustfabric.domain.trust import AttestationStatus
 
+# Only what is trusted is challenged for this: a suspect one is being challenged as it
+# is, and what is distrusted is not refreshed.
 _HERE: LiteralString = """
     (i.terminated_at IS NULL AND i.desired_state = 'running'
-     AND i.power_state = 'running' AND i.runtime_owner = %(runtime)s)
+     AND i.power_state = 'running' AND i.runtime_owner = %(runtime)s
+     AND r.lifecycle_state = 'restored')
 """
 
-_ANSWERED: LiteralString = """
-    SELECT 1 FROM attestation_challenges q
+# Of a refresh that waits, any trusted verdict since it was due is the answer; of one
+# that was claimed, whatever came of a later challenge.
+_ANSWERS: LiteralString = """
+      FROM attestation_challenges q
       JOIN runtime_vm_attestations a ON a.id = q.attestation_id
-     WHERE q.runtime_vm_instance_id = i.id AND q.id > j.asked_after
+     WHERE q.runtime_vm_instance_id = i.id
+       AND CASE j.status
+           WHEN 'claimed' THEN q.id > j.asked_after
+           ELSE q.issued_at > j.not_before AND a.verification_status = 'trusted'
+                AND r.lifecycle_state = 'restored' END
 """
 
 _CANDIDATES_SQL: LiteralString = (
@@ -59,10 +68,10 @@ _CANDIDATES_SQL: LiteralString = (
             OR j.status = 'queued' AND coalesce(j.not_before <= %(now)s, true) AND"""
     + _HERE
     + """
-            OR j.status = 'claimed' AND (
-                j.lease_expires_at <= %(now)s OR EXISTS ("""
-    + _ANSWERED
-    + """))
+            OR j.status = 'claimed' AND j.lease_expires_at <= %(now)s
+            OR j.id IS NOT NULL AND EXISTS (SELECT 1"""
+    + _ANSWERS
+    + """)
             OR j.id IS NOT NULL AND EXISTS (
                 SELECT 1 FROM runtime_vm_remediation_runs a
                  WHERE a.runtime_vm_instance_id = i.id
@@ -125,11 +134,9 @@ SELECT s.deleted_at IS NOT NULL AS is_gone,
               coalesce(q.used_at, q.issued_at) AS verified_at,
               a.freshness_expires_at, encode(q.nonce_digest, 'hex') AS nonce_sha256,
               encode(sha256(a.raw_quote), 'hex') AS evidence_sha256,
-              a.verification_notes
-         FROM attestation_challenges q
-         JOIN runtime_vm_attestations a ON a.id = q.attestation_id
-        WHERE q.runtime_vm_instance_id = i.id AND q.id > j.asked_after
-          AND j.status = 'claimed'
+              a.verification_notes"""
+    + _ANSWERS
+    + """
         ORDER BY q.id DESC LIMIT 1) v ON true
  WHERE c.id = %(id)s
 """

@@ -30,7 +30,7 @@ JITTER = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What came of the challenge that a claimed refresh issued."""
+    """What answers a refresh: of the challenge that it issued, or of one as late."""
 
     attestation_id: AttestationId
     challenge_id: ChallengeId
@@ -85,7 +85,7 @@ class Case:
     trust_status: AttestationStatus | None = None
     trust_attempts: int = 0
     challengeable: InstanceId | None = None
-    """Its running VM, where this runtime looks after it."""
+    """Its running, trusted VM, where this runtime looks after it."""
     is_gone: bool = False
     """Its server was deleted."""
 
@@ -301,7 +301,8 @@ def _resumed(case: Case, now: datetime) -> Step:
         blocked_reason=None,
         fallback_launched_at=None,
         governance_notes=with_note(before.governance_notes, "refresh resumed", now),
-        next_refresh_at=None if before.next_refresh_at is None else now,
+        # Overdue since then: the verdict that restored it is evidence enough.
+        next_refresh_at=before.next_refresh_at and (before.fallback_launched_at or now),
         last_attestation_status=case.trust_status or before.last_attestation_status,
         remediation_attempts=case.trust_attempts,
     )

@@ -245,6 +245,7 @@ class _Row:
 
     def applied(self) -> Snapshot:
         moves_to = self._target()
+        ref, provenance = self._provenance()
         return replace(
             self.before,
             lifecycle=moves_to or self.before.lifecycle,
@@ -252,9 +253,8 @@ class _Row:
             remediation_state=self._tag(moves_to),
             remediation_attempts=self._attempts(),
             freshness_deadline=self._deadline(),
-            provenance_ref=_capped(self.change.provenance_ref, PROVENANCE_REF_LIMIT)
-            or self.before.provenance_ref,
-            provenance=self.change.provenance or self.before.provenance,
+            provenance_ref=ref or self.before.provenance_ref,
+            provenance=provenance or self.before.provenance,
         )
 
     def _target(self) -> Lifecycle | None:
@@ -317,6 +317,16 @@ class _Row:
             Lifecycle.QUARANTINED,
             Lifecycle.REMEDIATING,
         }
+
+    def _provenance(self) -> tuple[str | None, Mapping[str, Any] | None]:
+        """Return what the row rests on from here; None: on what it did."""
+        unknown = self.change.signal is _S.UNKNOWN_VERDICT
+        if unknown and self.before.attestation_status is AttestationStatus.TRUSTED:
+            return None, None  # it still rests on the evidence that was believed
+        return (
+            _capped(self.change.provenance_ref, PROVENANCE_REF_LIMIT),
+            self.change.provenance,
+        )
 
     def _attempts(self) -> int:
         current = self.before.remediation_attempts

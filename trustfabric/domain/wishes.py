@@ -58,6 +58,11 @@ def order(before: Snapshot, wish: Wish) -> Change:
         raise IllegalTransitionError(
             "only a verdict on evidence, or an admin's override, extends freshness"
         )
+    ref = wish.provenance_ref
+    if ref is not None and ref.startswith("attestation:"):
+        raise IllegalTransitionError(
+            "provenance_ref: only a verdict on evidence refers to an attestation"
+        )
     return Change(
         signal=signal,
         actor=wish.actor,

@@ -204,7 +204,6 @@ async def release(request: web.Request) -> web.Response:
     )
 
     await _apply(request, instance_id, wish, body.expected_version)
-    face.attestation.tell(Attest(instance_id, "release"))
     posture = await _posture(request, instance_id)
     return reply(posture_view(posture, face.now()), version=posture.snapshot.version)
 
@@ -213,7 +212,7 @@ async def _apply(
     request: web.Request, instance_id: InstanceId, wish: Wish, version: int | None
 ) -> None:
     principal, face = request[PRINCIPAL], request.app[FACE]
-    ends_repair = wish.lifecycle in {Lifecycle.QUARANTINED, Lifecycle.RESTORED}
+    ends_repair = wish.override or wish.lifecycle is Lifecycle.QUARANTINED
     cancel = CancelActiveRun(
         by=principal.actor, reason=wish.reason or "manual", now=face.now()
     )
@@ -236,6 +235,8 @@ async def _apply(
             "allowed": by_hand(now_is.snapshot.lifecycle),
         }
         raise
+    if wish.lifecycle is Lifecycle.SUSPECT and not wish.override:
+        face.attestation.tell(Attest(instance_id, "release"))
 
 
 async def _posture(

@@ -1,4 +1,4 @@
-"""What of an actor's place outlives its incarnations: its path, its mail, its watchers."""
+"""What of an actor outlives its incarnations: its path, its mail, its watchers."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -23,8 +23,8 @@ RUNNING = State.RUNNING  # looked up for every message
 
 class Box(ABC):
     __slots__ = (
-        "address", "busy", "in_ready", "mailbox", "parent", "path", "scheduler",
-        "state", "suspended", "watchers",
+        "address", "busy", "epoch", "in_ready", "mailbox", "parent", "path",
+        "scheduler", "state", "suspended", "watchers",
     )  # fmt: skip
 
     def __init__(self, name: str, address: Any) -> None:
@@ -34,6 +34,8 @@ class Box(ABC):
         self.parent: Parent[Any] = None  # type: ignore[assignment]  # until attached
         self.mailbox = Mailbox(DEFAULT_MAILBOX)
         self.state = State.NEW
+        self.epoch = 0
+        """How many incarnations there have been."""
         self.suspended = False
         self.busy = False
         """A piece of the actor's code is under way."""

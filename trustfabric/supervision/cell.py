@@ -13,25 +13,20 @@ from datetime import datetime
 from types import CoroutineType
 from typing import Any
 
-
 from trustfabric.supervision import exits, undelivered
 from trustfabric.supervision.box import RUNNING, Box
 from trustfabric.supervision.clock import Handle
 from trustfabric.supervision.exits import Exit
 from trustfabric.supervision.mailbox import (
-    DEFAULT_MAILBOX,
     Envelope,
     Mail,
-    Mailbox,
     Reply,
     is_stop,
     sealed,
 )
-from trustfabric.supervision.roles import Behaviour, Cancellable, Parent
-from trustfabric.supervision.scheduler import Scheduler
-from trustfabric.supervision.states import ALIVE, NOBODY, State
+from trustfabric.supervision.roles import Behaviour, Cancellable
+from trustfabric.supervision.states import ALIVE, State
 from trustfabric.supervision.trace import Event
-from trustfabric.supervision.watchers import Watchers
 from trustfabric.supervision.work import Settle, Work
 
 
@@ -51,13 +46,12 @@ class Cell(Box):
 
     __slots__ = (
         "_brutal_timer", "_free", "_holds", "_work", "actor", "asking", "current",
-        "doom", "epoch", "grace_s", "over", "resources", "restart_count", "restarts",
+        "doom", "grace_s", "over", "resources", "restart_count", "restarts",
         "since", "stop_asked",
     )  # fmt: skip
 
     def __init__(self, name: str, address: Any) -> None:
         super().__init__(name, address)
-        self.epoch = 0
         self.actor: Behaviour | None = None
         self.grace_s = 5.0
         self.current: Mail | None = None

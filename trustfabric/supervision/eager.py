@@ -18,7 +18,7 @@ if TYPE_CHECKING or sys.version_info >= (3, 12):
 else:
 
     class _EagerTask(asyncio.tasks._PyTask):  # noqa: SLF001
-        """asyncio's own Task as written in Python, but for the call_soon at its start."""
+        """asyncio's own Task written in Python, but for its start by call_soon."""
 
         def __init__(self, coroutine: Any, loop: Any, name: str) -> None:
             asyncio.futures._PyFuture.__init__(self, loop=loop)  # noqa: SLF001

@@ -102,7 +102,7 @@ class Scheduler:
         self._hand_overs -= 1
         if self._hand_overs < 0 or self.depth >= DEPTH:
             return False
-        return not self._shuffle or self.random.random() < 0.5
+        return not self._shuffle or bool(self.random.getrandbits(1))
 
     def _pump(self) -> None:
         self._hand_overs = BATCH
