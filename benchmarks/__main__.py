@@ -46,6 +46,8 @@ def main() -> None:
         for part in PARTS
         if options.only in part.name and (part.quick or not options.quick)
     ]
+    if not parts:
+        parser.error(f"no part has {options.only!r} in its name")
     rounds = options.rounds or (1 if options.quick else 3)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # to clean up
     options.dir.mkdir(mode=0o711, exist_ok=True)

@@ -1,9 +1,10 @@
-"""Actors on the loop beside pykka's ThreadingActor, in the same run.
+"""Actors on the loop beside pykka's ThreadingActor and Erlang's, in the same run.
 
-    python -m benchmarks.actors [--rounds N] [--json FILE] [--million]
+    python -m benchmarks.actors [--rounds N] [--json FILE] [--million] [--only WORD]
 
-Ratios are what to trust: a shared machine changes its pace, but within a round both
-sides have the same. Each figure is the median of its rounds.
+Ratios are what to trust: a shared machine changes its pace, but within a round all
+sides have the same. Each figure is the median of its rounds. What weighs actors runs
+in a process of its own. Nothing is logged: a line written costs more than a restart.
 """
 
 import argparse
@@ -11,129 +12,54 @@ import asyncio
 import gc
 import json
 import logging
-import os
 import statistics
+import sys
+import tempfile
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
 
-import pykka
 import structlog
 
-from trustfabric.supervision import (
-    Actor,
-    Address,
-    Backoff,
-    DynamicAddress,
-    DynamicSpec,
-    Notice,
-    Request,
-    Runtime,
-    SupervisorSpec,
+from benchmarks import actors_erlang
+from benchmarks.actors_world import (
+    Get,
+    GetLater,
+    Ours,
+    Peer,
+    Tick,
+    Wait,
+    Worker,
+    resident_bytes,
 )
+from benchmarks.frame import percentile
+from trustfabric.supervision import Address, State
 
 TELLS = 100_000
 ASKS = 3_000
 SPAWNS = 10_000
+MANY_SPAWNS = 50_000
 PEER_SPAWNS = 500
 RESTARTS = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Tick(Notice["Worker"]):
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Get(Request["Worker", int]):
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class GetLater(Request["Worker", int]):
-    pass
-
-
-class Worker(Actor):
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def handle(self, message: Tick | Get | GetLater) -> Any:
-        if isinstance(message, GetLater):
-            return self.later()
-        self.count += 1
-        return self.count
-
-    async def later(self) -> int:
-        return self.count
-
-
-class Peer(pykka.ThreadingActor):
-    use_daemon_thread = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def on_receive(self, message: Any) -> int:  # noqa: ARG002
-        self.count += 1
-        return self.count
-
-
-def resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def percentile(sample: list[float], share: float) -> float:
-    return sorted(sample)[min(len(sample) - 1, int(len(sample) * share))]
+PEERS = ("pykka", "erlang")
 
 
 Figures = dict[str, float]
-
-
-class Ours:
-    """A runtime with one dynamic supervisor of workers."""
-
-    def __init__(self) -> None:
-        self.runtime = Runtime(watchdog_s=0.0)
-        self.book = DynamicAddress[Worker]("many")
-
-    async def __aenter__(self) -> Self:
-        many = DynamicSpec(
-            address=self.book,
-            max_restarts=1_000_000,
-            max_restarts_total=10_000_000,
-            backoff=Backoff(min_s=0.0, jitter=0.0),
-        )
-        await self.runtime.start(SupervisorSpec(name="bench", children=(many,)))
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.runtime.stop(60.0)
-
-    async def spawn(self, count: int) -> list[Address[Worker]]:
-        start = self.book.start_child
-        return [await start(str(n), Worker) for n in range(count)]
 
 
 async def tells() -> Figures:
     async with Ours() as ours:
         (worker,) = await ours.spawn(1)
         tick, begun = Tick(), time.perf_counter()
-        for _ in range(TELLS // 500):
-            for _ in range(500):
-                worker.tell(tick)
-            await worker.ask(Get(), within_s=60.0)
+        for _ in range(TELLS):
+            worker.tell(tick)
+        await worker.ask(Get(), within_s=60.0)
         mine = TELLS / (time.perf_counter() - begun)
     peer, begun = Peer.start(), time.perf_counter()
-    for _ in range(TELLS // 5):
+    for _ in range(TELLS):
         peer.tell("tick")
     peer.ask("get")
-    theirs = TELLS / 5 / (time.perf_counter() - begun)
+    theirs = TELLS / (time.perf_counter() - begun)
     peer.stop()
     return {"tell/s": mine, "tell/s pykka": theirs}
 
@@ -183,8 +109,16 @@ async def from_a_thread() -> Figures:
 
         rate = await asyncio.to_thread(flood)
         sample = await asyncio.to_thread(one_by_one)
+    peer, begun = Peer.start(), time.perf_counter()
+    for _ in range(TELLS // 500):
+        for _ in range(500):
+            peer.tell("tick")
+        peer.ask("get")
+    theirs = TELLS / (time.perf_counter() - begun)
+    peer.stop()
     return {
         "thread tell/s": rate,
+        "thread tell/s pykka": theirs,
         "thread ask p50 us": percentile(sample, 0.5),
         "thread ask p99 us": percentile(sample, 0.99),
     }
@@ -192,15 +126,16 @@ async def from_a_thread() -> Figures:
 
 async def spawns() -> Figures:
     gc.collect()
-    before = resident_bytes()
     async with Ours() as ours:
         begun = time.perf_counter()
         await ours.spawn(SPAWNS)
         mine = SPAWNS / (time.perf_counter() - begun)
-        gc.collect()
-        weight = (resident_bytes() - before) / SPAWNS
         begun = time.perf_counter()
     stops = SPAWNS / (time.perf_counter() - begun)
+    async with Ours() as ours:
+        await ours.spawn(MANY_SPAWNS)
+        begun = time.perf_counter()
+    many_stops = MANY_SPAWNS / (time.perf_counter() - begun)
     gc.collect()
     before, begun = resident_bytes(), time.perf_counter()
     peers = [Peer.start() for _ in range(PEER_SPAWNS)]
@@ -215,60 +150,172 @@ async def spawns() -> Figures:
         "spawn/s pykka": theirs,
         "stop/s": stops,
         "stop/s pykka": their_stops,
-        "bytes per idle actor": weight,
+        "50k stop/s": many_stops,
         "bytes per idle actor pykka": their_weight,
     }
 
 
 async def restarts() -> Figures:
+    figures: Figures = {}
     async with Ours() as ours:
         workers = await ours.spawn(SPAWNS)
+        gc.collect()
         sample = []
         for worker in workers[:RESTARTS]:
             begun = time.perf_counter()
             worker.kill()
             await worker.ask(Get(), within_s=60.0)
             sample.append((time.perf_counter() - begun) * 1e6)
+        figures["kill to answer p50 us"] = percentile(sample, 0.5)
+        figures["kill to answer p99 us"] = percentile(sample, 0.99)
+        sample = []
+        for worker in workers[RESTARTS : 2 * RESTARTS]:
+            worker.tell(Wait())
+            await asyncio.sleep(0)
+            begun = time.perf_counter()
+            worker.kill()
+            await worker.ask(Get(), within_s=60.0)
+            sample.append((time.perf_counter() - begun) * 1e6)
+        figures["kill in await p50 us"] = percentile(sample, 0.5)
+        figures["kill in await p99 us"] = percentile(sample, 0.99)
+    return figures
+
+
+async def storm() -> Figures:
+    async with Ours() as ours:
+        workers = await ours.spawn(SPAWNS)
+        gc.collect()
         begun = time.perf_counter()
         for worker in workers:
             worker.kill()
+        assert all(worker.state is State.RUNNING for worker in workers)
+        back = time.perf_counter() - begun
         for worker in workers:
             await worker.ask(Get(), within_s=60.0)
-        storm = (time.perf_counter() - begun) * 1e3
+        answered = time.perf_counter() - begun
     return {
-        "kill to answer p50 us": percentile(sample, 0.5),
-        "kill to answer p99 us": percentile(sample, 0.99),
-        "10k killed, all answer ms": storm,
+        "10k killed, all back ms": back * 1e3,
+        "10k killed, all answer ms": answered * 1e3,
     }
 
 
+async def loaded() -> Figures:
+    """Kill and ask again and again, while others get 50,000 messages a second."""
+    async with Ours() as ours:
+        workers = await ours.spawn(SPAWNS)
+        gc.collect()
+        load = asyncio.create_task(background(workers[SPAWNS // 2 :], 50_000))
+        sample = []
+        for worker in workers[:RESTARTS]:
+            await asyncio.sleep(0.001)
+            begun = time.perf_counter()
+            worker.kill()
+            await worker.ask(Get(), within_s=60.0)
+            sample.append((time.perf_counter() - begun) * 1e6)
+        load.cancel()
+    return {
+        "loaded kill to answer p50 us": percentile(sample, 0.5),
+        "loaded kill to answer p99 us": percentile(sample, 0.99),
+    }
+
+
+async def background(workers: list[Address[Worker]], rate: int) -> None:
+    tick, begun, sent = Tick(), time.perf_counter(), 0
+    while True:
+        due = int((time.perf_counter() - begun) * rate)
+        for number in range(sent, due):
+            workers[number % len(workers)].tell(tick)
+        sent = due
+        await asyncio.sleep(0.0005)
+
+
+async def lag() -> Figures:
+    """How late a timer of 1 ms is, while 1,000 actors work off 300,000 messages."""
+    async with Ours() as ours:
+        workers = await ours.spawn(1_000)
+        gc.collect()
+        tick = Tick()
+        for _ in range(300):
+            for worker in workers:
+                worker.tell(tick)
+        sample = []
+        while any(len(worker.cell.mailbox) for worker in workers):
+            begun = time.perf_counter()
+            await asyncio.sleep(0.001)
+            sample.append((time.perf_counter() - begun - 0.001) * 1e3)
+    return {"flood lag p99 ms": percentile(sample, 0.99)}
+
+
+async def weight() -> Figures:
+    async with Ours() as ours:
+        await ours.spawn(1)
+        gc.collect()
+        before = resident_bytes()
+        await ours.spawn(MANY_SPAWNS)
+        gc.collect()
+        grown = resident_bytes() - before
+    return {"bytes per idle actor": grown / MANY_SPAWNS}
+
+
 async def million() -> Figures:
+    """Spawned, told and stopped; with the collector off, as it would walk them all."""
     count = 1_000_000
     gc.collect()
-    gc.freeze()
-    gc.set_threshold(200_000, 20, 100)  # a full collection walks every actor
+    gc.disable()
     before, begun = resident_bytes(), time.perf_counter()
     async with Ours() as ours:
         workers = await ours.spawn(count)
         spawned = time.perf_counter() - begun
-        weight = (resident_bytes() - before) / count
+        grown = (resident_bytes() - before) / count
         begun, tick = time.perf_counter(), Tick()
         for worker in workers:
             worker.tell(tick)
         await workers[-1].ask(Get(), within_s=60.0)
         told = time.perf_counter() - begun
+        most = resident_bytes()
         begun = time.perf_counter()
     stopped = time.perf_counter() - begun
     return {
         "1M spawned s": spawned,
         "1M told s": told,
         "1M stopped s": stopped,
-        "1M bytes each": weight,
+        "1M in all s": spawned + told + stopped,
+        "1M bytes each": grown,
+        "1M MB in all": most / 1e6,
     }
 
 
+async def erlang() -> Figures:
+    return await actors_erlang.measure(TELLS, ASKS, SPAWNS, RESTARTS)
+
+
+PARTS = (tells, asks, from_a_thread, spawns, restarts, storm, loaded, lag, erlang)
+
+
+async def alone(name: str) -> Figures:
+    """Measure a part in a process of its own."""
+    with tempfile.TemporaryDirectory() as home:
+        path = Path(home) / "figures.json"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "benchmarks.actors"),
+            *("--rounds", "1", "--only", name, "--json", str(path)),
+            stdout=asyncio.subprocess.DEVNULL,
+        )
+        assert await process.wait() == 0
+        figures: Figures = json.loads(path.read_text())
+        return figures
+
+
+async def weigh() -> Figures:
+    return await alone("weight")
+
+
+async def count_a_million() -> Figures:
+    return await alone("million")
+
+
 def measure(
-    parts: list[Callable[[], Awaitable[Figures]]], rounds: int
+    parts: Sequence[Callable[[], Awaitable[Figures]]], rounds: int
 ) -> dict[str, float]:
     sample: dict[str, list[float]] = {}
     for _ in range(rounds):
@@ -283,17 +330,19 @@ async def _awaited(part: Callable[[], Awaitable[Figures]]) -> Figures:
 
 
 def table(figures: dict[str, float]) -> str:
-    lines = []
+    lines = [f"{'':28}{'ours':>12}" + "".join(f"{peer:>22}" for peer in PEERS)]
     for name, value in figures.items():
-        if name.endswith(" pykka"):
-            continue
-        peer = figures.get(f"{name} pykka")
-        ratio = ""
-        if peer is not None:
-            times = value / peer if name.endswith("/s") else peer / value
-            ratio = f"{peer:14,.0f}   {times:6.1f} x better"
-        lines.append(f"{name:28}{value:14,.1f}{ratio}")
+        if not name.endswith(PEERS):
+            beside = (_beside(name, value, figures.get(f"{name} {p}")) for p in PEERS)
+            lines.append(f"{name:28}{value:12,.1f}" + "".join(beside))
     return "\n".join(lines)
+
+
+def _beside(name: str, value: float, peer: float | None) -> str:
+    if peer is None:
+        return " " * 22
+    times = value / peer if name.endswith("/s") else peer / value
+    return f"{peer:12,.1f}{times:8.2f} x"
 
 
 def main() -> None:
@@ -301,13 +350,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--million", action="store_true")
+    parser.add_argument("--only", default="", help="the part with this name")
     options = parser.parse_args()
-    quiet = structlog.make_filtering_bound_logger(logging.CRITICAL)
-    structlog.configure(wrapper_class=quiet)
-    figures = measure([tells, asks, from_a_thread, spawns, restarts], options.rounds)
-    if options.million:
-        figures |= measure([million], 1)
-    print(f"{'':28}{'ours':>14}{'pykka':>14}")
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
+        cache_logger_on_first_use=True,
+    )
+    known = {part.__name__: part for part in (*PARTS, weight, million)}
+    parts = [known[options.only]] if options.only else [*PARTS]
+    figures = measure(parts, options.rounds)
+    if not options.only:
+        figures |= measure([weigh], 1)
+    if options.million and not options.only:
+        figures |= measure([count_a_million], 1)
     print(table(figures))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")

@@ -135,6 +135,7 @@ class Machines(Fabric):
             SETTINGS,
             self.verifying,
             secrets.token_bytes,
+            self.name,
         )
 
     def _fleet(self) -> Fleet:

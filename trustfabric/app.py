@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import structlog
 
@@ -107,8 +108,9 @@ def _announce(resources: Resources) -> None:
     settings = resources.settings
     token = issue_token(settings, 1, "operator", TOKEN_S)
     token_file = keep(settings.data_dir / "operator-token", token)
+    program = str(Path(sys.executable).with_name("mcpctl"))
     mcpctl = shlex.join(
-        [sys.argv[0], "--host", resources.url, "--token-file", str(token_file)]
+        [program, "--host", resources.url, "--token-file", str(token_file)]
     )
     lines: Sequence[str] = (
         f"database: {resources.database_note}",
@@ -164,6 +166,7 @@ def _makers(use: Resources, runtime: Runtime, at: Addresses) -> Makers:
             use.attestation,
             use.verifying,
             secrets.token_bytes,
+            use.runtime_id,
         ),
         hypervisor=lambda: Hypervisor(use.provisioner),
         servers=lambda: Servers(fleet),

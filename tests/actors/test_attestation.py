@@ -12,6 +12,7 @@ from tests.fix_machines import CALLER, Machines
 from trustfabric.actors.attestation import Attest, InFlight
 from trustfabric.actors.servers import StopServer
 from trustfabric.actors.vms import Rebooted
+from trustfabric.db.attestations import NewChallenge, issue_challenge
 from trustfabric.db.vms import Instance
 from trustfabric.domain.events import TrustEvent
 from trustfabric.domain.trust import AttestationStatus, Lifecycle, Signal, Tag
@@ -270,3 +271,29 @@ async def test_a_registry_that_dies_under_a_verdict_stops_no_other(
     event = await attested(machines, other)
     assert event.status is AttestationStatus.TRUSTED
     assert event.reason != "new boot"
+
+
+async def test_what_a_fallen_incarnation_had_asked_is_asked_again_at_once(
+    machines: Machines,
+) -> None:
+    instance = await machines.restored()
+    version = (await machines.posture(instance.id)).version
+    now = machines.clock.now()
+    async with machines.database.writing() as conn:
+        await issue_challenge(
+            conn,
+            NewChallenge(
+                instance_id=instance.id,
+                kind="tpm",
+                purpose="manual",
+                boot_id=instance.boot_id,
+                nonce_digest=b"\0" * 32,
+                issued_at=now,
+                expires_at=now + timedelta(seconds=90),
+            ),
+        )
+
+    await machines.kill("fabric/attestation")
+
+    await machines.until_posture(instance.id, version=version + 1)
+    assert (await machines.posture(instance.id)).lifecycle is Lifecycle.RESTORED

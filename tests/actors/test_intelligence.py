@@ -127,6 +127,7 @@ async def test_every_trust_change_is_scored(fabric: Scoring) -> None:
 async def test_accelerators_and_certifications_are_scored(fabric: Scoring) -> None:
     server = await add_server(fabric.database)
     instance = await fabric.instance_of(server.id)
+    await fabric.until_score(server.id, "lifecycle:suspect -5")
     await fabric.change(instance, Signal.TRUSTED_VERDICT)
     await fabric.until_score(server.id)
 
@@ -202,6 +203,7 @@ async def test_a_terminated_instance_counts_only_while_it_is_distrusted(
 async def test_time_alone_lowers_a_score_at_its_moment(fabric: Scoring) -> None:
     server = await add_server(fabric.database)
     instance = await fabric.instance_of(server.id)
+    await fabric.until_score(server.id, "lifecycle:suspect -5")
     await fabric.change(instance, Signal.TRUSTED_VERDICT)
     row = await fabric.until_score(server.id)
     expired = f"freshness:expired:{row.evidence['freshness_deadline']} -10"

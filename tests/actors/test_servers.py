@@ -15,9 +15,11 @@ from trustfabric.actors.servers import (
     StartServer,
     StopServer,
 )
+from trustfabric.db.vms import set_desired
 from trustfabric.domain.ids import OwnerId, ServerId
 from trustfabric.domain.servers import ServerStatus
 from trustfabric.domain.trust import Lifecycle, Signal
+from trustfabric.domain.vms import PowerState
 from trustfabric.errors import (
     AlreadyRunningError,
     NotFoundError,
@@ -273,3 +275,28 @@ async def test_a_broadcaster_that_is_down_does_not_end_the_looking(
     machines.clock.advance(31)
 
     await machines.until_server(instance.server_id, status=ServerStatus.RUNNING)
+
+
+async def test_a_stop_that_was_ordered_and_never_told_is_carried_out(
+    machines: Machines,
+) -> None:
+    instance = await machines.started()
+    async with machines.database.writing() as conn:
+        await set_desired(conn, instance.id, "stopped")
+
+    await machines.kill("fabric/servers")
+
+    await machines.until_instance(instance.id, power_state=PowerState.STOPPED)
+
+
+async def test_a_stop_asked_for_again_never_calls_a_running_vm_stopped(
+    machines: Machines,
+) -> None:
+    instance = await machines.started()
+    async with machines.database.writing() as conn:
+        await set_desired(conn, instance.id, "stopped")
+
+    answer = await machines.ask(StopServer(instance.server_id, CALLER))
+
+    assert answer.status is ServerStatus.STOPPING
+    await machines.until_instance(instance.id, power_state=PowerState.STOPPED)

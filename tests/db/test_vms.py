@@ -41,7 +41,7 @@ async def terminate(fabric: Fabric, instance: InstanceId) -> None:
 
 async def adopted(
     fabric: Fabric, runtime: str, epoch: int
-) -> list[tuple[InstanceId, str]]:
+) -> list[tuple[InstanceId, bool]]:
     async with fabric.database.writing() as conn:
         return await vms.adopt_living(conn, runtime, epoch)
 
@@ -75,6 +75,16 @@ async def test_a_runtime_adopts_its_own_living_ones(fabric: Fabric) -> None:
 
     assert await adopted(fabric, "another", 1) == []
     assert [row[0] for row in await adopted(fabric, RUNTIME, 2)] == [mine]
+
+
+async def test_adopting_tells_which_are_not_yet_as_they_are_wanted(
+    fabric: Fabric,
+) -> None:
+    settled, unsettled = await fabric.instances(2)
+    async with fabric.database.writing() as conn:
+        await vms.set_power(conn, settled, PowerState.RUNNING, fabric.clock.now())
+
+    assert await adopted(fabric, RUNTIME, 2) == [(settled, False), (unsettled, True)]
 
 
 async def test_what_nobody_owns_is_adopted_once(fabric: Fabric) -> None:

@@ -237,3 +237,27 @@ async def test_all_is_there_for_an_admin(alice: Caller, boss: Caller) -> None:
     row = await certified(alice)
 
     assert (await boss.get(one(row))).json()["id"] == row["id"]
+
+
+@pytest.mark.libvirt
+async def test_a_vm_that_attests_is_certified_and_again_on_request(
+    alice: Caller,
+) -> None:
+    config = {"attestation": {"kind": "tpm", "source": "swtpm"}}
+    server = await alice.made("/api/servers", {"name": "web", "config": config})
+    (row,) = (await alice.get(PATH, server_id=server["id"])).json()
+    await alice.made(f"/api/servers/{server['id']}/start")
+
+    async def passed_after(before: Any) -> Json | None:
+        found: Json = (await alice.get(one(row))).json()
+        return found if found["valid_from"] not in {None, before} else None
+
+    first = await until(lambda: passed_after(None), "the first verdict")
+    assert (first["status"], first["last_attestation_status"]) == ("pass", "trusted")
+    assert (await alice.call("POST", one(row, "retry"))).status == 202
+    await until(lambda: passed_after(first["valid_from"]), "another verdict")
+
+    lineage = (await alice.get(one(row, "lineage"))).json()
+    told = lineage["evidence_lineage"]["attestation"]
+    assert told["provenance_ref"] == f"attestation:tpm:{told['attestation_id']}"
+    assert [each["status"] for each in lineage["refreshes"]][-2:] == ["done", "done"]

@@ -38,6 +38,9 @@ log = structlog.get_logger(__name__)
 
 ASK_S = 10.0
 CHALLENGE_TTL = timedelta(seconds=90)
+LOST = 500
+"""Asked again at a start; what is beyond it the scheduler finds."""
+
 AT_ONCE = 32
 """Appraisals in flight; the rest waits here, one entry per instance."""
 
@@ -105,6 +108,7 @@ class Attestation(Actor):
         settings: Settings,
         executor: Executor,
         entropy: Callable[[int], bytes],
+        runtime_id: str,
     ) -> None:
         super().__init__()
         self._database = database
@@ -113,8 +117,26 @@ class Attestation(Actor):
         self._settings = settings
         self._executor = executor
         self._entropy = entropy
+        self._runtime_id = runtime_id
         self._in_flight: set[InstanceId] = set()
         self._waiting: dict[InstanceId, str] = {}
+
+    async def on_start(self) -> None:
+        """Ask again what a fallen incarnation had asked, or had been told to ask."""
+        async with self._database.reading() as conn:
+            lost = await attestations.list_unanswered(
+                conn, self._runtime_id, self.now(), limit=LOST
+            )
+            lost += await attestations.list_due(
+                conn,
+                self._runtime_id,
+                self.now(),
+                ahead=timedelta(0),
+                quiet=timedelta(0),
+                limit=LOST,
+            )
+        for instance_id, purpose in lost:
+            self.address.tell(Attest(instance_id, purpose))
 
     async def handle(
         self, message: Attest | InFlight | _Done

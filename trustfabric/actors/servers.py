@@ -147,8 +147,11 @@ class Servers(Actor):
             living = await vms.adopt_living(
                 conn, self._fleet.runtime_id, self._fleet.epoch
             )
-        for instance_id, _ in living:
-            await self._watch_over(instance_id)
+        for instance_id, is_unsettled in living:
+            vm = await self._watch_over(instance_id)
+            if is_unsettled:
+                # Its order was committed, and perhaps never told to it.
+                vm.tell(Look())
         self.address.tell(_Sweep())
 
     async def handle(self, message: Message) -> Server | None:
@@ -199,7 +202,8 @@ class Servers(Actor):
 
     async def _stop_vm(self, message: StopServer) -> None:
         server, instance = await self._read(message)
-        if instance is None or instance.desired_state == Desired.STOPPED:
+        is_off = instance is None or not instance.power_state.active
+        if instance is None or (is_off and instance.desired_state == Desired.STOPPED):
             await self._set_status(server, ServerStatus.STOPPED)
         else:
             await self._want(server, instance, Desired.STOPPED, ServerStatus.STOPPING)

@@ -204,6 +204,27 @@ async def count_unknown_since_run(conn: Connection, instance_id: InstanceId) -> 
     return int(row[0])
 
 
+_UNANSWERED_SQL: LiteralString = """
+SELECT DISTINCT ON (c.runtime_vm_instance_id) c.runtime_vm_instance_id, c.purpose
+  FROM attestation_challenges c
+  JOIN runtime_vm_instances i ON i.id = c.runtime_vm_instance_id
+ WHERE c.used_at IS NULL AND c.expires_at > %(now)s
+   AND i.runtime_owner = %(runtime)s AND i.terminated_at IS NULL
+ ORDER BY c.runtime_vm_instance_id, c.id DESC
+ LIMIT %(limit)s
+"""
+
+
+async def list_unanswered(
+    conn: Connection, runtime: str, now: datetime, *, limit: int
+) -> list[tuple[InstanceId, str]]:
+    """Return this runtime's instances whose challenge is still open; id, purpose."""
+    cursor = await conn.execute(
+        _UNANSWERED_SQL, {"runtime": runtime, "now": now, "limit": limit}
+    )
+    return [(InstanceId(row[0]), row[1]) for row in await cursor.fetchall()]
+
+
 _DUE_SQL: LiteralString = """
 SELECT i.id, r.lifecycle_state
   FROM runtime_vm_instances i

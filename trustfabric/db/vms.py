@@ -175,14 +175,19 @@ UPDATE runtime_vm_instances
    SET runtime_owner = %(runtime)s, owner_epoch = %(epoch)s, updated_at = now()
  WHERE terminated_at IS NULL
    AND (runtime_owner IS NULL OR runtime_owner = %(runtime)s)
-RETURNING id, instance_id
+RETURNING id,
+          desired_state = 'terminated'
+          OR (desired_state = 'running') <> (power_state = 'running')
 """
 
 
 async def adopt_living(
     conn: Connection, runtime: str, epoch: int
-) -> list[tuple[InstanceId, str]]:
-    """Take over this runtime's living instances under its new epoch; id and name."""
+) -> list[tuple[InstanceId, bool]]:
+    """Take over this runtime's living instances under its new epoch.
+
+    Return each with whether it isn't, or may not be, as it is wanted.
+    """
     cursor = await conn.execute(_LIVING_SQL, {"runtime": runtime, "epoch": epoch})
     return sorted((InstanceId(row[0]), row[1]) for row in await cursor.fetchall())
 

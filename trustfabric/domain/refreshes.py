@@ -310,7 +310,9 @@ def _resumed(case: Case, now: datetime) -> Step:
 
 
 def _enqueued(before: Certification, at: Moment) -> Step | None:
-    due = at.now if before.is_unplanned else before.next_refresh_at
+    # Due since it was made, so that the verdict of its VM's first boot will do.
+    made = min(before.created_at, at.now)
+    due = made if before.is_unplanned else before.next_refresh_at
     if due is None or due > at.now + at.settings.look_ahead:
         return None
     return Step(replace(before, next_refresh_at=due), Enqueue(due))

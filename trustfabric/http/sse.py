@@ -100,7 +100,7 @@ def _hang_up(request: web.Request) -> None:
     """Close at once: an orderly end would wait for a client that takes nothing."""
     transport = request.transport
     if transport is not None:
-        pass
+        transport.abort()
 
 
 class _Session:
