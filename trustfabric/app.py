@@ -36,10 +36,10 @@ from trustfabric.domain.specs import ExecutorType
 from trustfabric.drivers.secrets import Secrets
 from trustfabric.drivers.shell import ShellExecutor, ShellSettings
 from trustfabric.errors import ConfigError, FabricError
-from trustfabric.http.auth import Tokens
 from trustfabric.http.face import Face, Limits
 from trustfabric.http.site import Site
-from trustfabric.keys import keep, tokens_of
+from trustfabric.http.tokens import Tokens
+from trustfabric.keys import issue_token, keep
 from trustfabric.launches import Launches
 from trustfabric.resources import Resources, opened
 from trustfabric.supervision import AskError, Runtime
@@ -74,13 +74,6 @@ def serve(settings: Settings) -> int:
     except FabricError as error:
         sys.stderr.write(f"cannot start: {error}\n")
         return 1
-
-
-def issue_token(settings: Settings, sub: int, role: str, ttl_s: int) -> str:
-    """Return a bearer token of this installation."""
-    expires = datetime.now(UTC) + timedelta(seconds=ttl_s)
-    claims = {"sub": str(sub), "role": role, "exp": expires}
-    return tokens_of(settings).issue(claims)
 
 
 async def _serve(settings: Settings) -> int:

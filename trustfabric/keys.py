@@ -7,11 +7,12 @@ import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from trustfabric.config import Settings
 from trustfabric.errors import ConfigError
-from trustfabric.http.auth import Tokens
+from trustfabric.http.tokens import Tokens
 
 SECRET_BYTES = 48
 
@@ -28,6 +29,13 @@ def tokens_of(settings: Settings) -> Tokens:
             ["JWT_SECRET: must be set where others than this machine can connect"]
         )
     return Tokens(secret, auth.issuer, auth.audience)
+
+
+def issue_token(settings: Settings, sub: int, role: str, ttl_s: int) -> str:
+    """Return a bearer token of this installation."""
+    expires = datetime.now(UTC) + timedelta(seconds=ttl_s)
+    claims = {"sub": str(sub), "role": role, "exp": expires}
+    return tokens_of(settings).issue(claims)
 
 
 def runtime_id_of(data_dir: Path) -> str:

@@ -83,7 +83,7 @@ def _demo(data_dir: Path | None) -> int:
 def token(sub: int, role: str, ttl_s: int, data_dir: Path | None) -> None:
     """Print a bearer token signed with the configured secret."""
     settings = _settings(data_dir)
-    from trustfabric.app import issue_token  # noqa: PLC0415
+    from trustfabric.keys import issue_token  # noqa: PLC0415
 
     click.echo(issue_token(settings, sub, role, ttl_s))
 

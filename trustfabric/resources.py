@@ -30,7 +30,7 @@ from trustfabric.drivers.libvirt_connect import Credentials
 from trustfabric.drivers.libvirt_events import EventLoop
 from trustfabric.drivers.swtpm import SoftTpms
 from trustfabric.errors import ConfigError
-from trustfabric.http.auth import Tokens
+from trustfabric.http.tokens import Tokens
 from trustfabric.keys import held, runtime_id_of, tokens_of
 
 LIBVIRT_THREADS = 8

@@ -195,3 +195,20 @@ def test_only_config_reads_the_environment() -> None:
     }
 
     assert readers <= {"config"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://app:hun%ter2@db/fabric",
+        "postgresql://app:hunter2@work@db/fabric",
+    ],
+)
+def test_a_password_that_is_not_escaped_is_refused_without_being_told(
+    url: str,
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings({"DATABASE_URL": url})
+
+    assert "DATABASE_URL" in str(caught.value)
+    assert "hun" not in str(caught.value)

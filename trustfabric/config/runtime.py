@@ -9,9 +9,23 @@ from trustfabric.config.variable import Count, Section, Variable
 
 
 def _database_url(value: SecretStr | None) -> SecretStr | None:
-    if value is None or re.match(r"postgres(ql)?://|\w+\s*=", value.get_secret_value()):
+    if value is None:
         return value
-    raise ValueError("is not a postgresql:// address")
+    text = value.get_secret_value()
+    if not re.match(r"postgres(ql)?://|\w+\s*=", text):
+        raise ValueError("is not a postgresql:// address")
+    if "://" in text:
+        _check_escapes(text)
+    return value
+
+
+def _check_escapes(url: str) -> None:
+    """Refuse what libpq would complain of by repeating it, the password included."""
+    authority = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
+    if authority.count("@") > 1:
+        raise ValueError("has an @ in its user or password; write it as %40")
+    if re.search(r"%(?![0-9A-Fa-f]{2})", url):
+        raise ValueError("has a % that begins no %XX; write it as %25")
 
 
 class DatabaseSettings(Section):

@@ -18,9 +18,10 @@ from trustfabric.http import (
 )
 from trustfabric.http import runs as run_routes
 from trustfabric.http import servers as server_routes
-from trustfabric.http.auth import Principal, RunScope, authenticate
+from trustfabric.http.auth import authenticate
 from trustfabric.http.errors import Handler, problems
 from trustfabric.http.face import FACE, Face
+from trustfabric.http.tokens import Principal, RunScope
 
 BODY_LIMIT = 1 << 20
 _OPEN = frozenset(

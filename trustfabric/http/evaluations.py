@@ -15,7 +15,7 @@ from trustfabric.domain.evaluations import (
 )
 from trustfabric.domain.ids import ServerId
 from trustfabric.errors import NotFoundError
-from trustfabric.http.auth import PRINCIPAL, Role, require
+from trustfabric.http.auth import PRINCIPAL, require
 from trustfabric.http.face import ASK_S, FACE
 from trustfabric.http.parse import (
     Body,
@@ -27,6 +27,7 @@ from trustfabric.http.parse import (
     read_nothing,
 )
 from trustfabric.http.reply import page, reply
+from trustfabric.http.tokens import Role
 from trustfabric.http.views import certification_view, lineage_view
 
 routes = web.RouteTableDef()

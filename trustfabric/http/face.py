@@ -16,8 +16,8 @@ from trustfabric.actors.trust import TrustRegistry
 from trustfabric.db.session import Database
 from trustfabric.domain.ids import OwnerId
 from trustfabric.domain.ports import Provisioner
-from trustfabric.http.auth import Tokens
 from trustfabric.http.frames import Frames
+from trustfabric.http.tokens import Tokens
 from trustfabric.supervision import Address, Runtime
 
 ASK_S = 15.0

@@ -21,10 +21,11 @@ from trustfabric.domain.playbooks import (
 )
 from trustfabric.domain.specs import ExecutorType
 from trustfabric.errors import ForbiddenError, InvalidError, NotFoundError
-from trustfabric.http.auth import PRINCIPAL, Principal, Role, require
+from trustfabric.http.auth import PRINCIPAL, require
 from trustfabric.http.face import ASK_S, FACE
 from trustfabric.http.parse import Body, Query, expected_version, path_id, read_body
 from trustfabric.http.reply import page, reply
+from trustfabric.http.tokens import Principal, Role
 from trustfabric.http.views import playbook_view
 
 routes = web.RouteTableDef()

@@ -12,7 +12,7 @@ from trustfabric.domain.events import RemediationEvent
 from trustfabric.domain.ids import InstanceId, OwnerId, RunId
 from trustfabric.domain.runs import ApprovalState, Ruling, Run, RunStatus
 from trustfabric.errors import NotFoundError
-from trustfabric.http.auth import PRINCIPAL, Role, require
+from trustfabric.http.auth import PRINCIPAL, require
 from trustfabric.http.face import ASK_S, FACE
 from trustfabric.http.parse import (
     Body,
@@ -24,6 +24,7 @@ from trustfabric.http.parse import (
 )
 from trustfabric.http.reply import page, reply
 from trustfabric.http.sse import Channel, follow, last_position
+from trustfabric.http.tokens import Role
 from trustfabric.http.views import View, artifact_view, log_view, run_view
 
 routes = web.RouteTableDef()

@@ -22,10 +22,11 @@ from trustfabric.domain.ids import ServerId
 from trustfabric.domain.servers import Server, ServerStatus
 from trustfabric.domain.vms import IsolationTier, check_image_name
 from trustfabric.errors import NotFoundError
-from trustfabric.http.auth import PRINCIPAL, Role, require
+from trustfabric.http.auth import PRINCIPAL, require
 from trustfabric.http.face import ASK_S, FACE
 from trustfabric.http.parse import Body, Query, path_id, read_body, read_nothing
 from trustfabric.http.reply import page, reply
+from trustfabric.http.tokens import Role
 from trustfabric.http.views import history_view, instance_view, server_view
 
 routes = web.RouteTableDef()

@@ -3,15 +3,11 @@
 from aiohttp import web
 from pydantic import Field
 
-from trustfabric.http.auth import (
-    CSRF_COOKIE,
-    PRINCIPAL,
-    SESSION_COOKIE,
-    Principal,
-)
+from trustfabric.http.auth import CSRF_COOKIE, PRINCIPAL, SESSION_COOKIE
 from trustfabric.http.face import FACE
 from trustfabric.http.parse import Body, Query, read_body
 from trustfabric.http.reply import reply
+from trustfabric.http.tokens import Principal
 
 routes = web.RouteTableDef()
 

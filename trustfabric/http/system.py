@@ -4,10 +4,11 @@ from aiohttp import web
 
 from trustfabric.db import runtimes
 from trustfabric.errors import ForbiddenError, NotFoundError, UnavailableError
-from trustfabric.http.auth import Role, require
+from trustfabric.http.auth import require
 from trustfabric.http.face import FACE
 from trustfabric.http.parse import Query, read_nothing
 from trustfabric.http.reply import reply
+from trustfabric.http.tokens import Role
 from trustfabric.http.views import actor_view
 
 routes = web.RouteTableDef()

@@ -30,7 +30,7 @@ from trustfabric.errors import (
     MalformedError,
     NotFoundError,
 )
-from trustfabric.http.auth import PRINCIPAL, Role, require
+from trustfabric.http.auth import PRINCIPAL, require
 from trustfabric.http.face import ASK_S, FACE
 from trustfabric.http.parse import (
     Body,
@@ -42,6 +42,7 @@ from trustfabric.http.parse import (
 )
 from trustfabric.http.reply import page, reply
 from trustfabric.http.sse import Channel, follow, last_position
+from trustfabric.http.tokens import Role
 from trustfabric.http.views import View, history_view, posture_view, trust_event_view
 
 routes = web.RouteTableDef()

@@ -240,7 +240,7 @@ class Address(pykka.ActorRef[Any], Generic[A]):
         return f"<Address {self.path} {self.state}>"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Place(Generic[A]):
     """A keyed child: what its supervisor's next incarnation starts again."""
 

@@ -79,7 +79,7 @@ class Cell(Box):
     @property
     def may_speak(self) -> bool:
         """Whether the present incarnation still takes mail of its own."""
-        return self.state in (State.STARTING, State.RUNNING)
+        return self.state is RUNNING or self.state is State.STARTING
 
     # --- running --------------------------------------------------------------
 
@@ -260,6 +260,9 @@ class Cell(Box):
     def request_stop(self, exit_: Exit) -> None:
         """Stop after the message in hand; mail that waits stays for a successor."""
         if self.state is State.WAITING:
+            return
+        if self.is_free:
+            self._begin_stop(exit_)
             return
         if self.stop_asked is None:
             self.stop_asked = exit_

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache, lru_cache
 
 
 class ExitKind(StrEnum):
@@ -26,14 +27,17 @@ class Exit:
         return self.kind in (ExitKind.KILLED, ExitKind.CRASHED)
 
 
+@cache
 def normal() -> Exit:
     return Exit(ExitKind.NORMAL, "stopped")
 
 
+@lru_cache
 def shutdown(reason: str = "stopped by its supervisor") -> Exit:
     return Exit(ExitKind.SHUTDOWN, reason)
 
 
+@lru_cache
 def killed(reason: str) -> Exit:
     return Exit(ExitKind.KILLED, reason)
 

@@ -250,6 +250,8 @@ class Mailbox:
 
     def drain(self) -> list[Mail]:
         """Take everything, in order of age within each lane."""
+        if self._waiters is None and not self.has_mail(system_only=False):
+            return []
         mail = [*(self.system or ()), *reversed(self._out or ()), *(self._in or ())]
         self.system = self._in = self._out = self._keys = None
         while self._waiters:
