@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +38,7 @@ from trustfabric.db.vms import Instance, get_instance, list_events, list_newest
 from trustfabric.domain.attestation.policy import DEMO_POLICY
 from trustfabric.domain.evidence.packaged import packaged_anchors
 from trustfabric.domain.ids import InstanceId, OwnerId, ServerId
+from trustfabric.domain.power import Hold
 from trustfabric.domain.servers import Server
 from trustfabric.domain.trust import Snapshot
 from trustfabric.drivers.libvirt import LibvirtProvisioner
@@ -68,6 +69,7 @@ SETTINGS = attestation.Settings(
     anchors=packaged_anchors(),
     max_age=timedelta(seconds=300),
     timeout_s=5.0,
+    runtime_id=RUNTIME,
     attempts=2,
 )
 CADENCE = Cadence(
@@ -84,6 +86,7 @@ class Machines(Fabric):
     verifying: ThreadPoolExecutor
     epoch: int = 1
     schedules: bool = False
+    quarantine_action: Hold = Hold.NONE
     sources: dict[str, EvidenceSource] = field(default_factory=dict)
     attestation: Address[Attestation] = field(
         default_factory=lambda: Address("attestation")
@@ -132,10 +135,9 @@ class Machines(Fabric):
             self.database,
             self.trust,
             {"swtpm": self.tpms, **self.sources},
-            SETTINGS,
+            replace(SETTINGS, runtime_id=self.name),
             self.verifying,
             secrets.token_bytes,
-            self.name,
         )
 
     def _fleet(self) -> Fleet:
@@ -155,6 +157,7 @@ class Machines(Fabric):
             attestation=self.attestation,
             tpms=self.tpms,
             spec_of=launches.spec_of,
+            quarantine_action=self.quarantine_action,
             new_boot_id=uuid.uuid4,
             gone=lambda instance: _told(self.servers.tell(Gone(instance))),
         )

@@ -30,6 +30,7 @@ from trustfabric.config import Settings
 from trustfabric.db import listen, run_events, trust_events
 from trustfabric.db.intelligence import Changes
 from trustfabric.domain.dispatch import DispatchSettings
+from trustfabric.domain.power import Hold
 from trustfabric.domain.refreshes import RefreshSettings
 from trustfabric.domain.runs import RetryPolicy, Run
 from trustfabric.domain.specs import ExecutorType
@@ -129,6 +130,7 @@ def _makers(use: Resources, runtime: Runtime, at: Addresses) -> Makers:
         attestation=at.attestation,
         tpms=use.tpms,
         spec_of=_launches(use).spec_of,
+        quarantine_action=Hold(settings.provisioner.quarantine_action),
         new_boot_id=uuid.uuid4,
         gone=lambda instance_id: _told(at.servers.tell(Gone(instance_id))),
     )
@@ -159,7 +161,6 @@ def _makers(use: Resources, runtime: Runtime, at: Addresses) -> Makers:
             use.attestation,
             use.verifying,
             secrets.token_bytes,
-            use.runtime_id,
         ),
         hypervisor=lambda: Hypervisor(use.provisioner),
         servers=lambda: Servers(fleet),

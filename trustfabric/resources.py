@@ -98,7 +98,7 @@ async def opened(settings: Settings) -> AsyncIterator[Resources]:
             database=database,
             provisioner=_provisioner(settings, runtime_id, stack),
             tpms=tpms,
-            attestation=_attestation(settings),
+            attestation=_attestation(settings, runtime_id),
             verifying=_pool(stack, "verify", VERIFY_THREADS),
             blocking=blocking,
             tokens=tokens,
@@ -160,13 +160,14 @@ def _provisioner(
     )
 
 
-def _attestation(settings: Settings) -> attestation.Settings:
+def _attestation(settings: Settings, runtime_id: str) -> attestation.Settings:
     chosen = settings.attestation
     return attestation.Settings(
         policy=_policy(chosen.policy),
         anchors=packaged_anchors(),
         max_age=timedelta(seconds=chosen.max_age_s),
         timeout_s=chosen.timeout_s,
+        runtime_id=runtime_id,
         attempts=chosen.attempts,
     )
 

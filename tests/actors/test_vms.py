@@ -17,6 +17,7 @@ from trustfabric.actors.servers import DeleteServer, StartServer, StopServer
 from trustfabric.actors.vms import Rebooted
 from trustfabric.db.session import Database
 from trustfabric.db.vms import Instance
+from trustfabric.domain.power import Hold
 from trustfabric.domain.servers import ServerStatus
 from trustfabric.domain.trust import Lifecycle, Signal
 from trustfabric.domain.vms import PowerState
@@ -330,3 +331,43 @@ async def test_one_whose_configuration_cannot_be_had_blocks_its_server(
     instance = await machines.newest(server.id)
     assert instance.desired_state == "stopped"
     assert instance.last_error
+
+
+@pytest.mark.parametrize(
+    ("action", "power"),
+    [
+        (Hold.NONE, PowerState.RUNNING),
+        (Hold.PAUSE, PowerState.PAUSED),
+        (Hold.STOP, PowerState.STOPPED),
+    ],
+)
+async def test_quarantine_does_to_a_running_vm_what_it_is_told_to(
+    database: Database,
+    database_url: str,
+    tpm_dir: Path,
+    action: Hold,
+    power: PowerState,
+) -> None:
+    async with some_machines(
+        database, database_url, tpm_dir, quarantine_action=action
+    ) as machines:
+        instance = await machines.started()
+
+        await machines.change(instance.id, Signal.QUARANTINED_BY_HAND)
+
+        await machines.until_instance(instance.id, power_state=power)
+
+
+async def test_a_vm_that_was_paused_goes_on_when_it_is_released(
+    database: Database, database_url: str, tpm_dir: Path
+) -> None:
+    async with some_machines(
+        database, database_url, tpm_dir, quarantine_action=Hold.PAUSE
+    ) as machines:
+        instance = await machines.started()
+        await machines.change(instance.id, Signal.QUARANTINED_BY_HAND)
+        await machines.until_instance(instance.id, power_state=PowerState.PAUSED)
+
+        await machines.change(instance.id, Signal.RELEASED)
+
+        await machines.until_instance(instance.id, power_state=PowerState.RUNNING)

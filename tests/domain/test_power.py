@@ -2,7 +2,7 @@
 
 import pytest
 
-from trustfabric.domain.power import Desired, Step, next_step
+from trustfabric.domain.power import Desired, Hold, Step, next_step
 from trustfabric.domain.vms import PowerState
 
 P = PowerState
@@ -15,7 +15,7 @@ TOWARDS_RUNNING = {
     P.DEFINED: (Step.BOOT, Step.NOTE_STRANGE_BOOT),
     P.STARTING: (Step.BOOT, Step.NOTE_RUNNING),
     P.RUNNING: (Step.NOTE_CRASH, Step.NOTHING),
-    P.PAUSED: (Step.NOTE_CRASH, Step.NOTHING),
+    P.PAUSED: (Step.NOTE_CRASH, Step.RESUME),
     P.STOPPING: (Step.BOOT, Step.NOTE_STRANGE_BOOT),
     P.STOPPED: (Step.BOOT, Step.NOTE_STRANGE_BOOT),
     P.CRASHED: (Step.RELAUNCH, Step.NOTE_STRANGE_BOOT),
@@ -83,3 +83,37 @@ def test_what_runs_is_never_booted(
     step = next_step(desired, recorded, observed, volatile=volatile)
 
     assert step not in {Step.BOOT, Step.RELAUNCH}
+
+
+@pytest.mark.parametrize(
+    ("hold", "recorded", "observed", "expected"),
+    [
+        (Hold.NONE, PowerState.RUNNING, PowerState.RUNNING, Step.NOTHING),
+        (Hold.NONE, PowerState.PAUSED, PowerState.PAUSED, Step.RESUME),
+        (Hold.NONE, PowerState.RUNNING, PowerState.PAUSED, Step.NOTHING),
+        (Hold.PAUSE, PowerState.RUNNING, PowerState.RUNNING, Step.PAUSE),
+        (Hold.PAUSE, PowerState.PAUSED, PowerState.PAUSED, Step.NOTHING),
+        (Hold.STOP, PowerState.RUNNING, PowerState.RUNNING, Step.STOP_FOR_HOLD),
+        (Hold.STOP, PowerState.PAUSED, PowerState.PAUSED, Step.STOP_FOR_HOLD),
+        (Hold.STOP, PowerState.STARTING, PowerState.RUNNING, Step.NOTE_RUNNING),
+    ],
+)
+def test_distrust_holds_what_runs_as_it_is_told_to(
+    hold: Hold, recorded: PowerState, observed: PowerState, expected: Step
+) -> None:
+    step = next_step(Desired.RUNNING, recorded, observed, volatile=False, hold=hold)
+
+    assert step is expected
+
+
+@pytest.mark.parametrize("hold", Hold)
+def test_a_hold_never_keeps_what_shall_stop_from_stopping(hold: Hold) -> None:
+    step = next_step(
+        Desired.STOPPED,
+        PowerState.RUNNING,
+        PowerState.RUNNING,
+        volatile=False,
+        hold=hold,
+    )
+
+    assert step is Step.STOP

@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ class Story:
         ]
         assert told == [event["id"] for event in events]
         assert self.trust.resets == 0
-        for before, after in zip(events, events[1:], strict=False):
+        for before, after in pairwise(events):
             assert after["previous_lifecycle_state"] == before["lifecycle_state"]
         for event in events:
             if event["lifecycle_state"] == "restored":
@@ -199,9 +200,7 @@ async def a_story(
 ) -> AsyncIterator[Story]:
     """Start a runtime on its embedded defaults, and two people with their streams."""
     async with AsyncExitStack() as stack:
-        runtime = await stack.enter_async_context(
-            Runtime(data_dir, settings).running()
-        )
+        runtime = await stack.enter_async_context(Runtime(data_dir, settings).running())
         alice_token = await runtime.token(ALICE, "operator")
         boss_token = await runtime.token(BOSS, "admin")
         alice = await stack.enter_async_context(

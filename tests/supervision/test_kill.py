@@ -1,6 +1,7 @@
 """Kill in every state an actor can be in."""
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -500,4 +501,66 @@ async def test_a_handler_that_kills_itself_by_force_gets_to_its_next_await() -> 
     assert isinstance(await outcome(ask_later(a, handler)), ActorKilledError)
     assert await a.ask(Count(), within_s=1.0) == 1
     assert reached == ["next line"]
+    await runtime.stop()
+
+
+async def test_a_threads_late_result_is_not_heard_by_the_next_incarnation() -> None:
+    runtime, a = await one()
+    release, heard = threading.Event(), []
+
+    def begin(actor: Counter) -> None:
+        late = asyncio.to_thread(release.wait)
+        actor.run(late, lambda result: TellDo(lambda _: heard.append(result)))
+
+    async def wait(_: Counter) -> None:
+        heard.append(await asyncio.to_thread(release.wait))
+
+    await a.ask(Do(begin), within_s=5.0)
+    waiting = ask_later(a, wait)
+    await asyncio.sleep(0.01)
+    await runtime.kill("root/a")
+    release.set()
+
+    assert isinstance(await outcome(waiting), ActorKilledError)
+    assert await a.ask(Count(), within_s=5.0) == 1
+    await asyncio.sleep(0.01)
+    assert heard == []
+    assert epoch(runtime) == 2
+    await runtime.stop()
+
+
+async def test_a_processs_late_exit_is_not_heard_by_the_next_incarnation() -> None:
+    runtime, a = await one()
+    process = await asyncio.create_subprocess_exec("cat", stdin=asyncio.subprocess.PIPE)
+    heard: list[Any] = []
+
+    def begin(actor: Counter) -> None:
+        actor.run(process.wait(), lambda result: TellDo(lambda _: heard.append(result)))
+
+    await a.ask(Do(begin), within_s=5.0)
+    a.kill()
+    assert process.stdin is not None
+    process.stdin.close()
+
+    assert await process.wait() == 0
+    assert await a.ask(Count(), within_s=5.0) == 1
+    assert heard == []
+    await runtime.stop()
+
+
+async def test_a_kill_by_force_in_the_first_step_takes_effect_at_the_first_await() -> (
+    None
+):
+    runtime, a = await one()
+
+    async def stubborn(actor: Counter) -> None:
+        actor.address.cell.kill(exits.killed("test"), 0.0)
+        while True:
+            try:
+                await asyncio.sleep(3600.0)
+            except asyncio.CancelledError:
+                continue
+
+    assert isinstance(await outcome(ask_later(a, stubborn)), ActorKilledError)
+    assert await a.ask(Count(), within_s=5.0) == 1
     await runtime.stop()

@@ -1,4 +1,6 @@
 import asyncio
+import gc
+import threading
 from typing import Any
 
 import pytest
@@ -22,11 +24,16 @@ from trustfabric.supervision import (
     ActorKilledError,
     Address,
     AskTimeoutError,
+    DynamicAddress,
+    DynamicSpec,
+    MailboxFullError,
     ManualClock,
     Runtime,
     State,
     SupervisorSpec,
+    scheduler,
 )
+from trustfabric.supervision.cell import Cell
 
 
 async def test_an_ask_is_answered() -> None:
@@ -177,4 +184,52 @@ async def test_two_addresses_of_one_name_in_different_places_are_apart() -> None
 
     assert await also_a.ask(Count(), within_s=1.0) == 1
     assert (a.path, also_a.path) == ("root/a", "root/inner/a")
+    await runtime.stop()
+
+
+async def test_mail_from_threads_waits_up_to_a_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scheduler, "INBOUND", 10)
+    monkeypatch.setattr(scheduler, "INBOUND_BATCH", 3)
+    a = Address[Counter]("a")
+    runtime = await started(Runtime(), *children(a))
+    told: list[bool] = []
+    refused: list[BaseException] = []
+
+    def flood() -> None:
+        told.extend(a.tell(Bump()) for _ in range(15))
+        try:
+            a.ask(Count(), block=True, timeout=1.0)
+        except MailboxFullError as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    thread.join()  # the loop stands still meanwhile
+
+    assert told == [True] * 10 + [False] * 5
+    assert len(refused) == 1
+    assert runtime.dead_letters.by_reason() == {"mailbox full": 5}
+    while (await a.ask(Count(), within_s=5.0)) < 11:
+        await asyncio.sleep(0)
+    await runtime.stop()
+
+
+@pytest.mark.slow
+async def test_nothing_is_left_of_a_hundred_thousand_actors() -> None:
+    book = DynamicAddress[Counter]("many")
+    runtime = await started(Runtime(), DynamicSpec(address=book))
+    for n in range(10):
+        for key in range(10_000):
+            child = await book.start_child(str(key), Counter)
+            if key % 2:
+                child.tell(Bump())
+                child.kill()
+        await asyncio.gather(*(book.stop_child(key) for key in book.children()))
+        assert len(runtime.report()) == 2, n
+
+    del child
+    gc.collect()
+    assert sum(isinstance(thing, Cell) for thing in gc.get_objects()) < 10
     await runtime.stop()

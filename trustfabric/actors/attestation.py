@@ -67,6 +67,8 @@ class Settings:
     anchors: Anchors
     max_age: timedelta
     timeout_s: float
+    runtime_id: str
+    """Whose instances are asked again when this actor starts."""
     attempts: int
     """Re-attestations after a run that may come to nothing before it is given up."""
 
@@ -108,7 +110,6 @@ class Attestation(Actor):
         settings: Settings,
         executor: Executor,
         entropy: Callable[[int], bytes],
-        runtime_id: str,
     ) -> None:
         super().__init__()
         self._database = database
@@ -117,7 +118,6 @@ class Attestation(Actor):
         self._settings = settings
         self._executor = executor
         self._entropy = entropy
-        self._runtime_id = runtime_id
         self._in_flight: set[InstanceId] = set()
         self._waiting: dict[InstanceId, str] = {}
 
@@ -125,11 +125,11 @@ class Attestation(Actor):
         """Ask again what a fallen incarnation had asked, or had been told to ask."""
         async with self._database.reading() as conn:
             lost = await attestations.list_unanswered(
-                conn, self._runtime_id, self.now(), limit=LOST
+                conn, self._settings.runtime_id, self.now(), limit=LOST
             )
             lost += await attestations.list_due(
                 conn,
-                self._runtime_id,
+                self._settings.runtime_id,
                 self.now(),
                 ahead=timedelta(0),
                 quiet=timedelta(0),

@@ -166,7 +166,7 @@ class Servers(Actor):
             case Gone(instance_id):
                 await self._fleet.vms.stop_child(str(instance_id))
             case _Changed(events):
-                await self._resume(events)
+                await self._follow_trust(events)
             case _Sweep():
                 await self._sweep()
             case _:
@@ -304,12 +304,21 @@ class Servers(Actor):
             str(instance_id), lambda: Vm(instance_id, equipment)
         )
 
-    async def _resume(self, events: Sequence[Event]) -> None:
-        """Launch what waited for trust that is back."""
+    async def _follow_trust(self, events: Sequence[Event]) -> None:
+        """Launch what waited for trust that is back; have VMs look at their own."""
         opened = {Lifecycle.RESTORED, Lifecycle.SUSPECT}
         for event in events:
-            if isinstance(event, TrustEvent) and event.lifecycle in opened:
+            if not isinstance(event, TrustEvent):
+                continue
+            if event.lifecycle in opened:
                 await self._try_again(event.server_id)
+            vm = self._fleet.vms.child(str(event.instance_id))
+            quarantined = Lifecycle.QUARANTINED in {
+                event.lifecycle,
+                event.previous_lifecycle,
+            }
+            if vm is not None and quarantined:
+                vm.tell(Look())
 
     async def _sweep(self) -> None:
         try:

@@ -16,14 +16,14 @@ from trustfabric.actors.attestation import Attest, Attestation
 from trustfabric.actors.hypervisor import Hypervisor, PowerOf, Unwatch, Watcher
 from trustfabric.actors.placement import ask_gate
 from trustfabric.actors.trust import ApplyChange, TrustRegistry
-from trustfabric.db import attestations, servers, vms
+from trustfabric.db import attestations, servers, trust, vms
 from trustfabric.db.session import Database
 from trustfabric.domain.evidence.keys import EnrolledKey
 from trustfabric.domain.ids import InstanceId
 from trustfabric.domain.ports import Provisioner
-from trustfabric.domain.power import Desired, Step, next_step
+from trustfabric.domain.power import Desired, Hold, Step, next_step
 from trustfabric.domain.servers import ServerStatus, status_for
-from trustfabric.domain.trust import Change, Signal
+from trustfabric.domain.trust import Change, Lifecycle, Signal
 from trustfabric.domain.vms import PowerState, VmSpec, is_structural
 from trustfabric.errors import (
     AlreadyRunningError,
@@ -68,6 +68,7 @@ class Equipment:
     attestation: Address[Attestation]
     tpms: Tpm
     spec_of: Callable[[vms.Instance], VmSpec]
+    quarantine_action: Hold
     new_boot_id: Callable[[], UUID]
     gone: Callable[[InstanceId], None]
     """Called when an instance is removed for good: its actor is to be let go."""
@@ -117,11 +118,11 @@ class Vm(Actor):
             self._look_again = True
             return
         try:
-            instance = await self._read()
+            instance, hold = await self._read()
             if instance is None or instance.terminated_at is not None:
                 self._use.gone(self._id)
                 return
-            step = await self._next(instance)
+            step = await self._next(instance, hold)
         except (FabricError, AskError) as error:
             self._retry(error)
             return
@@ -142,25 +143,33 @@ class Vm(Actor):
             return
         self.address.tell(Look())
 
-    async def _read(self) -> vms.Instance | None:
+    async def _read(self) -> tuple[vms.Instance | None, Hold]:
         async with self._use.database.reading() as conn:
-            return await vms.get_instance(conn, None, self._id)
+            instance = await vms.get_instance(conn, None, self._id)
+            posture = await trust.get_posture(conn, None, self._id)
+        quarantined = (
+            posture is not None and posture.snapshot.lifecycle is Lifecycle.QUARANTINED
+        )
+        return instance, self._use.quarantine_action if quarantined else Hold.NONE
 
-    async def _next(self, instance: vms.Instance) -> Step:
+    async def _next(self, instance: vms.Instance, hold: Hold) -> Step:
         observed = await self._power_of(instance.name)
-        step = self._step(instance, observed)
+        step = self._step(instance, observed, hold)
         if step is Step.NOTE_CRASH:
             # The event of our own start may still be on its way.
             observed = await self._power_of(instance.name, afresh=True)
-            step = self._step(instance, observed)
+            step = self._step(instance, observed, hold)
         return step
 
-    def _step(self, instance: vms.Instance, observed: PowerState | None) -> Step:
+    def _step(
+        self, instance: vms.Instance, observed: PowerState | None, hold: Hold
+    ) -> Step:
         return next_step(
             Desired(instance.desired_state),
             instance.power_state,
             observed,
             volatile=self._use.provisioner.volatile,
+            hold=hold,
         )
 
     async def _power_of(self, name: str, *, afresh: bool = False) -> PowerState | None:
@@ -198,7 +207,10 @@ class Vm(Actor):
             Step.NOTE_CRASH: self._note_crash,
             Step.NOTE_RUNNING: self._note_running,
             Step.NOTE_STRANGE_BOOT: self._note_strange_boot,
+            Step.PAUSE: self._pause,
+            Step.RESUME: self._resume,
             Step.STOP: self._switch_off,
+            Step.STOP_FOR_HOLD: self._stop_for_hold,
             Step.NOTE_STOPPED: self._note_stopped,
             Step.REMOVE: self._remove,
         }
@@ -268,6 +280,23 @@ class Vm(Actor):
                 await vms.set_desired(conn, self._id, Desired.STOPPED)
                 await servers.set_status(conn, instance.server_id, decision.status)
         return decision.allowed
+
+    async def _pause(self, instance: vms.Instance) -> None:
+        await self._use.provisioner.pause(instance.name)
+        await self._note(instance, PowerState.PAUSED, "paused")
+
+    async def _resume(self, instance: vms.Instance) -> None:
+        await self._use.provisioner.resume(instance.name)
+        await self._note(instance, PowerState.RUNNING, "resumed")
+
+    async def _stop_for_hold(self, instance: vms.Instance) -> None:
+        async with self._use.database.writing() as conn:
+            await vms.set_desired(conn, self._id, Desired.STOPPED)
+        await self._switch_off(instance)
+        async with self._use.database.writing() as conn:
+            await servers.set_status(
+                conn, instance.server_id, ServerStatus.PENDING_REMEDIATION
+            )
 
     async def _switch_off(self, instance: vms.Instance) -> None:
         async with self._use.database.writing() as conn:

@@ -13,6 +13,14 @@ class Desired(StrEnum):
     TERMINATED = "terminated"
 
 
+class Hold(StrEnum):
+    """What distrust demands of a VM that runs (`QUARANTINE_ACTION`)."""
+
+    NONE = "none"
+    PAUSE = "pause"
+    STOP = "stop"
+
+
 class Step(StrEnum):
     """One thing to do; afterwards the situation is looked at again."""
 
@@ -25,7 +33,13 @@ class Step(StrEnum):
     """Its boot was committed and it runs; say so and have it attested."""
     NOTE_STRANGE_BOOT = "note-strange-boot"
     """It runs although nobody here started it: a new boot all the same."""
+    PAUSE = "pause"
+    """It is quarantined: freeze it."""
+    RESUME = "resume"
+    """It was frozen, and is not quarantined any more."""
     STOP = "stop"
+    STOP_FOR_HOLD = "stop-for-hold"
+    """It is quarantined: stop it, and let it wait for the gate."""
     NOTE_STOPPED = "note-stopped"
     REMOVE = "remove"
 
@@ -47,6 +61,7 @@ def next_step(
     observed: PowerState | None,
     *,
     volatile: bool,
+    hold: Hold = Hold.NONE,
 ) -> Step:
     """Return the next step towards `desired`.
 
@@ -63,17 +78,29 @@ def next_step(
                 return Step.STOP
             return Step.NOTE_STOPPED if recorded.active else Step.NOTHING
         case Desired.RUNNING:
-            return _towards_running(recorded, observed, volatile=volatile)
+            if observed is not None and active:
+                return _while_running(recorded, observed, hold)
+            return _towards_running(recorded, volatile=volatile)
 
 
-def _towards_running(
-    recorded: PowerState, observed: PowerState | None, *, volatile: bool
-) -> Step:
-    if observed is not None and observed.active:
-        if recorded is PowerState.STARTING:
-            return Step.NOTE_RUNNING
-        known = recorded in {PowerState.RUNNING, PowerState.PAUSED}
-        return Step.NOTHING if known else Step.NOTE_STRANGE_BOOT
+def _while_running(recorded: PowerState, observed: PowerState, hold: Hold) -> Step:
+    if recorded is PowerState.STARTING:
+        return Step.NOTE_RUNNING
+    if recorded not in {PowerState.RUNNING, PowerState.PAUSED}:
+        return Step.NOTE_STRANGE_BOOT
+    match hold:
+        case Hold.STOP:
+            return Step.STOP_FOR_HOLD
+        case Hold.PAUSE:
+            frozen = PowerState.PAUSED in {observed, recorded}
+            return Step.NOTHING if frozen else Step.PAUSE
+        case Hold.NONE:
+            # Frozen by us, as the record says; what others froze is theirs.
+            ours = recorded is PowerState.PAUSED
+            return Step.RESUME if ours else Step.NOTHING
+
+
+def _towards_running(recorded: PowerState, *, volatile: bool) -> Step:
     if recorded in _NOT_YET_BOOTED:
         return Step.BOOT
     if recorded in {PowerState.CRASHED, PowerState.VANISHED}:

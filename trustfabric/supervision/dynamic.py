@@ -40,17 +40,22 @@ class DynamicSupervisor(Actor):
         if 0 < self._spec.shutdown_s < math.inf:
             when = clock.monotonic() + self._spec.shutdown_s
             patience = clock.call_at(when, self._overrun)
+        try:
+            await self._stop_all(self._closing)
+            if self._children:
+                await self._emptied
+        finally:
+            if patience is not None:
+                patience.cancel()
+
+    async def _stop_all(self, closing: Exit) -> None:
         for number, child in enumerate(list(self._children.values()), 1):
             if child.alive:
                 child.ask_to_stop()
             elif not child.gone:
-                self._forget(child, self._closing)
+                self._forget(child, closing)
             if number % BATCH == 0:
                 await asyncio.sleep(0)
-        if self._children:
-            await self._emptied
-        if patience is not None:
-            patience.cancel()
 
     def _overrun(self) -> None:
         """End by force who has not stopped."""

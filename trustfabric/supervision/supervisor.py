@@ -152,7 +152,7 @@ class Supervisor(Actor):
         self._advancing = True
         try:
             self._again = True
-            while self._again:
+            while self._again and not self._fallen:
                 self._again = False
                 if self._closing is not None:
                     self._stop_next(self._closing)
