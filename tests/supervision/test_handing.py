@@ -4,6 +4,8 @@ import asyncio
 from contextvars import ContextVar
 from typing import Any
 
+import pytest
+
 from tests.supervision.actors import Bump, Count, Counter, Do, Gate, children, started
 from trustfabric.supervision import (
     Actor,
@@ -33,7 +35,7 @@ async def test_whoever_asks_and_asks_lets_others_run() -> None:
             await asyncio.sleep(0)
 
     task = asyncio.create_task(other())
-    for _ in range(1_000):
+    for _ in range(5_000):
         await a.ask(Count(), within_s=1.0)
     task.cancel()
 
@@ -97,10 +99,9 @@ async def test_a_crash_on_the_askers_stack_is_the_actors() -> None:
         raise SystemExit
 
     for _ in range(2):
-        try:
+        with pytest.raises(ActorCrashedError) as raised:
             await a.ask(Do(crash), within_s=1.0)
-        except ActorCrashedError as error:
-            assert isinstance(error.__cause__, SystemExit)
+        assert isinstance(raised.value.__cause__, SystemExit)
     assert await a.ask(Count(), within_s=5.0) == 1
     await runtime.stop()
 
@@ -116,7 +117,7 @@ async def test_one_that_works_is_not_handed_a_second_ask() -> None:
     assert not second.done()
 
     gate.go.set()
-    assert await asyncio.gather(first, second) == ["passed", 1]
+    assert (await first, await second) == ("passed", 1)
     await runtime.stop()
 
 

@@ -510,7 +510,7 @@ async def test_a_threads_late_result_is_not_heard_by_the_next_incarnation() -> N
 
     def begin(actor: Counter) -> None:
         late = asyncio.to_thread(release.wait)
-        actor.run(late, lambda result: TellDo(lambda _: heard.append(result)))
+        _ = actor.run(late, lambda result: TellDo(lambda _: heard.append(result)))
 
     async def wait(_: Counter) -> None:
         heard.append(await asyncio.to_thread(release.wait))
@@ -535,7 +535,9 @@ async def test_a_processs_late_exit_is_not_heard_by_the_next_incarnation() -> No
     heard: list[Any] = []
 
     def begin(actor: Counter) -> None:
-        actor.run(process.wait(), lambda result: TellDo(lambda _: heard.append(result)))
+        _ = actor.run(
+            process.wait(), lambda result: TellDo(lambda _: heard.append(result))
+        )
 
     await a.ask(Do(begin), within_s=5.0)
     a.kill()

@@ -18,6 +18,8 @@ from trustfabric.supervision.undelivered import bounce
 
 BATCH = 64
 """Messages one actor may handle before the next one's turn."""
+HAND_OVERS = 256
+"""Asks that may be handled on their askers' stacks before the event loop must turn."""
 DEPTH = 16
 """How many hand-overs may stand on one another."""
 INBOUND = 50_000
@@ -105,7 +107,7 @@ class Scheduler:
         return not self._shuffle or bool(self.random.getrandbits(1))
 
     def _pump(self) -> None:
-        self._hand_overs = BATCH
+        self._hand_overs = HAND_OVERS
         until = perf_counter() + SLICE_S
         ready, batch = self._ready, self._batch
         try:
