@@ -99,7 +99,7 @@ async def test_domains_outlive_a_closed_link(
 async def test_strangers_are_not_seen(
     driver: LibvirtProvisioner, make: MakeDriver, heard: Heard
 ) -> None:
-    other = make(runtime="another")
+    other = make(runtime=f"another-{uuid4().hex[:8]}")
     await other.open(heard.on_event, heard.on_lost)
     mine = a_spec()
     theirs = replace(a_spec(), uuid=uuid4())
@@ -114,7 +114,7 @@ async def test_strangers_are_not_seen(
 async def test_strangers_are_not_touched(
     driver: LibvirtProvisioner, make: MakeDriver, heard: Heard
 ) -> None:
-    other = make(runtime="another")
+    other = make(runtime=f"another-{uuid4().hex[:8]}")
     await other.open(heard.on_event, heard.on_lost)
     theirs = replace(a_spec(), uuid=uuid4())
     await other.define(theirs)
@@ -132,7 +132,7 @@ async def test_strangers_are_not_touched(
 async def test_strangers_events_are_not_told(
     driver: LibvirtProvisioner, make: MakeDriver, heard: Heard
 ) -> None:
-    other, theirs_heard = make(runtime="another"), Heard()
+    other, theirs_heard = make(runtime=f"another-{uuid4().hex[:8]}"), Heard()
     await other.open(theirs_heard.on_event, theirs_heard.on_lost)
     theirs = replace(a_spec(), uuid=uuid4())
     await other.define(theirs)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trustfabric.scenarios.client import Person
-from trustfabric.scenarios.runtime import Runtime
+from trustfabric.scenarios.runtime import Runtime, free_port
 from trustfabric.scenarios.stream import Recorder
 
 PATIENCE_S = 60.0
@@ -200,7 +200,9 @@ async def a_story(
 ) -> AsyncIterator[Story]:
     """Start a runtime on its embedded defaults, and two people with their streams."""
     async with AsyncExitStack() as stack:
-        runtime = await stack.enter_async_context(Runtime(data_dir, settings).running())
+        runtime = await stack.enter_async_context(
+            Runtime(data_dir, {**settings, "BIND_PORT": str(free_port())}).running()
+        )
         alice_token = await runtime.token(ALICE, "operator")
         boss_token = await runtime.token(BOSS, "admin")
         alice = await stack.enter_async_context(

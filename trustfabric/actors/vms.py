@@ -328,7 +328,7 @@ class Vm(Actor):
             status = status_for(power)
             newest = await vms.list_newest(conn, instance.server_id, limit=1)
             if status is not None and newest and newest[0].id == self._id:
-                await servers.set_status(conn, instance.server_id, status)
+                await servers.note_status(conn, instance.server_id, status)
         log.info("vm.noted", event_type=event, instance_id=self._id, name=instance.name)
 
     async def _note_blocked(self, instance: vms.Instance, error: FabricError) -> None:

@@ -132,6 +132,22 @@ UPDATE servers SET status = %(status)s, updated_at = now()
 """
 
 
+_NOTE_STATUS_SQL: LiteralString = (
+    _SET_STATUS_SQL
+    + """
+   AND NOT (%(status)s = 'stopped' AND status IN (
+            'pending-attestation', 'pending-remediation', 'blocked'))
+"""
+)
+
+
+async def note_status(
+    conn: Connection, server_id: ServerId, status: ServerStatus
+) -> None:
+    """Say how its VM is; that it is off is no news to one that waits or is blocked."""
+    await conn.execute(_NOTE_STATUS_SQL, {"id": server_id, "status": status})
+
+
 async def set_status(
     conn: Connection, server_id: ServerId, status: ServerStatus
 ) -> None:
