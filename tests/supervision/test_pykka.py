@@ -222,6 +222,8 @@ async def test_any_object_may_be_a_message(runtime: Runtime) -> None:
     for message in ("text", {"a": 1}, None, 7):
         ref.tell(message)
         assert await from_thread(partial(ref.ask, message)) == message
+        actor: Any = runtime.find(str(ref)).cell.actor
+        assert actor.received[-2:] == [message, message]
 
 
 async def test_a_tell_to_the_dead_raises_in_pykkas_way(runtime: Runtime) -> None:

@@ -148,3 +148,21 @@ async def test_askers_of_those_taken_hear_of_a_crash() -> None:
     for error in await asyncio.gather(*asked, return_exceptions=True):
         assert isinstance(error, ActorCrashedError)
     await runtime.stop()
+
+
+async def test_requests_to_one_that_takes_them_along_come_together() -> None:
+    a = Address[Counter]("a")
+    runtime = await started(Runtime(), *children(a))
+    sizes: list[int] = []
+
+    def batch(actor: Counter) -> None:
+        taken = actor.take(Do, 9)
+        sizes.append(1 + len(taken))
+        for one in taken:
+            one.answer(None)
+
+    await a.ask(Do(batch), within_s=1.0)
+    await asyncio.gather(*(a.ask(Do(batch), within_s=1.0) for _ in range(5)))
+
+    assert sizes == [1, 5]
+    await runtime.stop()

@@ -20,7 +20,7 @@ from trustfabric.supervision.errors import (
     WouldDeadlockError,
 )
 from trustfabric.supervision.future import LoopReply, ThreadFuture
-from trustfabric.supervision.mailbox import Envelope, Overflow, Reply
+from trustfabric.supervision.mailbox import Envelope, Mail, Overflow, Reply
 from trustfabric.supervision.messages import Notice, Request
 from trustfabric.supervision.states import ALIVE, NOBODY, State
 
@@ -111,9 +111,12 @@ class Address(pykka.ActorRef[Any], Generic[A]):
             if cell.state is State.NEW:
                 return False
         scheduler = cell.scheduler
+        mail: Mail = notice
+        if mail is None:  # what an empty mailbox gives
+            mail = Envelope(None)
         if get_ident() == scheduler.thread:
-            return cell.put(notice)
-        return scheduler.post(cell, notice)
+            return cell.put(mail)
+        return scheduler.post(cell, mail)
 
     def kill(self, reason: str = "killed") -> bool:
         """End the present incarnation; False if none is up. On the loop's thread."""
@@ -126,9 +129,7 @@ class Address(pykka.ActorRef[Any], Generic[A]):
         reply = LoopReply(loop=cell.scheduler.loop)
         asking = _begin_asking(asker, cell, reply)
         try:
-            handed_over = (
-                within_s > 0 and cell.is_free and cell.scheduler.may_hand_over()
-            )
+            handed_over = within_s > 0 and cell.may_be_handed()
             if handed_over:
                 cell.handle_now(Envelope(request, reply))
                 if reply.done():

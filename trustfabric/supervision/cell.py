@@ -46,13 +46,15 @@ class Cell(Box):
 
     __slots__ = (
         "_brutal_timer", "_free", "_holds", "_work", "actor", "asking", "current",
-        "doom", "grace_s", "over", "resources", "restart_count", "restarts",
+        "doom", "gathers", "grace_s", "over", "resources", "restart_count", "restarts",
         "since", "stop_asked",
     )  # fmt: skip
 
     def __init__(self, name: str, address: Any) -> None:
         super().__init__(name, address)
         self.actor: Behaviour | None = None
+        self.gathers = False
+        """It takes requests along, so that they shall not come one by one."""
         self.grace_s = 5.0
         self.current: Mail | None = None
         self.since = 0.0
@@ -118,7 +120,7 @@ class Cell(Box):
 
     @property
     def is_free(self) -> bool:
-        """Whether a message would be handled at once."""
+        """Whether it has nothing to do."""
         return (
             self.state is RUNNING
             and not self.busy
@@ -127,6 +129,10 @@ class Cell(Box):
             and self.stop_asked is None
             and not self.mailbox.has_mail(system_only=False)
         )
+
+    def may_be_handed(self) -> bool:
+        """Whether an ask may be handled on its asker's stack."""
+        return self.is_free and not self.gathers and self.scheduler.may_hand_over()
 
     def handle_now(self, envelope: Envelope) -> None:
         """Handle a request on its asker's stack; only while free."""

@@ -49,6 +49,7 @@ def take(cell: Cell, kind: type[M], limit: int) -> list[Taken[M]]:
     The first of another kind ends it, so that the order of mail is kept. Requests
     that nobody waits for any more are skipped.
     """
+    cell.gathers = True
     taken: list[Taken[M]] = []
     while len(taken) < limit:
         envelope = cell.mailbox.peek()
