@@ -11,8 +11,26 @@ from trustfabric.scenarios.client import RefusedError
 
 pytestmark = [pytest.mark.slow, pytest.mark.libvirt, pytest.mark.timeout(600)]
 
-TURNS = ("restored", "challenged", "waiting", "approved", "started", "at-work", "ended")
-"""Where a story can be interrupted, in its order."""
+TURNS = (
+    "restored",
+    "tampered",
+    "challenged",
+    "waiting",
+    "approved",
+    "started",
+    "at-work",
+    "vm-stopped",
+    "vm-booted",
+    "ended",
+)
+"""Where a story can be interrupted, in its order; its launch has two more places."""
+
+LINES = {
+    "at-work": "stopping",
+    "vm-stopped": "stopped",
+    "vm-booted": "running: a new boot",
+}
+"""What the playbook prints first at these turns."""
 
 ACTORS = (
     ("restored", "fabric/evaluations"),
@@ -82,6 +100,8 @@ async def _live_until(story: Story, turn: str) -> int:
     if turn == "restored":
         return 0
     await story.tamper()
+    if turn == "tampered":
+        return 0
     await story.challenge()
     if turn == "challenged":
         return 0
@@ -99,7 +119,7 @@ async def _live_until(story: Story, turn: str) -> int:
             and (
                 data["event"].get("status") == wanted
                 if wanted
-                else data["event"]["event"] == "log"
+                else data["event"].get("message", "").startswith(LINES[turn])
             )
         ),
         within_s=60,
