@@ -2,6 +2,9 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 DATA := .data
+# That of the runtime started last: `make run` and `make demo` write theirs anew.
+TOKEN = $(shell ls -t $(DATA)/operator-token $(DATA)/demo/operator-token 2>/dev/null | head -1)
+PORT = $(or $(BIND_PORT),3000)
 # More for pytest, such as TEST_ARGS="-k trust -x".
 TEST_ARGS ?=
 
@@ -56,8 +59,10 @@ run: install-runtime  ## runs the runtime on its embedded defaults
 demo: install-runtime  ## runs it with a small fleet that lives the story
 	@$(BIN)/mcpctl demo --data-dir $(DATA)/demo
 
-shell: install-runtime  ## opens the operator shell on it
-	@$(BIN)/mcpctl --token-file $(DATA)/operator-token shell
+shell: install-runtime  ## opens the operator shell on what was started last
+	@[ -n "$(TOKEN)" ] || { echo "Start one first: make run, or make demo."; exit 1; }
+	@$(BIN)/mcpctl $(if $(MCP_HOST_URL),,--host http://localhost:$(PORT)) \
+	    --token-file $(TOKEN) shell
 
 bench: install  ## measures every figure beside its peer
 	$(BIN)/python -m benchmarks

@@ -27,8 +27,9 @@ find_python() {
             return
         fi
     done
-    die "trustfabric needs Python 3.11 or newer; ${PYTHON:-python3} is" \
-        "$("${PYTHON:-python3}" --version 2>&1 || true)" \
+    name=${PYTHON:-python3}
+    die "trustfabric needs Python 3.11 or newer; $name is" \
+        "$(if have "$name"; then "$name" --version 2>&1 || true; else echo "not there"; fi)" \
         "Debian 12, Ubuntu 24.04 and newer have it as python3; on Ubuntu 22.04:" \
         "    apt-get install python3.11 python3.11-venv python3.11-dev" \
         "Then: make install PYTHON=python3.11"
@@ -51,10 +52,15 @@ sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
     have swtpm_setup || echo swtpm-tools
     have bwrap || echo bubblewrap
     have curl || echo curl
+    # PostgreSQL never runs as root: it needs a user namespace, or this package's account.
+    [ "$(id -u)" != 0 ] || id postgres >/dev/null 2>&1 ||
+        unshare --user true 2>/dev/null || echo postgresql-common
     [ "$kind" = dev ] || return 0
     have as || echo binutils
+    have tpm2_checkquote || echo tpm2-tools
     have qemu-system-x86_64 || echo qemu-system-x86
     [ -d /usr/share/seabios ] || echo seabios
+    have qemu-img || echo qemu-utils
     have libvirtd || echo libvirt-daemon
     compgen -G '/usr/lib*/**/libvirt/connection-driver/libvirt_driver_qemu.so' >/dev/null ||
         compgen -G '/usr/lib*/libvirt/connection-driver/libvirt_driver_qemu.so' >/dev/null ||
@@ -78,9 +84,11 @@ install_packages() {
         as_root=(env)
     fi
     say "installing ${wanted[*]}"
-    "${as_root[@]}" DEBIAN_FRONTEND=noninteractive "${apt[@]}" -qq update
-    "${as_root[@]}" DEBIAN_FRONTEND=noninteractive \
-        "${apt[@]}" -qq install -y --no-install-recommends "${wanted[@]}" >/dev/null
+    { "${as_root[@]}" DEBIAN_FRONTEND=noninteractive "${apt[@]}" -qq update &&
+        "${as_root[@]}" DEBIAN_FRONTEND=noninteractive \
+            "${apt[@]}" -qq install -y --no-install-recommends "${wanted[@]}" >/dev/null
+    } || die "" "setup: apt-get failed, see above; it needs a way to its mirror." \
+        "To install by hand, as root:" "    $command"
 }
 
 # --- the environment -------------------------------------------------------------------
@@ -90,9 +98,17 @@ digest() { { "$venv/bin/python" --version; cat "$@"; } | sha256sum | cut -d' ' -
 stamped() { [ "$(cat "$venv/.stamp-$1" 2>/dev/null)" = "$2" ]; }
 stamp() { printf '%s\n' "$2" >"$venv/.stamp-$1"; }
 
+# Whole, and made for this place: scripts in it name the folder they were made in.
+venv_stands() {
+    new_enough "$venv/bin/python" && [ -x "$venv/bin/pip" ] &&
+        grep -qF "$venv" "$venv/bin/activate"
+}
+
 pip_install() {
     "$venv/bin/python" -m pip install -qq --disable-pip-version-check \
-        --no-build-isolation "$@"
+        --no-build-isolation "$@" ||
+        die "" "setup: pip failed, see above; it needs a way to the package index." \
+            "What is done is kept: run this again to go on."
 }
 
 install_locked() {
@@ -128,7 +144,7 @@ if [ ${#missing[@]} != 0 ]; then
     read -ra missing <<<"${missing[*]}"
     install_packages "${missing[@]}"
 fi
-if ! new_enough "$venv/bin/python"; then
+if ! venv_stands; then
     say "making .venv with $python"
     "$python" -m venv --clear "$venv"
 fi

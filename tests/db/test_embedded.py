@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import pwd
 import shutil
 import signal
 import stat
@@ -303,6 +304,23 @@ async def test_root_opens_no_folder_above_for_it(tmp_path: Path) -> None:
         assert ask(server.url, "SELECT 1") == 1
 
     assert mode(tmp_path) == 0o700
+
+
+@as_root
+async def test_root_can_where_postgresql_has_no_account_of_its_own(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = pwd.getpwnam
+
+    def without_postgres(name: str) -> pwd.struct_passwd:
+        if name == "postgres":
+            raise KeyError(name)
+        return known(name)
+
+    monkeypatch.setattr(pwd, "getpwnam", without_postgres)
+
+    async with use(home) as server:
+        assert ask(server.url, "SELECT 1") == 1
 
 
 @as_root

@@ -28,8 +28,9 @@ from trustfabric.errors import UnavailableError, UnsupportedError
 ACCOUNT = "postgres"
 ROLE = "trustfabric"
 
-_NAMESPACE_NUMBER = 70
-"""Root's number in the namespace, where there is no account to name one."""
+_NAMELESS = "nobody"
+"""Root's name in the namespace, where there is no account of PostgreSQL's own: the
+programs look their user up. Outside it they remain root, which alone can read."""
 
 _SOCKET_PATH_MAX = 107 - len("/.s.PGSQL.5432.lock")
 
@@ -89,7 +90,7 @@ def choose_account(home: Path, binaries: Binaries) -> Account:
 
 
 def _for_root(owner: int | None) -> Iterator[Account]:
-    number = _NAMESPACE_NUMBER
+    number = pwd.getpwnam(_NAMELESS).pw_uid
     with contextlib.suppress(KeyError):
         entry = pwd.getpwnam(ACCOUNT) if owner in (None, 0) else pwd.getpwuid(owner)
         number = entry.pw_uid
