@@ -15,7 +15,8 @@ import pytest
 import pytest_asyncio
 
 from tests.builders import OWNER, insert_owner
-from trustfabric.actors.streams import Broadcaster, Feed, Listener, Stream
+from trustfabric.actors.listener import Listener
+from trustfabric.actors.streams import Broadcaster, Feed, Stream
 from trustfabric.actors.trust import Applied, ApplyChange, OpenInstance, TrustRegistry
 from trustfabric.db import listen, run_events, servers, trust, trust_events
 from trustfabric.db.session import Connection, Database

@@ -18,7 +18,7 @@ import pytest_asyncio
 
 from tests.builders import OWNER, insert_owner
 from tests.fix_fabric import ASK_S, RUNTIME, Fabric, until
-from trustfabric.actors import attestation
+from trustfabric.actors import attestation, hypervisor
 from trustfabric.actors.attestation import Attestation, EvidenceSource
 from trustfabric.actors.evaluations import Cadence, Scheduler
 from trustfabric.actors.hypervisor import Hypervisor
@@ -41,6 +41,7 @@ from trustfabric.domain.ids import InstanceId, OwnerId, ServerId
 from trustfabric.domain.power import Hold
 from trustfabric.domain.servers import Server
 from trustfabric.domain.trust import Snapshot
+from trustfabric.domain.vms import PowerChange, PowerEvent
 from trustfabric.drivers.libvirt import LibvirtProvisioner
 from trustfabric.drivers.libvirt_events import EventLoop
 from trustfabric.drivers.swtpm import SoftTpms
@@ -158,6 +159,7 @@ class Machines(Fabric):
             tpms=self.tpms,
             spec_of=launches.spec_of,
             quarantine_action=self.quarantine_action,
+            epoch=self.epoch,
             new_boot_id=uuid.uuid4,
             gone=lambda instance: _told(self.servers.tell(Gone(instance))),
         )
@@ -195,6 +197,11 @@ class Machines(Fabric):
         instance = await self.started(**WITH_TPM)
         await self.until_posture(instance.id, lifecycle="restored")
         return instance
+
+    def reboot(self, instance: Instance) -> None:
+        """Have the hypervisor tell that a guest rebooted."""
+        event = PowerEvent(instance.name, 1, PowerChange.REBOOTED)
+        self.hypervisor.tell(hypervisor._Happened(event))
 
     async def newest(self, server: ServerId) -> Instance:
         async with self.database.reading() as conn:

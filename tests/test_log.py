@@ -55,6 +55,15 @@ def test_a_traceback_shows_no_secret(capsys: pytest.CaptureFixture[str]) -> None
     assert password not in json.dumps(document)
 
 
+def test_what_json_has_no_room_for_is_told_all_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    document = logged(capsys, number=2**70, text="\ud800", inner={1: "one"})
+
+    assert document["number"] == 2**70
+    assert document["inner"] == {"1": "one"}
+
+
 def test_what_only_looks_like_a_secret_stays() -> None:
     assert mask_text("http://host:3000/a@b") == "http://host:3000/a@b"
 

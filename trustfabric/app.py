@@ -16,14 +16,17 @@ from trustfabric import log as logs
 from trustfabric.actors.attestation import Attestation
 from trustfabric.actors.dispatch import Dispatcher, RunOver
 from trustfabric.actors.evaluations import Cadence, Scheduler
-from trustfabric.actors.hypervisor import Hypervisor
+from trustfabric.actors.hypervisor import Hypervisor, Renew
 from trustfabric.actors.intelligence import Scorer
+from trustfabric.actors.listener import Listener
 from trustfabric.actors.orders import Desk
 from trustfabric.actors.playbooks import Playbooks
 from trustfabric.actors.refreshes import Refresher, Rhythm
+from trustfabric.actors.retention import Retention
+from trustfabric.actors.room import Room
 from trustfabric.actors.runs import RunTools
 from trustfabric.actors.servers import Fleet, Gone, Servers
-from trustfabric.actors.streams import Broadcaster, Feed, Listener, Stream
+from trustfabric.actors.streams import Broadcaster, Feed, Stream
 from trustfabric.actors.trust import TrustRegistry
 from trustfabric.actors.vms import Equipment
 from trustfabric.config import Settings
@@ -82,9 +85,10 @@ async def _serve(settings: Settings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    at = Addresses()
+    loop.add_signal_handler(signal.SIGHUP, lambda: _told(at.hypervisor.tell(Renew())))
     async with opened(settings) as resources:
         runtime = Runtime(answers=(FabricError, AskError))
-        at = Addresses()
         await runtime.start(fabric(at, _makers(resources, runtime, at)))
         _announce(resources)
         told = asyncio.create_task(stop.wait())
@@ -131,6 +135,7 @@ def _makers(use: Resources, runtime: Runtime, at: Addresses) -> Makers:
         tpms=use.tpms,
         spec_of=_launches(use).spec_of,
         quarantine_action=Hold(settings.provisioner.quarantine_action),
+        epoch=use.epoch,
         new_boot_id=uuid.uuid4,
         gone=lambda instance_id: _told(at.servers.tell(Gone(instance_id))),
     )
@@ -177,6 +182,7 @@ def _makers(use: Resources, runtime: Runtime, at: Addresses) -> Makers:
             lambda: Changes.open(use.database_url),
             timedelta(seconds=settings.attestation.max_age_s),
         ),
+        retention=lambda: Retention(database, _retention(settings)),
         api=lambda: Site(_face(use, runtime, at), lambda: use.listening),
     )
 
@@ -190,6 +196,11 @@ def _launches(use: Resources) -> Launches:
         epoch=use.epoch,
         policy_id=use.attestation.policy.id,
     )
+
+
+def _retention(settings: Settings) -> timedelta | None:
+    days = settings.database.retention_days
+    return None if days is None else timedelta(days=days)
 
 
 def _cadence(settings: Settings) -> Cadence:
@@ -304,4 +315,5 @@ def _face(use: Resources, runtime: Runtime, at: Addresses) -> Face:
         ),
         chaos=use.settings.chaos.enabled,
         now=lambda: datetime.now(UTC),
+        room=Room(http.stream_room),
     )

@@ -5,6 +5,7 @@
     ├── ForbiddenError                this person may not do this at all
     │   └── SelfApprovalError
     ├── UnauthenticatedError          no credential, or one that is not good
+    ├── PrunedError                   it was there, and is kept no longer
     ├── ConflictError                 the world moved on; read again, then retry
     │   ├── VersionConflictError
     │   │   └── VersionRequiredError
@@ -62,6 +63,12 @@ class SelfApprovalError(ForbiddenError):
     """Whoever requested a run may not approve it."""
 
     code = "self-approval"
+
+
+class PrunedError(FabricError):
+    """What was asked for is older than what is kept."""
+
+    code = "pruned"
 
 
 class ConflictError(FabricError):

@@ -28,6 +28,7 @@ from trustfabric.drivers.hypervisor import HttpProvisioner
 from trustfabric.drivers.libvirt import LibvirtProvisioner
 from trustfabric.drivers.libvirt_connect import Credentials
 from trustfabric.drivers.libvirt_events import EventLoop
+from trustfabric.drivers.libvirt_xml import VirtType
 from trustfabric.drivers.swtpm import SoftTpms
 from trustfabric.errors import ConfigError
 from trustfabric.http.tokens import Tokens
@@ -37,6 +38,8 @@ LIBVIRT_THREADS = 8
 TPM_THREADS = 8
 VERIFY_THREADS = 2
 """Verification holds the interpreter: its threads only keep the loop answering."""
+
+_VIRT = {"auto": None, "kvm": VirtType.KVM, "qemu": VirtType.QEMU}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +79,11 @@ async def opened(settings: Settings) -> AsyncIterator[Resources]:
         tokens = tokens_of(settings)
         listening = stack.enter_context(_listen(settings))
         database_url, note = await _database_url(settings, stack)
-        await migrate(database_url)
         database = await Database.open(
             database_url, pool_size=settings.database.pool_size
         )
         stack.push_async_callback(database.close)
+        await migrate(database_url)
         runtime_id = runtime_id_of(settings.data_dir)
         async with database.writing() as conn:
             epoch = await runtimes.join(
@@ -118,8 +121,9 @@ def _listen(settings: Settings) -> socket.socket:
     try:
         return socket.create_server(address, family=family, backlog=1024)
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise ConfigError(
-            [f"BIND_ADDRESS, BIND_PORT: {address[0]}:{address[1]}: {error.strerror}"]
+            [f"BIND_ADDRESS, BIND_PORT: {address[0]}:{address[1]}: {reason}"]
         ) from error
 
 
@@ -157,6 +161,9 @@ def _provisioner(
         credentials=Credentials(
             settings.libvirt.username, settings.libvirt.read_password
         ),
+        virt=_VIRT[settings.libvirt.virt_type],
+        console_dir=settings.data_dir.resolve() / "console-logs",
+        console_lines=settings.libvirt.log_tail,
     )
 
 

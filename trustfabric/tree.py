@@ -12,11 +12,13 @@ from trustfabric.actors.dispatch import Dispatcher
 from trustfabric.actors.evaluations import Scheduler
 from trustfabric.actors.hypervisor import Hypervisor
 from trustfabric.actors.intelligence import Scorer
+from trustfabric.actors.listener import Listener
 from trustfabric.actors.playbooks import Playbooks
 from trustfabric.actors.refreshes import Refresher
+from trustfabric.actors.retention import Retention
 from trustfabric.actors.runs import RunActor
 from trustfabric.actors.servers import Servers
-from trustfabric.actors.streams import Broadcaster, Listener
+from trustfabric.actors.streams import Broadcaster
 from trustfabric.actors.trust import TrustRegistry
 from trustfabric.actors.vms import Vm
 from trustfabric.http.site import Site
@@ -63,6 +65,7 @@ class Addresses:
     intelligence: Address[Scorer] = field(
         default_factory=lambda: Address("intelligence")
     )
+    retention: Address[Retention] = field(default_factory=lambda: Address("retention"))
     api: Address[Site] = field(default_factory=lambda: Address("api"))
 
 
@@ -81,6 +84,7 @@ class Makers:
     playbooks: Callable[[], Playbooks]
     dispatcher: Callable[[], Dispatcher]
     intelligence: Callable[[], Scorer]
+    retention: Callable[[], Retention]
     api: Callable[[], Site]
 
 
@@ -125,6 +129,7 @@ def fabric(at: Addresses, make: Makers) -> SupervisorSpec:
                 ),
             ),
             ChildSpec(address=at.intelligence, start=make.intelligence),
+            ChildSpec(address=at.retention, start=make.retention),
             ChildSpec(address=at.api, start=make.api),
         ),
     )

@@ -17,10 +17,11 @@ import pytest
 from tests.db.fix_runs import add_instance, read_run
 from trustfabric.actors.attestation import Attest
 from trustfabric.actors.dispatch import Dispatcher, RunOver
+from trustfabric.actors.listener import Listener
 from trustfabric.actors.orders import Desk
 from trustfabric.actors.playbooks import Playbooks
 from trustfabric.actors.runs import RunActor, RunTools
-from trustfabric.actors.streams import Broadcaster, Feed, Listener, Stream
+from trustfabric.actors.streams import Broadcaster, Feed, Stream
 from trustfabric.actors.trust import ApplyChange, TrustRegistry
 from trustfabric.db import listen, run_events, runs, trust, trust_events
 from trustfabric.db.session import Database

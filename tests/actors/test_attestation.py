@@ -11,7 +11,6 @@ from tests.fix_fabric import ASK_S, count, until
 from tests.fix_machines import CALLER, Machines
 from trustfabric.actors.attestation import Attest, InFlight
 from trustfabric.actors.servers import StopServer
-from trustfabric.actors.vms import Rebooted
 from trustfabric.db.attestations import NewChallenge, issue_challenge
 from trustfabric.db.vms import Instance
 from trustfabric.domain.events import TrustEvent
@@ -179,15 +178,13 @@ async def test_an_answer_that_a_new_boot_overtook_is_asked_for_again(
 ) -> None:
     instance = await machines.restored()
     gate = await slow(machines)
-    actor = machines.vms.child(str(instance.id))
-    assert actor is not None
     verdicts = await count(
         machines.database, "SELECT count(*) FROM runtime_vm_attestations"
     )
 
     machines.attestation.tell(Attest(instance.id, "manual"))
     await gate.begun.wait()
-    actor.tell(Rebooted())
+    machines.reboot(instance)
     await machines.until_posture(instance.id, lifecycle=Lifecycle.SUSPECT)
     gate.go.set()
     await machines.until_posture(instance.id, lifecycle=Lifecycle.RESTORED)

@@ -3,11 +3,12 @@
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.fix_fabric import ASK_S, until
 from tests.fix_machines import Machines
 from trustfabric.actors import hypervisor
-from trustfabric.actors.hypervisor import PowerOf, Unwatch, Watcher
+from trustfabric.actors.hypervisor import PowerOf, Renew, Unwatch, Watcher
 from trustfabric.actors.vms import Look, Rebooted
 from trustfabric.db.vms import Instance
 from trustfabric.domain.vms import PowerState
@@ -151,3 +152,55 @@ async def test_who_no_longer_watches_is_not_told(
     await machines.runtime.quiet()
     row = await machines.read(instance.id)
     assert row.power_state is PowerState.RUNNING
+
+
+async def test_new_secrets_stop_nothing(machines: Machines) -> None:
+    instance = await machines.started()
+
+    machines.hypervisor.tell(Renew())
+    await machines.runtime.quiet()
+
+    assert await power_of(machines, instance.name, afresh=True) is PowerState.RUNNING
+    assert await machines.power_log(instance.id) == ["started"]
+
+
+async def test_a_secret_that_does_not_work_is_said_and_the_link_stays(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance = await machines.started()
+
+    async def refuse() -> None:
+        raise UnavailableError("wrong", cause="credentials")
+
+    monkeypatch.setattr(machines.provisioner, "renew", refuse)
+    with capture_logs() as said:
+        machines.hypervisor.tell(Renew())
+        await machines.runtime.quiet()
+
+    assert await power_of(machines, instance.name) is PowerState.RUNNING
+    assert [each["event"] for each in said if each["log_level"] == "error"] == [
+        "hypervisor.not-renewed"
+    ]
+
+
+async def test_refused_credentials_are_not_tried_in_a_loop(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening = machines.provisioner.open
+    asked = 0
+
+    async def refuse(*_: Any) -> None:
+        nonlocal asked
+        asked += 1
+        raise UnavailableError("wrong", cause="credentials")
+
+    monkeypatch.setattr(machines.provisioner, "open", refuse)
+    machines.hypervisor.tell(hypervisor._Lost("cut"))
+    await machines.runtime.quiet()
+    machines.clock.advance(hypervisor.REFUSED_S - 1)
+    await machines.runtime.quiet()
+    assert asked == 1
+
+    monkeypatch.setattr(machines.provisioner, "open", opening)
+    machines.hypervisor.tell(Renew())
+    assert await power_of(machines, "nobody") is None

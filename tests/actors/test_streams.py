@@ -9,7 +9,7 @@ import pytest
 
 from tests.builders import insert_instance, insert_trust
 from tests.fix_fabric import ASK_S, Fabric, a_fabric, count, until
-from trustfabric.actors import streams
+from trustfabric.actors import listener
 from trustfabric.actors.streams import (
     ActorFollower,
     Event,
@@ -314,7 +314,7 @@ async def test_a_row_that_commits_late_is_held_back_for_not_skipped(
 async def test_what_another_s_transaction_held_back_comes_when_it_ends(
     fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "POLL_S", 0.2)
+    monkeypatch.setattr(listener, "POLL_S", 0.2)
     reader = await a_reader(fabric)
 
     async with an_open_transaction(fabric.database):
@@ -419,7 +419,7 @@ async def test_a_broadcaster_that_does_not_answer_in_time_costs_no_event(
         return len(fabric.broadcaster.cell.mailbox) > 0 or None
 
     await until(asked, "the listener to ask")
-    fabric.clock.advance(streams.ASK_S + 1)
+    fabric.clock.advance(listener.ASK_S + 1)
     await fabric.runtime.quiet()
     fabric.runtime.resume(BROADCASTER)
 
@@ -444,7 +444,7 @@ async def test_rubbish_on_the_channel_is_a_wakeup_like_any_other(
 async def test_a_lost_notification_is_found_by_looking(
     fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "POLL_S", 0.05)
+    monkeypatch.setattr(listener, "POLL_S", 0.05)
     reader = await a_reader(fabric)
     async with fabric.database.writing() as conn:
         instance = await insert_instance(conn)

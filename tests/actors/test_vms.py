@@ -13,14 +13,17 @@ from tests.fix_machines import (
     Machines,
     some_machines,
 )
+from trustfabric.actors.hypervisor import RebootsOf
 from trustfabric.actors.servers import DeleteServer, StartServer, StopServer
 from trustfabric.actors.vms import Rebooted
+from trustfabric.db import vms
 from trustfabric.db.session import Database
 from trustfabric.db.vms import Instance
 from trustfabric.domain.power import Hold
 from trustfabric.domain.servers import ServerStatus
 from trustfabric.domain.trust import Lifecycle, Signal
 from trustfabric.domain.vms import PowerState
+from trustfabric.errors import ConflictError
 
 libvirt = pytest.importorskip("libvirt")
 
@@ -257,12 +260,15 @@ async def test_a_registry_that_dies_under_it_only_delays_it(
     assert starts == [instance.name] * 2
 
 
+async def boots_of(machines: Machines, instance: Instance) -> int:
+    history = await machines.history(instance.id)
+    return sum(event.reason == "guest rebooted" for event in history)
+
+
 async def test_a_guest_s_own_reboot_is_a_new_boot(machines: Machines) -> None:
     instance = await machines.restored()
-    actor = machines.vms.child(str(instance.id))
-    assert actor is not None
 
-    actor.tell(Rebooted())
+    machines.reboot(instance)
 
     async def noted() -> bool | None:
         row = await machines.read(instance.id)
@@ -271,19 +277,53 @@ async def test_a_guest_s_own_reboot_is_a_new_boot(machines: Machines) -> None:
     await until(noted, "the new boot")
     await machines.until_running(instance.server_id)
     await machines.until_posture(instance.id, lifecycle=Lifecycle.RESTORED)
-    story = [event.reason for event in await machines.history(instance.id)]
-    assert "guest rebooted" in story
+    assert await boots_of(machines, instance) == 1
+
+
+async def test_a_reboot_that_is_told_again_is_noted_once(machines: Machines) -> None:
+    instance = await machines.restored()
+    actor = machines.vms.child(str(instance.id))
+    assert actor is not None
+
+    for _ in range(3):  # as QEMU may
+        machines.reboot(instance)
+    for _ in range(3):
+        actor.tell(Rebooted())
+
+    async def all_noted() -> bool | None:
+        left = await machines.hypervisor.ask(RebootsOf(instance.name), within_s=5)
+        return left == 0 or None
+
+    await until(all_noted, "every reboot to be noted")
+    noted = await boots_of(machines, instance)
+    assert 1 <= noted <= 3
+    for _ in range(3):
+        actor.tell(Rebooted())
+    await machines.until_posture(instance.id, lifecycle=Lifecycle.RESTORED)
+    assert await boots_of(machines, instance) == noted
+
+
+async def test_a_reboot_in_hand_at_a_kill_is_not_lost(machines: Machines) -> None:
+    instance = await machines.restored()
+
+    machines.runtime.suspend(actor_of(instance))
+    machines.reboot(instance)
+    await machines.kill(actor_of(instance))
+    await machines.runtime.quiet()
+
+    async def noted() -> bool | None:
+        return await boots_of(machines, instance) == 1 or None
+
+    await until(noted, "the new boot")
 
 
 async def test_a_reboot_is_not_forgotten_while_the_registry_is_away(
     machines: Machines,
 ) -> None:
     instance = await machines.restored()
-    actor = machines.vms.child(str(instance.id))
-    assert actor is not None
 
     async with held(machines.database, instance.id):
-        actor.tell(Rebooted())
+        machines.reboot(instance)
         await until_asking(machines)
         await machines.kill("fabric/trust")
     await machines.runtime.quiet()
@@ -371,3 +411,75 @@ async def test_a_vm_that_was_paused_goes_on_when_it_is_released(
         await machines.change(instance.id, Signal.RELEASED)
 
         await machines.until_instance(instance.id, power_state=PowerState.RUNNING)
+
+
+async def booted_again(machines: Machines, before: Instance) -> Instance:
+    async def look() -> Instance | None:
+        row = await machines.read(before.id)
+        running = row.power_state is PowerState.RUNNING
+        return row if running and row.boot_id != before.boot_id else None
+
+    return await until(look, "a new boot")
+
+
+async def test_one_that_crashes_at_once_waits_before_it_boots_again(
+    machines: Machines, operator: Any
+) -> None:
+    instance = await machines.started()
+    operator.lookupByName(instance.name).destroy()
+    again = await booted_again(machines, instance)
+
+    operator.lookupByName(instance.name).destroy()
+    await machines.until_instance(instance.id, power_state=PowerState.CRASHED)
+    await machines.runtime.quiet()
+    assert not is_active(operator, instance)
+    machines.clock.advance(1.0)
+
+    await booted_again(machines, again)
+
+
+@pytest.mark.parametrize("policy", ["never", "on-failure"])
+async def test_one_that_shall_not_boot_again_stays_off(
+    machines: Machines, operator: Any, starts: list[str], policy: str
+) -> None:
+    instance = await machines.started(vm={"restart": policy})
+
+    operator.lookupByName(instance.name).destroy()
+
+    row = await machines.until_instance(instance.id, power_state=PowerState.CRASHED)
+    assert row.desired_state == "stopped"
+    await machines.until_server(instance.server_id, status=ServerStatus.ERROR)
+    await machines.runtime.quiet()
+    assert starts == [instance.name]
+
+    await machines.ask(StartServer(instance.server_id, CALLER))
+    await booted_again(machines, instance)
+
+
+async def test_a_start_of_the_runtime_that_was_replaced_writes_nothing(
+    machines: Machines, operator: Any
+) -> None:
+    instance = await machines.started()
+    async with machines.database.writing() as conn:
+        await vms.adopt_living(conn, machines.name, machines.epoch + 1)
+    before = await machines.read(instance.id)
+
+    operator.lookupByName(instance.name).destroy()
+    await machines.runtime.quiet()
+    machines.clock.advance(60.0)
+    await machines.runtime.quiet()
+
+    assert await machines.read(instance.id) == before
+    assert await machines.power_log(instance.id) == ["started"]
+    assert not is_active(operator, instance)
+
+
+async def test_what_was_replaced_between_a_look_and_a_write_is_refused(
+    machines: Machines,
+) -> None:
+    instance = await machines.started()
+
+    async with machines.database.writing() as conn:
+        await vms.fence(conn, instance.id, machines.epoch)
+        with pytest.raises(ConflictError):
+            await vms.fence(conn, instance.id, machines.epoch - 1)

@@ -213,3 +213,10 @@ def test_a_password_that_is_not_escaped_is_refused_without_being_told(
 
     assert "DATABASE_URL" in str(caught.value)
     assert "hun" not in str(caught.value)
+
+
+def test_what_runs_guests_is_found_out_unless_it_is_said() -> None:
+    assert load_settings({}).libvirt.virt_type == "auto"
+    said = load_settings({"LIBVIRT_VIRT_TYPE": "qemu"})
+    assert said.libvirt.virt_type == "qemu"
+    assert "LIBVIRT_VIRT_TYPE" in fault({"LIBVIRT_VIRT_TYPE": "xen"})

@@ -75,7 +75,7 @@ async def boots(fabric: Fabric, instance: InstanceId) -> uuid.UUID:
     await fabric.apply(
         instance,
         fabric.a_change(Signal.BOOTED),
-        companions=(vms.SetBoot(boot, fabric.clock.now()),),
+        companions=(vms.SetBoot(boot, fabric.clock.now(), epoch=1),),
     )
     return boot
 

@@ -7,6 +7,7 @@ import random
 import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import psycopg
 import pytest
@@ -101,6 +102,33 @@ async def test_a_reader_can_not_write(database: Database) -> None:
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
         async with database.reading() as conn:
             await add_user(conn, 7)
+
+
+async def test_a_glance_reads_and_can_not_write(database: Database) -> None:
+    async def count(conn: Connection) -> int:
+        return (await conn.execute("SELECT 1 FROM users")).rowcount
+
+    async with database.writing() as conn:
+        await add_user(conn, 7)
+
+    assert await database.glance(count) == 1
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        await database.glance(partial(add_user, number=8))
+    assert await database.glance(count) == 1
+
+
+async def test_a_glance_over_a_connection_that_died_is_done_again(
+    database_url: str, database: Database
+) -> None:
+    async def count(conn: Connection) -> int:
+        return (await conn.execute("SELECT 1 FROM users")).rowcount
+
+    await asyncio.gather(*(database.glance(count) for _ in range(8)))
+    kill_all_backends(database_url)
+
+    seen = await asyncio.gather(*(database.glance(count) for _ in range(20)))
+
+    assert seen == [0] * 20
 
 
 async def test_a_reader_sees_one_moment(database: Database) -> None:

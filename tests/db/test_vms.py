@@ -132,7 +132,7 @@ async def test_a_terminated_one_does_not_boot(fabric: Fabric) -> None:
     instance = await fabric.instance()
     await fabric.change(instance, Signal.TRUSTED_VERDICT)
     await terminate(fabric, instance)
-    boot = vms.SetBoot(uuid.uuid4(), fabric.clock.now())
+    boot = vms.SetBoot(uuid.uuid4(), fabric.clock.now(), epoch=1)
 
     with pytest.raises(ConflictError):
         await fabric.apply(instance, fabric.a_change(Signal.BOOTED), companions=(boot,))

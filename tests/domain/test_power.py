@@ -2,7 +2,16 @@
 
 import pytest
 
-from trustfabric.domain.power import Desired, Hold, Step, next_step
+from trustfabric.domain.power import (
+    LONGEST_WAIT_S,
+    RECENT_S,
+    Desired,
+    Hold,
+    RestartPolicy,
+    Step,
+    next_step,
+    relaunch_wait,
+)
 from trustfabric.domain.vms import PowerState
 
 P = PowerState
@@ -117,3 +126,39 @@ def test_a_hold_never_keeps_what_shall_stop_from_stopping(hold: Hold) -> None:
     )
 
     assert step is Step.STOP
+
+
+@pytest.mark.parametrize(
+    ("policy", "relaunched"),
+    [
+        (RestartPolicy.ALWAYS, {PowerState.CRASHED, PowerState.STOPPED, None}),
+        (RestartPolicy.ON_FAILURE, {PowerState.CRASHED, None}),
+        (RestartPolicy.NEVER, set()),
+    ],
+)
+def test_what_ended_boots_again_as_its_policy_says(
+    policy: RestartPolicy, relaunched: set[PowerState | None]
+) -> None:
+    ends = (PowerState.CRASHED, PowerState.STOPPED, None)
+
+    assert {end for end in ends if policy.relaunches(end)} == relaunched
+
+
+def test_what_crashes_again_and_again_waits_longer_each_time() -> None:
+    crashes: list[float] = []
+    waits = []
+    for n in range(12):
+        crashes.append(float(n))
+        waits.append(relaunch_wait(crashes, float(n)))
+
+    assert waits[:5] == [0, 1, 2, 4, 8]
+    assert waits[-1] == LONGEST_WAIT_S
+
+
+def test_a_crash_of_long_ago_is_forgotten() -> None:
+    assert relaunch_wait([0.0, 1.0, 2.0, RECENT_S + 10], RECENT_S + 10) == 0
+
+
+def test_the_wait_passes() -> None:
+    assert relaunch_wait([0.0, 1.0], 1.5) == 0.5
+    assert relaunch_wait([0.0, 1.0], 2.0) == 0

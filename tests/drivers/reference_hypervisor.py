@@ -15,6 +15,8 @@ class Machine:
     order: dict[str, Any]
     running: bool = False
     lines: list[str] = field(default_factory=list)
+    stays: bool = False
+    """Its console is open and says nothing more."""
 
 
 class ReferenceHypervisor:
@@ -134,4 +136,6 @@ class ReferenceHypervisor:
         await response.prepare(request)
         for line in machine.lines:
             await response.write(f"{line}\n".encode())
+        while machine.stays:
+            await asyncio.sleep(0.05)
         return response

@@ -1,6 +1,9 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trustfabric.domain.ports import ConsoleEntry, ConsoleGap
+from trustfabric.drivers import console_lines
 from trustfabric.drivers.console_lines import CUT, LINE_CAP, LineRing, clean
 
 
@@ -26,18 +29,59 @@ def test_the_tail_is_the_newest_lines() -> None:
 def test_a_reader_gets_what_came_since() -> None:
     ring = LineRing(3)
     ring.feed(b"1\n2\n")
-    _, position = ring.since(0)
     ring.feed(b"3\n")
 
-    assert ring.since(position) == (("3",), 3)
-    assert ring.since(3) == ((), 3)
+    assert ring.since(2) == (ConsoleEntry(3, "3"),)
+    assert ring.since(3) == ()
 
 
-def test_a_slow_reader_misses_the_oldest_and_nothing_else() -> None:
+def test_a_slow_reader_is_told_what_it_missed_and_misses_nothing_else() -> None:
     ring = LineRing(2)
-    ring.feed(b"1\n2\n3\n4\n")
+    ring.feed(b"1\n2\n3\n4\n5\n")
 
-    assert ring.since(0) == (("3", "4"), 4)
+    assert ring.since(1) == (
+        ConsoleGap(2, 3),
+        ConsoleEntry(4, "4"),
+        ConsoleEntry(5, "5"),
+    )
+    assert ring.since(3) == (ConsoleEntry(4, "4"), ConsoleEntry(5, "5"))
+
+
+def test_a_break_stands_between_what_it_parts() -> None:
+    ring = LineRing(9)
+    ring.break_with("nothing came before: this breaks nothing")
+    ring.feed(b"1\n2")
+    ring.break_with("a new boot")
+    ring.break_with("the guest rebooted")
+    ring.feed(b"3\n")
+
+    assert ring.since(0) == (
+        ConsoleEntry(1, "1"),
+        ConsoleEntry(2, "2"),
+        ConsoleEntry(3, "the guest rebooted", breaks=True),
+        ConsoleEntry(4, "3"),
+    )
+    assert ring.tail(9) == ("1", "2", "3")
+
+
+def test_it_goes_on_where_an_earlier_one_ended() -> None:
+    first: list[ConsoleEntry] = []
+    LineRing(9, keep=first.extend).feed(b"1\n2\n")
+
+    ring = LineRing(1, known=first)
+    ring.feed(b"3\n")
+
+    assert first == [ConsoleEntry(1, "1"), ConsoleEntry(2, "2")]
+    assert ring.since(0) == (ConsoleGap(1, 2), ConsoleEntry(3, "3"))
+
+
+def test_long_lines_are_forgotten_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console_lines, "RING_CAP", 100)
+    ring = LineRing(1000)
+
+    ring.feed(b"x" * 60 + b"\n" + b"y" * 60 + b"\n")
+
+    assert ring.tail(9) == ("y" * 60,)
 
 
 def test_an_endless_line_is_cut() -> None:
@@ -57,7 +101,7 @@ def test_the_end_makes_the_begun_line_whole() -> None:
     ring.end()
     ring.end()
 
-    assert ring.since(0) == (("no newline at end",), 1)
+    assert ring.since(0) == (ConsoleEntry(1, "no newline at end"),)
 
 
 def test_bytes_that_are_no_text_are_shown_as_hex() -> None:

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 
 import pytest
 from pydantic import SecretStr
 
 from tests.drivers.links import Heard, a_spec
 from tests.drivers.reference_hypervisor import ReferenceHypervisor
+from trustfabric.domain.ports import ConsoleEntry
 from trustfabric.domain.vms import IsolationTier, PowerChange, is_structural
 from trustfabric.drivers.hypervisor import HttpProvisioner
 from trustfabric.errors import (
@@ -252,7 +254,35 @@ async def test_lines_cannot_drive_a_terminal(
 async def test_a_console_without_a_stream_ends_at_once(driver: HttpProvisioner) -> None:
     name = (await driver.define(a_spec())).hypervisor_name
 
-    assert [line async for line in driver.console_follow(name)] == []
+    assert [batch async for batch in driver.console_follow(name)] == []
+
+
+async def test_who_follows_again_is_told_that_lines_may_be_missing(
+    driver: HttpProvisioner, reference: ReferenceHypervisor
+) -> None:
+    name = (await driver.define(a_spec())).hypervisor_name
+    await driver.start(name)
+    reference.machines[name].lines = ["one"]
+
+    batches = [batch async for batch in driver.console_follow(name, after=7)]
+
+    first, second = (item for batch in batches for item in batch)
+    assert isinstance(first, ConsoleEntry)
+    assert (first.seq, first.breaks) == (8, True)
+    assert second == ConsoleEntry(9, "one")
+
+
+async def test_a_silent_console_is_heard_from_all_the_same(
+    driver: HttpProvisioner, reference: ReferenceHypervisor
+) -> None:
+    name = (await driver.define(a_spec())).hypervisor_name
+    await driver.start(name)
+    reference.machines[name].stays = True
+
+    async with aclosing(driver.console_follow(name, beat_s=0.05)) as batches:
+        silent = [await anext(batches) for _ in range(3)]
+
+    assert silent[-1] == ()
 
 
 async def test_stopping_what_the_hypervisor_forgot_is_not_found(

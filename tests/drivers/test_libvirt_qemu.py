@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from trustfabric.domain.vms import (
     is_structural,
 )
 from trustfabric.drivers.libvirt import LibvirtProvisioner
+from trustfabric.drivers.libvirt_events import EventLoop
+from trustfabric.drivers.libvirt_xml import VirtType
 from trustfabric.errors import (
     FabricError,
     InvalidError,
@@ -51,6 +54,21 @@ async def test_a_guest_is_asked_to_stop_and_its_last_words_are_kept(
     assert (await qemu_driver.observe())[spec.name] is PowerState.STOPPED
     await heard.until_heard(spec.name, PowerChange.SHUT_DOWN)
     assert (await qemu_driver.console_tail(spec.name, 1)).lines == ("OFF",)
+
+
+async def test_without_kvm_for_its_user_guests_are_emulated(
+    host: PrivateLibvirtd, events: EventLoop, executor: ThreadPoolExecutor
+) -> None:
+    driver = LibvirtProvisioner(
+        host.uri, events=events, executor=executor, runtime="tests"
+    )
+    await driver.open(lambda _: None, lambda _: None)
+
+    conn = libvirt.open(host.uri)
+    offers_kvm = "<domain type='kvm'" in conn.getCapabilities()
+    conn.close()
+    assert driver._virt is (VirtType.KVM if offers_kvm else VirtType.QEMU)
+    await driver.close()
 
 
 async def test_a_killed_qemu_is_a_crash(
@@ -215,3 +233,42 @@ async def test_a_guest_boots_from_an_overlay_of_its_base_image(
 
     await until_printed(qemu_driver, spec.name, "GUEST-UP")
     assert base.read_bytes() == before
+    await qemu_driver.undefine(spec.name)
+    assert not Path(volume.path).exists()
+    assert base.read_bytes() == before
+
+
+async def test_a_disk_that_was_made_goes_with_its_vm_even_after_our_restart(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd
+) -> None:
+    spec = host.spec()
+    disk = host.root / "volumes" / f"{spec.name}.img"
+    volume = VolumeTemplate(path=str(disk), driver="raw", size_gib=1)
+    await qemu_driver.define(replace(spec, volume=volume))
+    qemu_driver._specs.clear()
+    host.kill()
+    host.start()
+    await qemu_driver.open(lambda _: None, lambda _: None)
+
+    await qemu_driver.undefine(spec.name)
+    await qemu_driver.undefine(spec.name)
+
+    assert not disk.exists()
+    assert await qemu_driver.observe() == {}
+
+
+async def test_a_disk_that_was_there_or_is_shared_stays(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd
+) -> None:
+    spec = host.spec()
+    shared = host.root / "volumes" / "shared.img"
+    volume = VolumeTemplate(path=str(shared), driver="raw", size_gib=1)
+    sharing = replace(host.spec(), volume=volume)
+    await qemu_driver.define(spec)
+    await qemu_driver.define(sharing)
+
+    await qemu_driver.undefine(spec.name)
+    await qemu_driver.undefine(sharing.name)
+
+    assert Path(spec.volume.path).exists()
+    assert shared.exists()

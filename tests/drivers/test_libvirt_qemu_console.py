@@ -1,7 +1,12 @@
 """Consoles of real QEMU guests, and those that say nothing."""
 
 import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -13,6 +18,7 @@ from tests.drivers.private_libvirtd import (
     type_into,
     until_printed,
 )
+from trustfabric.domain.ports import ConsoleEntry, ConsoleItem
 from trustfabric.domain.vms import (
     ConsoleKind,
     ConsoleSource,
@@ -20,6 +26,7 @@ from trustfabric.domain.vms import (
     PowerState,
 )
 from trustfabric.drivers.libvirt import LibvirtProvisioner
+from trustfabric.drivers.libvirt_events import EventLoop
 from trustfabric.drivers.libvirt_xml import VirtType
 
 libvirt = pytest.importorskip("libvirt")
@@ -49,31 +56,139 @@ async def test_lines_are_followed_as_they_come(
     qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd
 ) -> None:
     spec = await a_running_vm(qemu_driver, host)
-    seen = []
+    seen: list[ConsoleItem] = []
 
-    async with asyncio.timeout(15):
-        async for line in qemu_driver.console_follow(spec.name):
-            seen.append(line)
-            if len(seen) == 2:
-                break
+    async with (
+        asyncio.timeout(15),
+        aclosing(qemu_driver.console_follow(spec.name)) as batches,
+    ):
+        while len(seen) < 2:
+            seen += await anext(batches)
 
-    assert all(line.startswith("tick ") for line in seen)
+    assert all(isinstance(item, ConsoleEntry) for item in seen)
+    assert all(item.text.startswith("tick ") for item in seen if is_line(item))
+    assert [item.seq for item in seen] == list(range(seen[0].seq, seen[-1].seq + 1))
 
 
-async def test_a_follower_ends_with_the_guest(
+def is_line(item: ConsoleItem) -> TypeGuard[ConsoleEntry]:
+    return isinstance(item, ConsoleEntry) and not item.breaks
+
+
+async def until_told(
+    batches: AsyncGenerator[Sequence[ConsoleItem], None], text: str
+) -> list[ConsoleItem]:
+    """Return what is told up to a line or break with this text."""
+    told: list[ConsoleItem] = []
+    async with asyncio.timeout(20):
+        while not any(getattr(item, "text", None) == text for item in told):
+            told += await anext(batches)
+    return told
+
+
+async def test_a_follower_outlives_the_guest_and_is_told_of_its_next_boot(
     qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd
 ) -> None:
     spec = await a_running_vm(qemu_driver, host)
 
-    async def follow() -> list[str]:
-        return [line async for line in qemu_driver.console_follow(spec.name)]
-
-    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
-        following = group.create_task(follow())
-        await asyncio.sleep(0.2)
+    lines = qemu_driver.console_follow(spec.name, after=0, beat_s=0.5)
+    async with aclosing(lines) as batches:
         await qemu_driver.stop(spec.name, grace_s=10)
+        await until_told(batches, "OFF")
+        await qemu_driver.start(spec.name)
+        told = await until_told(batches, "GUEST-UP")
 
-    assert following.result()[-1] == "OFF"
+    break_, first = (item for item in told if isinstance(item, ConsoleEntry))
+    assert (break_.text, break_.breaks) == ("a new boot", True)
+    assert (first.text, first.seq) == ("GUEST-UP", break_.seq + 1)
+
+
+async def test_a_guest_that_reboots_itself_breaks_its_console(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd
+) -> None:
+    spec = await a_running_vm(qemu_driver, host)
+
+    async with aclosing(qemu_driver.console_follow(spec.name)) as batches:
+        type_into(host, spec.name, b"r")
+        told = await until_told(batches, "GUEST-UP")
+        if not any(not is_line(item) for item in told):
+            told += await until_told(batches, "the guest rebooted")
+
+    breaks = [item for item in told if not is_line(item)]
+    assert [getattr(item, "text", "") for item in breaks] == ["the guest rebooted"]
+
+
+async def test_a_follower_ends_with_the_vm_itself(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd
+) -> None:
+    spec = await a_running_vm(qemu_driver, host)
+
+    async with aclosing(qemu_driver.console_follow(spec.name)) as batches:
+        await anext(batches)
+        await qemu_driver.undefine(spec.name)
+        async with asyncio.timeout(10):
+            rest = [item async for batch in batches for item in batch]
+    assert all(is_line(item) for item in rest)
+
+
+async def test_lines_outlive_our_process(
+    host: PrivateLibvirtd,
+    events: EventLoop,
+    executor: ThreadPoolExecutor,
+    tmp_path: Path,
+) -> None:
+    def driver() -> LibvirtProvisioner:
+        return LibvirtProvisioner(
+            host.uri,
+            events=events,
+            executor=executor,
+            runtime="tests",
+            virt=VirtType.QEMU,
+            console_dir=tmp_path,
+        )
+
+    first = driver()
+    await first.open(lambda _: None, lambda _: None)
+    spec = await a_running_vm(first, host)
+    position = (await first.console_tail(spec.name, 1)).position
+    await first.close()
+
+    heir = driver()
+    await heir.open(lambda _: None, lambda _: None)
+    tail = await heir.console_tail(spec.name, 500)
+    async with aclosing(heir.console_follow(spec.name, after=position)) as batches:
+        told = await until_told(
+            batches, "the console was opened again: lines between may be missing"
+        )
+
+    assert "GUEST-UP" in tail.lines
+    assert told[0].seq == position + 1
+    await heir.undefine(spec.name)
+    assert list(tmp_path.iterdir()) == []
+    await heir.close()
+
+
+async def test_every_running_guest_is_read_before_anybody_asks(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd, heard: Heard
+) -> None:
+    spec = await a_running_vm(qemu_driver, host)
+    await qemu_driver.close()
+    await qemu_driver.open(heard.on_event, heard.on_lost)
+
+    await qemu_driver.observe()
+
+    console = qemu_driver._consoles.get(spec.name)
+    assert console is not None
+    assert console.attached
+
+
+async def test_while_the_link_is_down_the_kept_lines_are_shown(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd
+) -> None:
+    spec = await a_running_vm(qemu_driver, host)
+
+    await qemu_driver.close()
+
+    assert "GUEST-UP" in (await qemu_driver.console_tail(spec.name, 500)).lines
 
 
 async def test_a_flood_stays_within_bounds(

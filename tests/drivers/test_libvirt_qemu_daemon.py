@@ -19,7 +19,9 @@ from trustfabric.domain.vms import (
 )
 from trustfabric.drivers import libvirt_link
 from trustfabric.drivers.libvirt import LibvirtProvisioner
+from trustfabric.drivers.libvirt_connect import Credentials
 from trustfabric.errors import (
+    ConfigError,
     UnavailableError,
 )
 
@@ -98,5 +100,64 @@ async def test_a_link_opened_and_closed_leaks_no_file(
     before = files()
     for _ in range(10):
         await qemu_driver.open(heard.on_event, heard.on_lost)
+
+    assert files() <= before + 2
+
+
+async def test_a_renewed_link_goes_on_where_the_old_one_was(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd, heard: Heard
+) -> None:
+    spec = await a_running_vm(qemu_driver, host)
+    before = qemu_driver._link
+
+    await qemu_driver.renew()
+
+    assert before is not None
+    assert before.lost is not None
+    assert qemu_driver._link is not before
+    assert (await qemu_driver.observe())[spec.name] is PowerState.RUNNING
+    console = qemu_driver._consoles.get(spec.name)
+    assert console is not None
+    assert console.attached
+    os.kill(host.qemu_of(spec.name), signal.SIGKILL)
+    await heard.until_heard(spec.name, PowerChange.FAILED)
+    assert heard.lost == []
+
+
+async def test_a_secret_that_does_not_work_leaves_the_old_link(
+    qemu_driver: LibvirtProvisioner,
+    host: PrivateLibvirtd,
+    heard: Heard,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = await a_running_vm(qemu_driver, host)
+
+    def unreadable() -> None:
+        raise ConfigError(["LIBVIRT_PASSWORD_FILE: gone"])
+
+    monkeypatch.setattr(qemu_driver, "_credentials", Credentials("vm", unreadable))
+    with pytest.raises(ConfigError):
+        await qemu_driver.renew()
+
+    assert (await qemu_driver.observe())[spec.name] is PowerState.RUNNING
+    os.kill(host.qemu_of(spec.name), signal.SIGKILL)
+    await heard.until_heard(spec.name, PowerChange.FAILED)
+
+
+async def test_renewing_leaks_no_file(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd
+) -> None:
+    await a_running_vm(qemu_driver, host)
+
+    def files() -> int:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    for _ in range(2):
+        await qemu_driver.renew()
+        await qemu_driver.observe()
+    before = files()
+    for _ in range(10):
+        await qemu_driver.renew()
+        await qemu_driver.observe()
 
     assert files() <= before + 2

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tests.drivers.links import Heard, a_spec
-from trustfabric.domain.ports import Provisioner
+from trustfabric.domain.ports import ConsoleEntry, Provisioner
 from trustfabric.domain.vms import PowerChange, PowerState
 from trustfabric.errors import (
     AlreadyRunningError,
@@ -172,9 +172,10 @@ async def test_following_a_console_that_ends_ends(provisioner: Provisioner) -> N
     name = (await provisioner.define(a_spec())).hypervisor_name
     await provisioner.start(name)
 
-    lines = [line async for line in provisioner.console_follow(name)]
+    batches = [batch async for batch in provisioner.console_follow(name)]
 
-    assert lines in ([], ["booted"])
+    entries = [entry for batch in batches for entry in batch]
+    assert entries in ([], [ConsoleEntry(1, "booted")])
 
 
 async def test_a_closed_link_refuses_calls_as_unavailable(

@@ -26,6 +26,7 @@ READS = (
     f"{SERVER}/placement",
     f"{SERVER}/vm",
     f"{SERVER}/vm/logs",
+    f"{SERVER}/vm/logs/stream",
     "/api/session",
     "/api/system/actors",
     "/api/trust/lifecycle",

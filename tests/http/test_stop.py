@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -175,3 +176,14 @@ async def test_a_killed_site_takes_its_connections_and_sockets_along(
             before = _descriptors(own_runtime)
 
     assert _descriptors(own_runtime) <= before + 3
+
+
+async def test_sighup_renews_the_hypervisors_link_and_ends_nothing(
+    own_runtime: Served, owner: Caller
+) -> None:
+    os.kill(own_runtime.pid, signal.SIGHUP)
+
+    async with asyncio.timeout(10):
+        while "hypervisor.renewed" not in own_runtime.log():
+            await asyncio.sleep(0.05)
+    assert (await owner.get("/api/servers")).status == 200

@@ -24,6 +24,8 @@ log = structlog.get_logger(__name__)
 
 RECONCILE_S = 10.0
 RECONNECT_S = (0.05, 5.0)
+REFUSED_S = 60.0
+"""Until the same credentials are tried again: servers lock accounts out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,28 @@ class PowerOf(Request["Hypervisor", PowerState | None]):
 
 
 @dataclass(frozen=True, slots=True)
+class RebootsOf(Request["Hypervisor", int]):
+    """How often a guest booted inside its domain and nobody has noted it yet."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class RebootsNoted(Notice["Hypervisor"]):
+    """So many of them are committed; until then a watcher that returns is told."""
+
+    name: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Unwatch(Notice["Hypervisor"]):
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renew(Notice["Hypervisor"]):
+    """The secrets may have changed: connect with them, and keep the link until then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +96,8 @@ class _Reconcile(Notice["Hypervisor"]):
     pass
 
 
-Message = PowerOf | Unwatch | _Open | _Happened | _Lost | _Reconcile
+OwnMessage = Renew | _Open | _Happened | _Lost | _Reconcile
+Message = PowerOf | RebootsOf | RebootsNoted | Unwatch | OwnMessage
 
 
 class Hypervisor(Actor):
@@ -82,6 +105,7 @@ class Hypervisor(Actor):
         super().__init__()
         self._provisioner = provisioner
         self._watchers: dict[str, Watcher] = {}
+        self._reboots: dict[str, int] = {}
         self._powers: dict[str, PowerState] | None = None
         self._next: Timer | None = None
 
@@ -91,12 +115,26 @@ class Hypervisor(Actor):
     async def on_stop(self) -> None:
         await self._provisioner.close()
 
-    async def handle(self, message: Message) -> PowerState | None:
+    async def handle(self, message: Message) -> PowerState | int | None:
         match message:
             case PowerOf():
                 return await self._power_of(message)
+            case RebootsOf(name):
+                return self._reboots.get(name, 0)
+            case RebootsNoted(name, count):
+                self._reboots[name] = max(0, self._reboots.get(name, 0) - count)
             case Unwatch(name):
                 self._watchers.pop(name, None)
+                self._reboots.pop(name, None)
+            case _:
+                await self._mind(message)
+        return None
+
+    async def _mind(self, message: OwnMessage) -> None:
+        """Look after the link."""
+        match message:
+            case Renew():
+                await self._renew()
             case _Open(attempt):
                 await self._open(attempt)
             case _Happened(event):
@@ -111,10 +149,11 @@ class Hypervisor(Actor):
                 self._reconcile_later()
             case _:
                 assert_never(message)
-        return None
 
     async def _power_of(self, message: PowerOf) -> PowerState | None:
         self._watchers[message.name] = message.watcher
+        if self._reboots.get(message.name):
+            message.watcher.address.tell(message.watcher.rebooted)
         if message.afresh:
             await self._reconcile()
         if self._powers is None:
@@ -129,12 +168,35 @@ class Hypervisor(Actor):
                 lambda reason: _told(me.tell(_Lost(reason))),
             )
         except FabricError as error:
-            log.warning("hypervisor.unreachable", error=str(error), attempt=attempt)
-            low, high = RECONNECT_S
-            self.after(min(high, low * 2**attempt), _Open(min(attempt + 1, 16)))
+            self._open_later(error, attempt)
             return
         await self._reconcile()
         self._reconcile_later()
+
+    def _open_later(self, error: FabricError, attempt: int) -> None:
+        low, high = RECONNECT_S
+        delay = min(high, low * 2**attempt)
+        if error.facts.get("cause") == "credentials":
+            # They won't get better by asking often; Renew asks at once.
+            log.error("hypervisor.credentials-refused", error=str(error))
+            delay = REFUSED_S
+        else:
+            log.warning("hypervisor.unreachable", error=str(error), attempt=attempt)
+        self._next = self.after(delay, _Open(min(attempt + 1, 16)))
+
+    async def _renew(self) -> None:
+        if self._powers is None:
+            if self._next is not None:
+                self._next.cancel()
+            await self._open(0)
+            return
+        try:
+            await self._provisioner.renew()
+        except FabricError as error:
+            log.error("hypervisor.not-renewed", error=str(error))  # noqa: TRY400
+            return
+        log.info("hypervisor.renewed")
+        await self._reconcile()
 
     def _reconcile_later(self) -> None:
         if self._next is not None:
@@ -161,9 +223,11 @@ class Hypervisor(Actor):
             self._powers.pop(event.name, None)
         else:
             self._powers[event.name] = after
+        rebooted = event.change is PowerChange.REBOOTED
+        if rebooted:
+            self._reboots[event.name] = self._reboots.get(event.name, 0) + 1
         watcher = self._watchers.get(event.name)
         if watcher is not None:
-            rebooted = event.change is PowerChange.REBOOTED
             watcher.address.tell(watcher.rebooted if rebooted else watcher.changed)
 
     def _tell_all(self) -> None:

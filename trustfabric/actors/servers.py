@@ -48,6 +48,8 @@ log = structlog.get_logger(__name__)
 
 ASK_S = 10.0
 SWEEP_S = 30.0
+_OPENS = frozenset({Lifecycle.RESTORED, Lifecycle.SUSPECT})
+"""An instance in one of these may let its server's next launch through the gate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,12 +308,8 @@ class Servers(Actor):
 
     async def _follow_trust(self, events: Sequence[Event]) -> None:
         """Launch what waited for trust that is back; have VMs look at their own."""
-        opened = {Lifecycle.RESTORED, Lifecycle.SUSPECT}
-        for event in events:
-            if not isinstance(event, TrustEvent):
-                continue
-            if event.lifecycle in opened:
-                await self._try_again(event.server_id)
+        changes = [event for event in events if isinstance(event, TrustEvent)]
+        for event in changes:
             vm = self._fleet.vms.child(str(event.instance_id))
             quarantined = Lifecycle.QUARANTINED in {
                 event.lifecycle,
@@ -319,6 +317,12 @@ class Servers(Actor):
             }
             if vm is not None and quarantined:
                 vm.tell(Look())
+        opened = {each.server_id for each in changes if each.lifecycle in _OPENS}
+        if opened:
+            async with self._fleet.database.reading() as conn:
+                waiting = await servers.list_waiting(conn, opened)
+            for server_id in waiting:
+                await self._try_again(server_id)
 
     async def _sweep(self) -> None:
         try:

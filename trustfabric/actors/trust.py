@@ -149,14 +149,7 @@ class TrustRegistry(Actor):
             if not await self._was_committed(round_.moves):
                 raise
         for move in round_.moves:
-            log.info(
-                "trust.changed",
-                instance_id=move.after.instance_id,
-                signal=move.change.signal,
-                lifecycle=move.after.lifecycle,
-                status=move.after.attestation_status,
-                version=move.after.version,
-            )
+            _tell(move)
         return round_.outcomes
 
     async def _write(self, orders: Sequence[ApplyChange], round_: "_Round") -> None:
@@ -216,6 +209,24 @@ class _Round:
             self.moves.append(trust.Transition(applied.before, applied.after, change))
         if moved or one.companions:
             self._touched.add(one.instance_id)
+
+
+def _tell(move: trust.Transition) -> None:
+    """Log what changed; trust confirmed once more is only in the history."""
+    before, after = move.before, move.after
+    is_news = (before.lifecycle, before.attestation_status) != (
+        after.lifecycle,
+        after.attestation_status,
+    )
+    if is_news:
+        log.info(
+            "trust.changed",
+            instance_id=after.instance_id,
+            signal=move.change.signal,
+            lifecycle=after.lifecycle,
+            status=after.attestation_status,
+            version=after.version,
+        )
 
 
 async def _decide(

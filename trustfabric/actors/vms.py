@@ -5,23 +5,37 @@ asks the hypervisor what is, and goes on with the next step (domain/power.py). A
 boot is committed, and trust falls, before the domain is started.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import assert_never
 from uuid import UUID
 
 import structlog
 
 from trustfabric.actors.attestation import Attest, Attestation
-from trustfabric.actors.hypervisor import Hypervisor, PowerOf, Unwatch, Watcher
+from trustfabric.actors.hypervisor import (
+    Hypervisor,
+    PowerOf,
+    RebootsNoted,
+    RebootsOf,
+    Unwatch,
+    Watcher,
+)
 from trustfabric.actors.placement import ask_gate
 from trustfabric.actors.trust import ApplyChange, TrustRegistry
 from trustfabric.db import attestations, servers, trust, vms
-from trustfabric.db.session import Database
-from trustfabric.domain.evidence.keys import EnrolledKey
+from trustfabric.db.session import Connection, Database
 from trustfabric.domain.ids import InstanceId
-from trustfabric.domain.ports import Provisioner
-from trustfabric.domain.power import Desired, Hold, Step, next_step
+from trustfabric.domain.ports import Provisioner, Tpm
+from trustfabric.domain.power import (
+    Desired,
+    Hold,
+    RestartPolicy,
+    Step,
+    next_step,
+    relaunch_wait,
+)
 from trustfabric.domain.servers import ServerStatus, status_for
 from trustfabric.domain.trust import Change, Lifecycle, Signal
 from trustfabric.domain.vms import PowerState, VmSpec, is_structural
@@ -31,30 +45,13 @@ from trustfabric.errors import (
     FabricError,
     NotFoundError,
 )
-from trustfabric.supervision import Actor, Address, AskError, Notice
+from trustfabric.supervision import Actor, Address, AskError, Notice, Timer
 
 log = structlog.get_logger(__name__)
 
 ASK_S = 10.0
 GRACE_S = 10.0
 RETRY_S = (0.5, 30.0)
-
-
-class Tpm(Protocol):
-    """The software TPM beside an instance, where its configuration asks for one."""
-
-    async def start(self, name: str) -> None:
-        """Boot it afresh: what was extended is reset, its keys are the same."""
-
-    async def enroll(self, name: str) -> EnrolledKey:
-        """Return its attestation key."""
-        ...
-
-    async def stop(self, name: str) -> None:
-        """Switch it off; fine when it was."""
-
-    async def remove(self, name: str) -> None:
-        """Switch it off and delete its state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +66,8 @@ class Equipment:
     tpms: Tpm
     spec_of: Callable[[vms.Instance], VmSpec]
     quarantine_action: Hold
+    epoch: int
+    """Of this start of the runtime: it writes nothing that a newer one looks after."""
     new_boot_id: Callable[[], UUID]
     gone: Callable[[InstanceId], None]
     """Called when an instance is removed for good: its actor is to be let go."""
@@ -98,6 +97,9 @@ class Vm(Actor):
         self._busy: Step | None = None
         self._look_again = False
         self._failures = 0
+        self._crashes: list[float] = []
+        self._name: str | None = None
+        self._next: Timer | None = None
 
     async def on_start(self) -> None:
         self.address.tell(Look())
@@ -122,18 +124,40 @@ class Vm(Actor):
             if instance is None or instance.terminated_at is not None:
                 self._use.gone(self._id)
                 return
-            step = await self._next(instance, hold)
+            if (instance.owner_epoch or 0) > self._use.epoch:
+                log.warning("vm.fenced", instance_id=self._id)
+                return
+            step = await self._next_step(instance, hold)
         except (FabricError, AskError) as error:
             self._retry(error)
             return
         if step is Step.NOTHING:
             self._failures = 0
             return
+        if step is Step.RELAUNCH and self._waits():
+            return
         self._busy = step
         _ = self.run(self._take(step, instance), lambda result: _done(step, result))
 
+    def _waits(self) -> bool:
+        """Tell whether it crashed too often to boot now; look again when it may."""
+        wait_s = relaunch_wait(self._crashes, self.monotonic())
+        if wait_s <= 0:
+            return False
+        if self._next is not None:
+            self._next.cancel()
+        log.warning("vm.crashes-again", instance_id=self._id, after_s=wait_s)
+        self._next = self.after(wait_s, Look())
+        return True
+
     async def _rebooted(self, message: Rebooted) -> None:
+        link, name = self._use.hypervisor, self._name
+        if name is None:
+            return  # the first look is still to come, and is told of it again
         try:
+            count = await link.ask(RebootsOf(name), within_s=ASK_S)
+            if count == 0:
+                return  # noted already
             await self._signal(Signal.BOOTED, "guest rebooted", boots=True)
         except ConflictError:
             return  # it is terminated
@@ -141,6 +165,7 @@ class Vm(Actor):
             log.warning("vm.reboot-waits", instance_id=self._id, error=str(error))
             self.after(RETRY_S[0], message)
             return
+        link.tell(RebootsNoted(name, count))
         self.address.tell(Look())
 
     async def _read(self) -> tuple[vms.Instance | None, Hold]:
@@ -152,7 +177,8 @@ class Vm(Actor):
         )
         return instance, self._use.quarantine_action if quarantined else Hold.NONE
 
-    async def _next(self, instance: vms.Instance, hold: Hold) -> Step:
+    async def _next_step(self, instance: vms.Instance, hold: Hold) -> Step:
+        self._name = instance.name
         observed = await self._power_of(instance.name)
         step = self._step(instance, observed, hold)
         if step is Step.NOTE_CRASH:
@@ -186,6 +212,8 @@ class Vm(Actor):
         elif error is not None:
             raise error
         else:
+            if message.step is Step.NOTE_CRASH:
+                self._crashes = [*self._crashes[-20:], self.monotonic()]
             self._look_again = False
             self.address.tell(Look())
 
@@ -211,21 +239,29 @@ class Vm(Actor):
             Step.RESUME: self._resume,
             Step.STOP: self._switch_off,
             Step.STOP_FOR_HOLD: self._stop_for_hold,
-            Step.NOTE_STOPPED: self._note_stopped,
+            Step.NOTE_STOPPED: lambda it: self._note(it, PowerState.STOPPED, "stopped"),
             Step.REMOVE: self._remove,
         }
         await takes[step](instance)
 
     async def _relaunch(self, instance: vms.Instance) -> None:
-        if await self._gate_lets_relaunch(instance):
+        decision = await ask_gate(
+            self._use.database,
+            instance.server_id,
+            self.now(),
+            backend=instance.driver,
+            tier=instance.isolation_tier,
+        )
+        if decision.allowed:
             await self._boot(instance)
+            return
+        async with self._writing() as conn:
+            await vms.set_desired(conn, self._id, Desired.STOPPED)
+            await servers.set_status(conn, instance.server_id, decision.status)
 
     async def _note_strange_boot(self, instance: vms.Instance) -> None:
         await self._signal(Signal.BOOTED, "booted outside", boots=True)
         await self._note_running(instance)
-
-    async def _note_stopped(self, instance: vms.Instance) -> None:
-        await self._note(instance, PowerState.STOPPED, "stopped")
 
     async def _boot(self, instance: vms.Instance) -> None:
         try:
@@ -250,7 +286,7 @@ class Vm(Actor):
         if not known:
             # Enrolled once, when the VM is defined; no later boot brings its own.
             key = await self._use.tpms.enroll(instance.name)
-            async with self._use.database.writing() as conn:
+            async with self._writing() as conn:
                 await attestations.add_key(conn, self._id, key)
 
     async def _note_running(self, instance: vms.Instance) -> None:
@@ -264,22 +300,12 @@ class Vm(Actor):
             Signal.VANISHED if gone else Signal.CRASHED,
             "domain vanished" if gone else "domain crashed",
         )
+        policy = RestartPolicy(instance.vm.get("restart", RestartPolicy.ALWAYS))
+        died_with_us = gone and self._use.provisioner.volatile
+        stays_off = not (died_with_us or policy.relaunches(observed))
         power = PowerState.VANISHED if gone else PowerState.CRASHED
-        await self._note(instance, power, "vanished" if gone else "crashed")
-
-    async def _gate_lets_relaunch(self, instance: vms.Instance) -> bool:
-        decision = await ask_gate(
-            self._use.database,
-            instance.server_id,
-            self.now(),
-            backend=instance.driver,
-            tier=instance.isolation_tier,
-        )
-        if not decision.allowed:
-            async with self._use.database.writing() as conn:
-                await vms.set_desired(conn, self._id, Desired.STOPPED)
-                await servers.set_status(conn, instance.server_id, decision.status)
-        return decision.allowed
+        event = "vanished" if gone else "crashed"
+        await self._note(instance, power, event, stays_off=stays_off)
 
     async def _pause(self, instance: vms.Instance) -> None:
         await self._use.provisioner.pause(instance.name)
@@ -290,16 +316,16 @@ class Vm(Actor):
         await self._note(instance, PowerState.RUNNING, "resumed")
 
     async def _stop_for_hold(self, instance: vms.Instance) -> None:
-        async with self._use.database.writing() as conn:
+        async with self._writing() as conn:
             await vms.set_desired(conn, self._id, Desired.STOPPED)
         await self._switch_off(instance)
-        async with self._use.database.writing() as conn:
+        async with self._writing() as conn:
             await servers.set_status(
                 conn, instance.server_id, ServerStatus.PENDING_REMEDIATION
             )
 
     async def _switch_off(self, instance: vms.Instance) -> None:
-        async with self._use.database.writing() as conn:
+        async with self._writing() as conn:
             await vms.set_power(conn, self._id, PowerState.STOPPING, self.now())
             await servers.set_status(conn, instance.server_id, ServerStatus.STOPPING)
         try:
@@ -312,7 +338,7 @@ class Vm(Actor):
     async def _remove(self, instance: vms.Instance) -> None:
         await self._use.provisioner.undefine(instance.name)
         await self._use.tpms.remove(instance.name)
-        async with self._use.database.writing() as conn:
+        async with self._writing() as conn:
             await vms.set_power(
                 conn, self._id, PowerState.STOPPED, self.now(), terminated=True
             )
@@ -320,9 +346,16 @@ class Vm(Actor):
         self._use.hypervisor.tell(Unwatch(instance.name))
 
     async def _note(
-        self, instance: vms.Instance, power: PowerState, event: str
+        self,
+        instance: vms.Instance,
+        power: PowerState,
+        event: str,
+        *,
+        stays_off: bool = False,
     ) -> None:
-        async with self._use.database.writing() as conn:
+        async with self._writing() as conn:
+            if stays_off:
+                await vms.set_desired(conn, self._id, Desired.STOPPED)
             await vms.set_power(conn, self._id, power, self.now())
             await vms.log_event(conn, self._id, event)
             status = status_for(power)
@@ -332,19 +365,27 @@ class Vm(Actor):
         log.info("vm.noted", event_type=event, instance_id=self._id, name=instance.name)
 
     async def _note_blocked(self, instance: vms.Instance, error: FabricError) -> None:
-        async with self._use.database.writing() as conn:
+        async with self._writing() as conn:
             await vms.set_desired(conn, self._id, Desired.STOPPED)
             await vms.set_power(
                 conn, self._id, PowerState.STOPPED, self.now(), error=str(error)
             )
             await servers.set_status(conn, instance.server_id, ServerStatus.BLOCKED)
 
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[Connection]:
+        """Write as the one start of the runtime that looks after it."""
+        async with self._use.database.writing() as conn:
+            await vms.fence(conn, self._id, self._use.epoch)
+            yield conn
+
     async def _signal(
         self, signal: Signal, reason: str, *, boots: bool = False
     ) -> None:
         companions: tuple[vms.SetBoot, ...] = ()
         if boots:
-            companions = (vms.SetBoot(self._use.new_boot_id(), self.now()),)
+            boot_id = self._use.new_boot_id()
+            companions = (vms.SetBoot(boot_id, self.now(), self._use.epoch),)
         await self._use.trust.ask(
             ApplyChange(
                 instance_id=self._id,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -217,30 +218,44 @@ async def logs(
     """Print the console of the server's VM."""
     path = f"{SERVERS}/{server}/vm/logs"
     content = await session.client.raw(path, {"tail": tail})
-    _print_console(content, as_json=as_json)
+    position = _print_console(content, as_json=as_json)
     if follow:
-        until = Until.for_ever(as_json=as_json)
+        until = replace(Until.for_ever(as_json=as_json), last_event_id=position)
         await watch_stream(session, f"{path}/stream", {}, _console_event, until)
 
 
-def _print_console(content: bytes, *, as_json: bool) -> None:
-    """Print a tail that is JSON with lines in it, or text as it is."""
+def _print_console(content: bytes, *, as_json: bool) -> str | None:
+    """Print a tail that is JSON with lines in it, or text as it is.
+
+    Return where live lines go on from.
+    """
     try:
         document = json.loads(content) if content else None
     except ValueError:
         document = content.decode(errors="replace").splitlines()
+    answer: Mapping[str, Any] = (
+        document if isinstance(document, dict) else {"lines": document}
+    )
     if as_json:
         render.whole(document)
-        return
-    lines = document.get("lines") if isinstance(document, Mapping) else document
+    else:
+        _print_tail(answer)
+    position = answer.get("last_event_id")
+    return position if isinstance(position, str) else None
+
+
+def _print_tail(answer: Mapping[str, Any]) -> None:
+    lines = answer.get("lines")
     for line in lines if isinstance(lines, list) else []:
         render.line(_console_event(line)[0])
-    why = document.get("why_empty") if isinstance(document, Mapping) else None
     if not lines:
-        render.note(f"the console is empty: {cell(why or 'nothing was written')}")
+        why = answer.get("why_empty") or "nothing was written"
+        render.note(f"the console is empty: {cell(why)}")
 
 
 def _console_event(entry: object) -> list[str]:
     if isinstance(entry, Mapping):
-        entry = entry.get("line") or entry.get("message") or entry.get("data") or ""
+        if "line" not in entry and "message" in entry:
+            return [f"-- {cell(str(entry['message']))}"]
+        entry = entry.get("line") or entry.get("data") or ""
     return [cell(str(entry))]

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, DirectoryPath, SecretStr
+from pydantic import AfterValidator, DirectoryPath, Field, SecretStr
 
 from trustfabric.config.variable import Count, Section, Variable
 
@@ -44,6 +44,15 @@ class DatabaseSettings(Section):
     pool_size: Annotated[
         Count, Variable("DATABASE_POOL_SIZE", "Connections held at most")
     ] = 8
+    retention_days: Annotated[
+        float | None,
+        Field(gt=0, le=36_500),
+        Variable(
+            "HISTORY_RETENTION_DAYS",
+            "Age in days beyond which trust history and run events are pruned",
+            unset="kept for ever",
+        ),
+    ] = None
     postgres_bin: Annotated[
         DirectoryPath | None,
         Variable(

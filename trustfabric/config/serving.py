@@ -63,6 +63,13 @@ class HttpSettings(Section):
             "SSE_BUFFER_EVENTS", "Events held for a slow stream client before `lagged`"
         ),
     ] = 1000
+    stream_room: Annotated[
+        Count,
+        Variable(
+            "SSE_BUFFER_EVENTS_TOTAL",
+            "Events held for all stream clients; past it the slowest are told `lagged`",
+        ),
+    ] = 100_000
     heartbeat_s: Annotated[
         Seconds,
         Variable("SSE_HEARTBEAT_SECONDS", "Pause between a stream's heartbeats"),

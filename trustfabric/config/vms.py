@@ -104,6 +104,14 @@ class LibvirtSettings(Section):
         AfterValidator(_libvirt_uri),
         Variable("LIBVIRT_CONNECTION_URI", "Where libvirt is"),
     ] = "test:///default"
+    virt_type: Annotated[
+        Literal["auto", "kvm", "qemu"],
+        Variable(
+            "LIBVIRT_VIRT_TYPE",
+            "What runs guests: `kvm`, `qemu` (emulated, slowly), or `auto` for `kvm` "
+            "where the hypervisor offers it",
+        ),
+    ] = "auto"
     username: Annotated[
         str | None,
         Variable("LIBVIRT_USERNAME", "Name given where libvirt asks", unset="none"),

@@ -1,6 +1,6 @@
 """Servers and their owners: the statements, and the rows as values."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString
@@ -124,6 +124,20 @@ async def list_servers(
             {"owner_id": owner_id, "status": status, "after": after, "limit": limit},
         )
         return [_server(row) for row in await cursor.fetchall()]
+
+
+_WAITING_SQL: LiteralString = """
+SELECT id FROM servers
+ WHERE id = ANY(%(ids)s) AND status = ANY(%(waiting)s) AND deleted_at IS NULL
+ ORDER BY id
+"""
+
+
+async def list_waiting(conn: Connection, ids: Collection[ServerId]) -> list[ServerId]:
+    """Return those of `ids` whose launch waits for the gate."""
+    waiting = [status for status in ServerStatus if status.waits_for_gate]
+    cursor = await conn.execute(_WAITING_SQL, {"ids": list(ids), "waiting": waiting})
+    return [ServerId(row[0]) for row in await cursor.fetchall()]
 
 
 _SET_STATUS_SQL: LiteralString = """

@@ -37,6 +37,8 @@ class Instance:
     desired_state: str
     power_state: PowerState
     boot_id: UUID | None
+    owner_epoch: int | None
+    """The start of a runtime that looks after it; an older one may not write."""
     terminated_at: datetime | None
     created_at: datetime
     updated_at: datetime
@@ -45,12 +47,16 @@ class Instance:
     def attestation(self) -> Mapping[str, Any]:
         return self.config.get("attestation") or {}
 
+    @property
+    def vm(self) -> Mapping[str, Any]:
+        return self.config.get("vm") or {}
+
 
 _COLUMNS: LiteralString = """
     i.id, i.server_id, s.owner_id, i.instance_id AS name, i.isolation_tier, i.driver,
     i.image, i.memory_mib, i.vcpu_count, i.config, i.attestation_policy,
     i.capability_notes, i.last_error, i.desired_state, i.power_state, i.boot_id,
-    i.terminated_at, i.created_at, i.updated_at
+    i.owner_epoch, i.terminated_at, i.created_at, i.updated_at
 """
 
 _INSERT_SQL: LiteralString = """
@@ -239,6 +245,7 @@ _SET_BOOT_SQL: LiteralString = """
 UPDATE runtime_vm_instances
    SET boot_id = %(boot_id)s, power_state = 'starting', updated_at = %(now)s
  WHERE id = %(id)s AND terminated_at IS NULL
+   AND (owner_epoch IS NULL OR owner_epoch <= %(epoch)s)
 """
 
 
@@ -248,14 +255,35 @@ class SetBoot:
 
     boot_id: UUID
     now: datetime
+    epoch: int
 
     async def write(self, conn: Connection, before: Snapshot) -> None:
         cursor = await conn.execute(
             _SET_BOOT_SQL,
-            {"id": before.instance_id, "boot_id": self.boot_id, "now": self.now},
+            {
+                "id": before.instance_id,
+                "boot_id": self.boot_id,
+                "now": self.now,
+                "epoch": self.epoch,
+            },
         )
         if cursor.rowcount == 0:
-            raise ConflictError(f"instance {before.instance_id} is terminated")
+            raise ConflictError(
+                f"instance {before.instance_id} is terminated, or another's"
+            )
+
+
+_FENCE_SQL: LiteralString = """
+SELECT owner_epoch FROM runtime_vm_instances WHERE id = %(id)s FOR NO KEY UPDATE
+"""
+
+
+async def fence(conn: Connection, instance_id: InstanceId, epoch: int) -> None:
+    """Lock it for a start of the runtime. ConflictError where a newer one has it."""
+    cursor = await conn.execute(_FENCE_SQL, {"id": instance_id})
+    row = await cursor.fetchone()
+    if row is not None and row[0] is not None and row[0] > epoch:
+        raise ConflictError(f"instance {instance_id}: a newer start looks after it")
 
 
 _LOG_SQL: LiteralString = """
@@ -313,6 +341,7 @@ def _instance(row: Mapping[str, Any]) -> Instance:
         desired_state=row["desired_state"],
         power_state=PowerState(row["power_state"]),
         boot_id=row["boot_id"],
+        owner_epoch=row["owner_epoch"],
         terminated_at=row["terminated_at"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],

@@ -5,10 +5,11 @@ may work later (`facts["cause"] == "credentials"` when it refused ours). What
 `domain.vms.is_structural` accepts will not get better by itself.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from trustfabric.domain.evidence.keys import EnrolledKey
 from trustfabric.domain.vms import IsolationTier, PowerEvent, PowerState, VmSpec
 
 
@@ -36,6 +37,33 @@ class ConsoleTail:
     lines: tuple[str, ...]
     why_empty: str | None = None
     """Set when there are no lines and a reason is known."""
+    position: int = 0
+    """What to follow from so that no line is missed or comes twice."""
+    live: bool = True
+    """More may come; otherwise following ends at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleEntry:
+    """One line of a console, or a break between two."""
+
+    seq: int
+    """1, 2, 3 … for each instance, through restarts of ours."""
+    text: str
+    breaks: bool = False
+    """No line: what comes next doesn't continue what came, and `text` says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleGap:
+    """Lines that were forgotten before this reader came to them."""
+
+    first: int
+    seq: int
+    """The last of them."""
+
+
+ConsoleItem = ConsoleEntry | ConsoleGap
 
 
 class Provisioner(Protocol):
@@ -84,6 +112,12 @@ class Provisioner(Protocol):
         are never delivered.
         """
 
+    async def renew(self) -> None:
+        """Connect with the secrets as they are now, then let go of the old link.
+
+        Where that fails it raises, and the old link stays as it was.
+        """
+
     async def close(self) -> None:
         """Let go of the link; domains are left as they are."""
 
@@ -119,5 +153,29 @@ class Provisioner(Protocol):
     async def console_tail(self, name: str, lines: int) -> ConsoleTail:
         """Return up to `lines` newest lines. NotFoundError."""
 
-    def console_follow(self, name: str) -> AsyncIterator[str]:
-        """Yield lines as they come, from now on; ends when the console does."""
+    def console_follow(
+        self, name: str, *, after: int | None = None, beat_s: float = 15.0
+    ) -> AsyncGenerator[Sequence[ConsoleItem], None]:
+        """Yield what comes after position `after`, else from now on, in batches.
+
+        Each `beat_s` of silence yields an empty one. It goes on while the VM is off
+        or the link is down, where the hypervisor allows it; ends with the console.
+        NotFoundError.
+        """
+
+
+class Tpm(Protocol):
+    """The software TPM beside an instance, where its configuration asks for one."""
+
+    async def start(self, name: str) -> None:
+        """Boot it afresh: what was extended is reset, its keys are the same."""
+
+    async def enroll(self, name: str) -> EnrolledKey:
+        """Return its attestation key."""
+        ...
+
+    async def stop(self, name: str) -> None:
+        """Switch it off; fine when it was."""
+
+    async def remove(self, name: str) -> None:
+        """Switch it off and delete its state."""

@@ -1,5 +1,6 @@
 """What to do next so that a VM's power becomes what is wanted: one pure step."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 from trustfabric.domain.vms import PowerState
@@ -11,6 +12,42 @@ class Desired(StrEnum):
     RUNNING = "running"
     STOPPED = "stopped"
     TERMINATED = "terminated"
+
+
+class RestartPolicy(StrEnum):
+    """Whether a VM that ended unasked boots again (`vm.restart` of its server)."""
+
+    ALWAYS = "always"
+    ON_FAILURE = "on-failure"
+    """Unless it ended in order, or was switched off."""
+    NEVER = "never"
+
+    def relaunches(self, ended: PowerState | None) -> bool:
+        """Tell it of a VM by its power now; None where its domain vanished."""
+        match self:
+            case RestartPolicy.ALWAYS:
+                return True
+            case RestartPolicy.ON_FAILURE:
+                return ended in {None, PowerState.CRASHED}
+            case RestartPolicy.NEVER:
+                return False
+
+
+RECENT_S = 600.0
+LONGEST_WAIT_S = 300.0
+
+
+def relaunch_wait(crashes: Sequence[float], now: float) -> float:
+    """Return how long to wait before booting what crashed at these times, in seconds.
+
+    The first crash of the last ten minutes doesn't wait; each further one waits
+    twice as long as the one before, 1 s to 5 min.
+    """
+    recent = [at for at in crashes if now - at < RECENT_S]
+    if len(recent) <= 1:
+        return 0.0
+    wait = min(LONGEST_WAIT_S, 2.0 ** (len(recent) - 2))
+    return max(0.0, recent[-1] + wait - now)
 
 
 class Hold(StrEnum):

@@ -229,10 +229,10 @@ def advance(before: Snapshot, facts: Facts, change: Change, now: datetime) -> Sn
         facts.running and is_stale(before.freshness_deadline, now)
     ):
         return before
-    after = _Row(before, facts, change).applied()
-    if change.signal in _POWER and after == before:
+    columns = _Row(before, facts, change).columns()
+    if change.signal in _POWER and replace(before, **columns) == before:
         return before
-    return replace(after, version=before.version + 1, updated_at=now)
+    return replace(before, **columns, version=before.version + 1, updated_at=now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,19 +243,18 @@ class _Row:
     facts: Facts
     change: Change
 
-    def applied(self) -> Snapshot:
+    def columns(self) -> dict[str, Any]:
         moves_to = self._target()
         ref, provenance = self._provenance()
-        return replace(
-            self.before,
-            lifecycle=moves_to or self.before.lifecycle,
-            attestation_status=self._status(),
-            remediation_state=self._tag(moves_to),
-            remediation_attempts=self._attempts(),
-            freshness_deadline=self._deadline(),
-            provenance_ref=ref or self.before.provenance_ref,
-            provenance=provenance or self.before.provenance,
-        )
+        return {
+            "lifecycle": moves_to or self.before.lifecycle,
+            "attestation_status": self._status(),
+            "remediation_state": self._tag(moves_to),
+            "remediation_attempts": self._attempts(),
+            "freshness_deadline": self._deadline(),
+            "provenance_ref": ref or self.before.provenance_ref,
+            "provenance": provenance or self.before.provenance,
+        }
 
     def _target(self) -> Lifecycle | None:
         """Return the state moved to, None where the change moves nothing."""

@@ -173,6 +173,11 @@ class VolumeTemplate:
     size_gib: int | None = None
     base_image: str | None = None
 
+    @property
+    def is_made(self) -> bool:
+        """It is made with the VM and removed with it; otherwise it is just there."""
+        return self.size_gib is not None or self.base_image is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuDevice:

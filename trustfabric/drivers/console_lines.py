@@ -2,12 +2,16 @@
 
 import re
 from collections import deque
-from itertools import islice
+from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Final
 
+from trustfabric.domain.ports import ConsoleEntry, ConsoleGap, ConsoleItem
+
 LINE_CAP: Final = 4096
 CUT: Final = " [cut]"
+RING_CAP: Final = 2 << 20
+"""Characters that a ring keeps, however many lines it may."""
 
 _ESCAPES: Final = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor, screen
@@ -28,50 +32,81 @@ def clean(line: bytes) -> str:
 class LineRing:
     """Fed on one thread, read on others; forgets the oldest."""
 
-    def __init__(self, capacity: int) -> None:
-        self._lines: deque[str] = deque(maxlen=capacity)
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        known: Sequence[ConsoleEntry] = (),
+        begin: int = 0,
+        keep: Callable[[Sequence[ConsoleEntry]], object] | None = None,
+    ) -> None:
+        """Go on after `known`, else after number `begin`.
+
+        `keep` gets every entry on the feeding thread, before it is forgotten.
+        """
+        self._entries = deque(known[-capacity:])
+        self._capacity = capacity
+        self._size = sum(len(entry.text) for entry in self._entries)
         self._partial = bytearray()
         self._cut = False
-        self._count = 0
+        self._count = known[-1].seq if known else begin
+        self._break: str | None = None
+        self._keep = keep
+        self._new: list[ConsoleEntry] = []
         self._lock = Lock()
 
     @property
     def count(self) -> int:
-        """How many whole lines there ever were."""
+        """How many entries there ever were: the number of the newest."""
         return self._count
 
     def feed(self, data: bytes) -> None:
         """Take what came; lines end with a line feed, a line's end may come later."""
         with self._lock:
+            self._begin_anew()
             *whole, rest = data.split(b"\n")
             for part in whole:
                 self._extend(part)
                 self._finish()
             self._extend(rest)
+        self._hand_over()
 
     def end(self) -> None:
         """Take what came without a line feed as the last line."""
         with self._lock:
             if self._partial:
                 self._finish()
+        self._hand_over()
+
+    def break_with(self, why: str) -> None:
+        """Mark, before what is fed next, that it doesn't continue what was."""
+        self._break = why
 
     def tail(self, lines: int) -> tuple[str, ...]:
         """Return the newest lines, a begun one included."""
         with self._lock:
-            known = list(self._lines)
+            known = [entry.text for entry in self._entries if not entry.breaks]
             if self._partial:
                 known.append(self._text())
         return tuple(known[-lines:]) if lines > 0 else ()
 
-    def since(self, position: int) -> tuple[tuple[str, ...], int]:
-        """Return the whole lines after the first `position` ones, and `count`.
-
-        Lines that were forgotten since are not among them.
-        """
+    def since(self, position: int) -> tuple[ConsoleItem, ...]:
+        """Return what came after number `position`, what was forgotten as a gap."""
         with self._lock:
-            new = min(self._count - position, len(self._lines))
-            start = len(self._lines) - new
-            return tuple(islice(self._lines, start, None)), self._count
+            new = min(self._count - position, len(self._entries))
+            found = [self._entries[i] for i in range(-new, 0)]
+            oldest = found[0].seq if found else self._count + 1
+        if position + 1 < oldest:
+            return (ConsoleGap(position + 1, oldest - 1), *found)
+        return tuple(found)
+
+    def _begin_anew(self) -> None:
+        why, self._break = self._break, None
+        if why is None or not self._count:
+            return
+        if self._partial:
+            self._finish()
+        self._add(why, breaks=True)
 
     def _extend(self, part: bytes) -> None:
         room = LINE_CAP - len(self._partial)
@@ -79,10 +114,23 @@ class LineRing:
         self._cut = self._cut or len(part) > room
 
     def _finish(self) -> None:
-        self._lines.append(self._text())
-        self._count += 1
+        self._add(self._text(), breaks=False)
         self._partial.clear()
         self._cut = False
+
+    def _add(self, text: str, *, breaks: bool) -> None:
+        self._count += 1
+        entry = ConsoleEntry(self._count, text, breaks)
+        self._entries.append(entry)
+        self._new.append(entry)
+        self._size += len(text)
+        while len(self._entries) > self._capacity or self._size > RING_CAP:
+            self._size -= len(self._entries.popleft().text)
+
+    def _hand_over(self) -> None:
+        new, self._new = self._new, []
+        if new and self._keep is not None:
+            self._keep(new)
 
     def _text(self) -> str:
         line = bytes(self._partial).removesuffix(b"\r")

@@ -6,7 +6,12 @@ as events; `observe` only checks that somebody answers and echoes it.
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,7 +21,7 @@ from uuid import UUID
 import aiohttp
 import orjson
 
-from trustfabric.domain.ports import ConsoleTail, Defined
+from trustfabric.domain.ports import ConsoleItem, ConsoleTail, Defined
 from trustfabric.domain.vms import (
     IsolationTier,
     PowerChange,
@@ -27,6 +32,14 @@ from trustfabric.domain.vms import (
 )
 from trustfabric.drivers.console_lines import LineRing
 from trustfabric.drivers.credentials import Secret
+from trustfabric.drivers.hypervisor_answers import (
+    REDIRECT,
+    SERVER_ERROR,
+    parse_object,
+    raise_for,
+    read_body,
+    read_chunk,
+)
 from trustfabric.errors import (
     AlreadyRunningError,
     ConflictError,
@@ -38,19 +51,11 @@ from trustfabric.errors import (
 )
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_BODY_CAP: Final = 1 << 20
-_DETAIL_CAP: Final = 300
 _FOLLOW_LINES: Final = 1000
+_UNNUMBERED: Final = "the hypervisor numbers no lines: some between may be missing"
 _ATTEMPTS: Final = 3
 _BACKOFF_S: Final = 0.1
-_CREDENTIALS_REFUSED: Final = frozenset({401, 403})
-_TRANSIENT: Final = frozenset({408, 425, 429})
 _NO_CONTENT: Final = 204
-_NOT_FOUND: Final = 404
-_CONFLICT: Final = 409
-_CLIENT_ERROR: Final = 400
-_SERVER_ERROR: Final = 500
-_REDIRECT: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,10 @@ class HttpProvisioner:
             raise
         self._on_event, self._on_lost = on_event, on_lost
 
+    async def renew(self) -> None:
+        if self._session is not None:
+            self._session.headers.update(self._headers())
+
     async def close(self) -> None:
         session, self._session = self._session, None
         self._on_event = self._on_lost = None
@@ -135,9 +144,9 @@ class HttpProvisioner:
             json=_order(spec),
             headers={"Idempotency-Key": str(spec.uuid)},
         )
-        defined = _defined(_object(answer.body), spec)
+        defined = _defined(parse_object(answer.body), spec)
         if defined is None:
-            await self._discard(_object(answer.body).get("instance_id"))
+            await self._discard(parse_object(answer.body).get("instance_id"))
             raise InvalidError(
                 f"{spec.name}: the hypervisor made less of it than asked",
                 downgraded=["isolation_tier"],
@@ -191,20 +200,26 @@ class HttpProvisioner:
         tail = ring.tail(lines)
         return ConsoleTail(tail, None if tail else "the hypervisor has no lines of it")
 
-    async def console_follow(self, name: str) -> AsyncIterator[str]:
-        ring, position = LineRing(_FOLLOW_LINES), 0
+    async def console_follow(
+        self, name: str, *, after: int | None = None, beat_s: float = 15.0
+    ) -> AsyncGenerator[Sequence[ConsoleItem], None]:
+        position = after or 0
+        ring = LineRing(_FOLLOW_LINES, begin=position)
+        if position:
+            ring.break_with(_UNNUMBERED)
         async with self._streaming(f"{_path(name)}/logs/stream", None) as response:
             if response.status == _NO_CONTENT:
                 return
-            async for chunk in response.content.iter_any():
-                ring.feed(chunk)
-                lines, position = ring.since(position)
-                for line in lines:
-                    yield line
+            while (chunk := await read_chunk(response, beat_s)) != b"":
+                if chunk is not None:
+                    ring.feed(chunk)
+                batch = ring.since(position)
+                position = batch[-1].seq if batch else position
+                if batch or chunk is None:
+                    yield batch
         ring.end()
-        lines, position = ring.since(position)
-        for line in lines:
-            yield line
+        if last := ring.since(position):
+            yield last
 
     async def _probe(self) -> None:
         """Find out whether anybody answers: what, hardly matters."""
@@ -259,15 +274,15 @@ class HttpProvisioner:
                     self._note_loss(error)
                     raise
             else:
-                if last or answer.status < _SERVER_ERROR:
-                    _raise_for(answer.status, answer.body, f"{method} {path}")
+                if last or answer.status < SERVER_ERROR:
+                    raise_for(answer.status, answer.body, f"{method} {path}")
                     return answer
             await asyncio.sleep(_BACKOFF_S * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
 
     async def _ask(self, method: str, path: str, options: dict[str, Any]) -> Answer:
         async with self._request(method, path, options) as response:
-            return Answer(response.status, await _read(response))
+            return Answer(response.status, await read_body(response))
 
     @asynccontextmanager
     async def _streaming(
@@ -275,8 +290,8 @@ class HttpProvisioner:
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
         timeout = aiohttp.ClientTimeout(total=within_s, sock_connect=self._timeout_s)
         async with self._request("GET", path, {"timeout": timeout}) as response:
-            if response.status >= _REDIRECT:
-                _raise_for(response.status, await _read(response), f"GET {path}")
+            if response.status >= REDIRECT:
+                raise_for(response.status, await read_body(response), f"GET {path}")
             yield response
 
     @asynccontextmanager
@@ -353,39 +368,3 @@ def _defined(made: Mapping[str, object], spec: VmSpec) -> Defined | None:
         tier=IsolationTier(spec.tier),
         attestation_hint=None if attestation is None else str(attestation)[:200],
     )
-
-
-def _object(body: bytes) -> Mapping[str, object]:
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidError("the hypervisor's answer is no JSON") from error
-    if not isinstance(value, dict):
-        raise InvalidError("the hypervisor's answer is no JSON object")
-    return value
-
-
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """Read a small body whole; a big one is refused rather than kept."""
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > _BODY_CAP:
-            raise InvalidError("the hypervisor's answer is too long")
-    return bytes(body)
-
-
-def _raise_for(status: int, body: bytes, doing: str) -> None:
-    if status < _REDIRECT:
-        return
-    detail = body[:_DETAIL_CAP].decode("utf-8", "replace")
-    text = f"{doing}: the hypervisor answered {status}: {detail}"
-    if status in _CREDENTIALS_REFUSED:
-        raise UnavailableError(text, cause="credentials")
-    if status == _NOT_FOUND:
-        raise NotFoundError(text)
-    if status == _CONFLICT:
-        raise ConflictError(text)
-    if _CLIENT_ERROR <= status < _SERVER_ERROR and status not in _TRANSIENT:
-        raise InvalidError(text)
-    raise UnavailableError(text, cause="answer")

@@ -6,15 +6,16 @@ are hints. Only domains that carry our runtime's mark are ever seen or touched.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
+from xml.etree.ElementTree import Element
 
-from trustfabric.domain.ports import ConsoleTail, Defined
+from trustfabric.domain.ports import ConsoleItem, ConsoleTail, Defined
 from trustfabric.domain.vms import (
-    ConsoleKind,
     IsolationTier,
     PowerChange,
     PowerEvent,
@@ -24,12 +25,13 @@ from trustfabric.domain.vms import (
 from trustfabric.drivers import libvirt_domains as domains
 from trustfabric.drivers import libvirt_volumes as volumes
 from trustfabric.drivers.libvirt_connect import Credentials, parse_uri, snapshot_of
-from trustfabric.drivers.libvirt_console import Console
+from trustfabric.drivers.libvirt_consoles import Consoles
 from trustfabric.drivers.libvirt_errors import load_binding
 from trustfabric.drivers.libvirt_events import EventLoop, power_change
 from trustfabric.drivers.libvirt_link import Link, Listeners
+from trustfabric.drivers.libvirt_tiers import check_tier
 from trustfabric.drivers.libvirt_xml import VirtType, domain_xml
-from trustfabric.errors import UnavailableError, UnsupportedError
+from trustfabric.errors import UnavailableError
 
 _START_S: Final = 60.0
 _DISK_S: Final = 60.0
@@ -39,13 +41,6 @@ _OBSERVE_S: Final = 30.0
 """The list of domains waits for a hung QEMU to be killed."""
 _POLL_S: Final = 1.0
 _CONSOLE_LINES: Final = 2000
-_NEEDED: Final[Mapping[IsolationTier, int]] = {
-    IsolationTier.SEV: 4_005_000,
-    IsolationTier.SEV_ES: 4_005_000,
-    IsolationTier.SEV_SNP: 10_005_000,
-    IsolationTier.TDX: 11_006_000,
-}
-"""libvirt's version from which it knows the tier's launchSecurity."""
 _NO_CONSOLE: Final = "domains of libvirt's test driver have no console"
 
 
@@ -56,7 +51,7 @@ class LibvirtProvisioner:
     observes = True
     pauses = True
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (what it works with, and a setting each)
         self,
         uri: str,
         *,
@@ -64,15 +59,20 @@ class LibvirtProvisioner:
         executor: Executor,
         runtime: str,
         credentials: Credentials | None = None,
-        virt: VirtType = VirtType.KVM,
+        virt: VirtType | None = None,
+        console_dir: Path | None = None,
+        console_lines: int = _CONSOLE_LINES,
     ) -> None:
-        """`runtime` marks this installation's domains; `virt` counts for real ones."""
+        """`runtime` marks this installation's domains; no `virt` takes the best.
+
+        Console lines are kept in files of `console_dir`, and so many in memory.
+        """
         self._binding = load_binding()
         self._uri = parse_uri(uri)
         self._events = events
         self._executor = executor
         self._credentials = credentials or Credentials()
-        self._virt = VirtType.TEST if self._uri.simulated else virt
+        self._virt: VirtType | None = VirtType.TEST if self._uri.simulated else virt
         self._host = domains.Host(
             error=self._binding.libvirtError,
             runtime=runtime,
@@ -84,10 +84,16 @@ class LibvirtProvisioner:
         self._link: Link | None = None
         self._anchor: Any | None = None
         self._on_event: Callable[[PowerEvent], None] | None = None
+        self._on_lost: Callable[[str], None] | None = None
         self._ours: dict[str, str] = {}
         self._strangers: frozenset[str] = frozenset()
         self._specs: dict[str, VmSpec] = {}
-        self._consoles: dict[str, Console] = {}
+        self._consoles = Consoles(
+            self._host.error,
+            events,
+            keep=max(console_lines, _CONSOLE_LINES),
+            folder=console_dir,
+        )
         self._offs: dict[str, asyncio.Event] = {}
 
     @property
@@ -112,39 +118,56 @@ class LibvirtProvisioner:
         on_lost: Callable[[str], None],
     ) -> None:
         await self.close()
+        self._generation += 1  # what comes of an earlier one is late
+        self._on_event, self._on_lost = on_event, on_lost
+        self._link = await self._connect(self._generation)
+
+    async def renew(self) -> None:
+        old = self._up()
+        if self._uri.local:
+            return  # nobody is asked for credentials, and its state would be lost
+        new = await self._connect(self._generation + 1)
         self._generation += 1
-        self._on_event = on_event
+        self._link = new
+        await self._let_go(old)
+
+    async def close(self) -> None:
+        link, self._link = self._link, None
+        self._on_event = self._on_lost = None
+        if link is not None:
+            await self._let_go(link)
+        self._consoles.drop()
+
+    async def _connect(self, generation: int) -> Link:
         link = Link(
             self._binding, self._uri, self._credentials, self._events, self._executor
         )
-        generation = self._generation
         listeners = Listeners(
             lifecycle=partial(self._lifecycle, generation),
             rebooted=partial(self._rebooted, generation),
-            lost=partial(self._lost, generation, on_lost),
+            lost=partial(self._lost, generation),
         )
         try:
             watch = await link.open(listeners, self._anchor)
+            if self._virt is None:
+                self._virt = await link.call("asking for KVM", domains.best_virt)
         except BaseException:
             await link.close()
             raise
         if self._uri.local:
             self._anchor = watch
-        self._link = link
+        return link
 
-    async def close(self) -> None:
-        link, self._link = self._link, None
-        self._on_event = None
-        for console in self._consoles.values():
-            console.drop()
-        if link is not None:
-            await link.close()
+    async def _let_go(self, link: Link) -> None:
+        with suppress(UnavailableError):  # an open stream keeps its connection
+            await link.call("closing consoles", lambda _: self._consoles.detach())
+        await link.close()
 
     async def define(self, spec: VmSpec) -> Defined:
         link = self._up()
         await self._require_tier(link, spec.tier)
-        wanted = domain_xml(spec, virt=self._virt, runtime=self._host.runtime)
-        if volumes.is_wanted(spec.volume) and not self.simulated:
+        wanted = self._xml(spec)
+        if spec.volume.is_made and not self.simulated:
             await link.call(
                 f"making the disk of {spec.name}",
                 lambda conn: volumes.ensure(self._host.error, conn, spec.volume),
@@ -166,15 +189,11 @@ class LibvirtProvisioner:
 
     async def start(self, name: str) -> None:
         link, spec = self._up(), self._specs.get(name)
-        wanted = (
-            domain_xml(spec, virt=self._virt, runtime=self._host.runtime)
-            if spec is not None
-            else None
-        )
+        wanted = self._xml(spec) if spec is not None else None
 
         def attach(domain: Any) -> None:
             uuid = domain.UUIDString()
-            link.with_watch(lambda conn: self._console(name).attach(conn, uuid))
+            link.with_watch(lambda conn: self._consoles.boot(conn, uuid, name))
 
         await link.call(
             f"starting {name}",
@@ -203,17 +222,17 @@ class LibvirtProvisioner:
         )
 
     async def undefine(self, name: str) -> None:
-        await self._up().call(
-            f"removing {name}",
-            lambda conn: domains.remove(self._host, conn, name),
-            within_s=_DESTROY_S,
-        )
+        def remove(conn: Any) -> None:
+            domains.remove(self._host, conn, name)
+            self._consoles.remove(name)
+
+        await self._up().call(f"removing {name}", remove, within_s=_DESTROY_S)
         self._specs.pop(name, None)
-        self._consoles.pop(name, None)
 
     async def observe(self) -> Mapping[str, PowerState]:
         known, strangers = dict(self._ours), self._strangers
-        seen = await self._up().observe(
+        link = self._up()
+        seen = await link.observe(
             "observing",
             lambda conn: domains.snapshot(self._host, conn, known, strangers),
             within_s=_OBSERVE_S,
@@ -221,31 +240,30 @@ class LibvirtProvisioner:
         defined = {u: n for u, n in self._ours.items() if n in self._specs}
         self._ours = {**defined, **seen.ours}
         self._strangers = frozenset(seen.strangers)
+        await self._open_consoles(link, seen)
         return seen.power
 
     async def console_tail(self, name: str, lines: int) -> ConsoleTail:
-        console = await self._attached(name)
-        tail = () if console is None else console.ring.tail(lines)
-        if tail or lines <= 0:
-            return ConsoleTail(tail)
-        if console is None:
-            return ConsoleTail((), _NO_CONSOLE)
-        return ConsoleTail((), self._why_empty(name, console))
+        if self.simulated:
+            await self._uuid_of(name)
+            return ConsoleTail((), _NO_CONSOLE, live=False)
+        await self._attached(name)
+        spec = self._specs.get(name)
+        return self._consoles.tail(name, lines, spec.console if spec else None)
 
-    async def console_follow(self, name: str) -> AsyncIterator[str]:
-        console = await self._attached(name)
-        if console is None:
+    async def console_follow(
+        self, name: str, *, after: int | None = None, beat_s: float = 15.0
+    ) -> AsyncGenerator[Sequence[ConsoleItem], None]:
+        if self.simulated:
             return
-        position = console.ring.count
-        while True:
-            changed = console.next_change()
-            lines, position = console.ring.since(position)
-            for line in lines:
-                yield line
-            if not console.attached:
-                return
-            if not lines:
-                await changed.wait()
+        await self._attached(name)
+        async with aclosing(self._consoles.follow(name, after, beat_s)) as batches:
+            async for batch in batches:
+                yield batch
+
+    def _xml(self, spec: VmSpec) -> Element:
+        virt = self._virt or VirtType.QEMU
+        return domain_xml(spec, virt=virt, runtime=self._host.runtime)
 
     def _up(self) -> Link:
         if self._link is None:
@@ -254,18 +272,10 @@ class LibvirtProvisioner:
 
     async def _require_tier(self, link: Link, tier: IsolationTier) -> None:
         """Refuse what this host can't do; it is never lowered instead."""
-        if not tier.confidential:
-            return
-        if self.simulated:
-            raise UnsupportedError(
-                f"tier {tier}: {self.endpoint} only simulates VMs and isolates none"
-            )
-        version = await link.call("asking the version", lambda c: c.getLibVersion())
-        if version < _NEEDED[tier]:
-            raise UnsupportedError(
-                f"tier {tier} needs libvirt {_dotted(_NEEDED[tier])} or newer, "
-                f"{self.endpoint} has {_dotted(version)}"
-            )
+        version: int | None = None
+        if tier.confidential and not self.simulated:
+            version = await link.call("asking the version", lambda c: c.getLibVersion())
+        check_tier(tier, self.endpoint, version)
 
     async def _stop_gently(self, link: Link, name: str, grace_s: float) -> bool:
         """Tell whether it went off by itself in time."""
@@ -303,40 +313,40 @@ class LibvirtProvisioner:
         finally:
             self._offs.pop(name, None)
 
-    def _console(self, name: str) -> Console:
-        console = self._consoles.get(name)
-        if console is None:
-            console = Console(self._host.error, self._events, _CONSOLE_LINES)
-            self._consoles[name] = console
-        return console
+    async def _open_consoles(self, link: Link, seen: domains.Snapshot) -> None:
+        """Read every guest's console at all times: what isn't read is lost."""
+        if self.simulated:
+            return
+        running = [name for name, power in seen.power.items() if power.active]
+        wanted = set(self._consoles.unattached(running))
+        uuids = {name: uuid for uuid, name in seen.ours.items() if name in wanted}
+        if uuids:
+            with suppress(UnavailableError):  # the next look tries again
+                await self._attach(link, uuids)
 
-    async def _attached(self, name: str) -> Console | None:
-        """Return the console, attached where that is possible; None if it has none."""
-        link = self._up()
-        found = await link.observe(
+    async def _attached(self, name: str) -> None:
+        """Open its console if it isn't; while the link is down, what is kept will do.
+
+        NotFoundError.
+        """
+        known = self._consoles.get(name)
+        if known is not None and (self._link is None or known.attached):
+            return
+        uuid = await self._uuid_of(name)
+        await self._attach(self._up(), {name: uuid})
+
+    async def _attach(self, link: Link, uuids: Mapping[str, str]) -> None:
+        await link.call(
+            f"opening {len(uuids)} consoles",
+            lambda _: link.with_watch(lambda conn: self._consoles.attach(conn, uuids)),
+        )
+
+    async def _uuid_of(self, name: str) -> str:
+        uuid: str = await self._up().observe(
             f"looking for {name}",
             lambda conn: domains.require(self._host, conn, name).UUIDString(),
         )
-        if self.simulated:
-            return None
-        console = self._console(name)
-        if not console.attached:
-            await link.call(
-                f"opening the console of {name}",
-                lambda _: link.with_watch(lambda conn: console.attach(conn, found)),
-            )
-        return console
-
-    def _why_empty(self, name: str, console: Console) -> str:
-        if console.attached:
-            return "nothing was printed since the console was opened"
-        spec = self._specs.get(name)
-        if spec is not None and spec.console.kind is not ConsoleKind.PTY:
-            return (
-                f"LIBVIRT_CONSOLE_SOURCE is {spec.console.kind}: "
-                "only a pty is read through libvirt"
-            )
-        return console.why_not or "its console has ended"
+        return uuid
 
     def _lifecycle(
         self, generation: int, uuid: str, name: str, event: int, detail: int
@@ -346,6 +356,7 @@ class LibvirtProvisioner:
             self._tell(generation, uuid, name, change)
 
     def _rebooted(self, generation: int, uuid: str, name: str) -> None:
+        self._consoles.note_reboot(name)
         self._tell(generation, uuid, name, PowerChange.REBOOTED)
 
     def _tell(self, generation: int, uuid: str, name: str, change: PowerChange) -> None:
@@ -357,14 +368,12 @@ class LibvirtProvisioner:
         if self._on_event is not None:
             self._on_event(PowerEvent(name, generation, change))
 
-    def _lost(
-        self, generation: int, on_lost: Callable[[str], None], reason: str
-    ) -> None:
+    def _lost(self, generation: int, reason: str) -> None:
         if generation != self._generation or self._link is None:
             return
-        for console in self._consoles.values():
-            console.drop()
-        on_lost(reason)
+        self._consoles.drop()
+        if self._on_lost is not None:
+            self._on_lost(reason)
 
 
 async def _wait(event: asyncio.Event, within_s: float) -> None:
@@ -374,7 +383,3 @@ async def _wait(event: asyncio.Event, within_s: float) -> None:
     except TimeoutError:
         return
     event.clear()
-
-
-def _dotted(version: int) -> str:
-    return f"{version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}"

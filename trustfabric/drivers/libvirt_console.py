@@ -5,6 +5,7 @@ bound. So it is drained on libvirt's thread, and what nobody read is forgotten.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
 from trustfabric.drivers import libvirt_errors as codes
@@ -22,19 +23,49 @@ _WHY_NOT: Final = {
     codes.NO_SUPPORT: "its hypervisor offers no console",
     codes.OPERATION_FAILED: "another client holds its console",
     codes.OPERATION_INVALID: "it is off",
+    codes.SYSTEM_ERROR: (
+        "the hypervisor may not read its console device: "
+        "check permissions, SELinux or AppArmor"
+    ),
 }
+
+
+class _Ear:
+    """Stands in for a stream: libvirt-python never lets go of what it calls back.
+
+    The stream itself would keep its connection open for ever (its issue 8).
+    """
+
+    def __init__(self, stream: Any, heard: Callable[[Any, int], None]) -> None:
+        self._o = stream._o  # noqa: SLF001 - what libvirt-python asks a stream for
+        self.cb: object = None
+        self.stream: Any | None = stream
+        self._heard = heard
+
+    def listen(self) -> None:
+        add = type(self.stream).eventAddCallback  # type: ignore[union-attr] # libvirt's
+        add(self, _ANY_EVENT, None, None)
+
+    def _dispatchStreamEventCallback(self, events: int, _data: Any) -> int:  # noqa: N802 - libvirt-python's name
+        if self.stream is not None:
+            self._heard(self.stream, events)
+        return 0
 
 
 class Console:
     """One guest's lines, over as many attachments as it takes."""
 
-    def __init__(self, error: type[Exception], events: EventLoop, keep: int) -> None:
+    def __init__(
+        self, error: type[Exception], events: EventLoop, ring: LineRing
+    ) -> None:
         self._error = error
         self._events = events
         self._stream: Any | None = None
+        self._ear: _Ear | None = None
+        self._dropped: Any | None = None
         self._changed = asyncio.Event()
         self._told = False
-        self.ring = LineRing(keep)
+        self.ring = ring
         self.why_not: str | None = None
         """Why the last attempt to attach failed."""
 
@@ -42,32 +73,48 @@ class Console:
     def attached(self) -> bool:
         return self._stream is not None
 
-    def attach(self, conn: Any, uuid: str) -> None:
-        """Open the stream unless it is open; blocks, and never raises libvirt's."""
+    def attach(self, conn: Any, uuid: str, why: str) -> None:
+        """Open the stream unless it is open; blocks, and never raises libvirt's.
+
+        `why` is what readers are told between the lines before and after.
+        """
         if self._stream is not None:
             return
+        if self._dropped is not None:
+            self._end(self._dropped)
+            self._dropped = None
         try:
             domain = conn.lookupByUUIDString(uuid)
             stream = conn.newStream(_NONBLOCK)
             domain.openConsole(None, stream, 0)
+            self.ring.break_with(why)
             self._stream = stream
-            stream.eventAddCallback(_ANY_EVENT, self._readable, None)
+            self._ear = _Ear(stream, self._readable)
+            self._ear.listen()
             self.why_not = None
         except self._error as error:
             self._stream = None
             code = error.get_error_code()  # type: ignore[attr-defined] # libvirt's
             self.why_not = _WHY_NOT.get(code, f"libvirt error {code}")
 
+    def detach(self) -> None:
+        """Close the stream if it is open; blocks."""
+        stream = self._stream
+        if stream is not None:
+            self._end(stream)
+            self._tell()
+
     def drop(self) -> None:
         """Forget the stream of a lost link: libvirt never ends it."""
-        self._stream = None
+        if self._stream is not None:
+            self._dropped, self._stream = self._stream, None
         self._tell()
 
     def next_change(self) -> asyncio.Event:
         """Return what is set when more came, or the end; take it, then look."""
         return self._changed
 
-    def _readable(self, stream: Any, events: int, _opaque: Any) -> None:
+    def _readable(self, stream: Any, events: int) -> None:
         if not events & _READABLE or not self._drain(stream):
             self._end(stream)
         self._tell()
@@ -92,7 +139,9 @@ class Console:
                 act()
             except self._error:
                 continue
-        self.ring.end()
+        if self._ear is not None and self._ear.stream is stream:
+            self._ear.stream = None
+            self.ring.end()
         if self._stream is stream:
             self._stream = None
 

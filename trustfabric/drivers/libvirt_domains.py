@@ -12,11 +12,14 @@ from xml.etree.ElementTree import Element
 
 from trustfabric.domain.vms import PowerState
 from trustfabric.drivers import libvirt_errors as codes
+from trustfabric.drivers import libvirt_volumes as volumes
 from trustfabric.drivers.libvirt_events import power_state
 from trustfabric.drivers.libvirt_readback import differences
 from trustfabric.drivers.libvirt_xml import (
     NAMESPACE,
     Tag,
+    VirtType,
+    own_volume,
     parse,
     render,
     tag_in,
@@ -36,6 +39,7 @@ _START_PAUSED: Final = 1
 _STATS_STATE: Final = 1
 _UNDEFINE_ALL: Final = 1 | 2 | 4 | 16 | 32
 """Managed save, snapshots, NVRAM, checkpoints, TPM state."""
+_OFFERED: Final = "guest[os_type='hvm']/arch[@name='x86_64']/domain"
 _GONE: Final = frozenset({codes.NO_DOMAIN})
 _OFF: Final = frozenset({codes.NO_DOMAIN, codes.OPERATION_INVALID})
 
@@ -63,6 +67,13 @@ class Snapshot:
     """UUID to name."""
     strangers: AbstractSet[str]
     """UUIDs that needn't be asked about again."""
+
+
+def best_virt(conn: Any) -> VirtType:
+    """Return KVM where the hypervisor offers it, else emulation."""
+    offered = parse(conn.getCapabilities()).findall(_OFFERED)
+    kinds = {domain.get("type") for domain in offered}
+    return VirtType.KVM if VirtType.KVM in kinds else VirtType.QEMU
 
 
 def define(host: Host, conn: Any, wanted: Element) -> bool:
@@ -148,12 +159,16 @@ def resume(host: Host, conn: Any, name: str) -> None:
 
 
 def remove(host: Host, conn: Any, name: str) -> None:
-    """Switch off and undefine; a domain that isn't ours is left alone."""
+    """Switch off, delete its own disk, undefine; what isn't ours is left alone."""
     domain = find_ours(host, conn, name)
     if domain is None:
         return
     if domain.isActive():
         _unless(host, _OFF, domain.destroy)
+    if host.keeps_state:
+        volume = own_volume(parse(domain.XMLDesc(_XML_INACTIVE)))
+        if volume is not None:  # first: without its domain nobody would know of it
+            volumes.remove(host.error, conn, volume)
     flags = _UNDEFINE_ALL if host.keeps_state else 0
     _unless(host, _GONE, lambda: domain.undefineFlags(flags))
 

@@ -1,4 +1,4 @@
-"""A VM's disk made through libvirt's storage pools; every function here blocks.
+"""A VM's disk made, and removed, through libvirt's storage pools; it all blocks.
 
 Only a template that gives a size or a base image asks for it: any other disk is
 expected to be there. A volume that exists is left as it is.
@@ -21,10 +21,6 @@ _EXISTS: Final = 90
 _CAPACITY: Final = 1
 
 
-def is_wanted(volume: VolumeTemplate) -> bool:
-    return volume.size_gib is not None or volume.base_image is not None
-
-
 def ensure(error: type[Exception], conn: Any, volume: VolumeTemplate) -> None:
     """Make the volume unless it exists."""
     if volume.base_image is not None and volume.driver != "qcow2":
@@ -35,6 +31,17 @@ def ensure(error: type[Exception], conn: Any, volume: VolumeTemplate) -> None:
         return
     capacity = _capacity(error, conn, volume)
     _unless_exists(error, lambda: pool.createXML(_volume_xml(volume, capacity), 0))
+
+
+def remove(error: type[Exception], conn: Any, volume: VolumeTemplate) -> None:
+    """Delete the volume; fine when it isn't there."""
+    pool = _found(error, lambda: _pool(error, conn, volume))
+    name = PurePosixPath(volume.path).name
+    if pool is None:
+        return
+    made = _found(error, lambda: pool.storageVolLookupByName(name))
+    if made is not None:
+        _found(error, lambda: made.delete(0))
 
 
 def _pool(error: type[Exception], conn: Any, volume: VolumeTemplate) -> Any:

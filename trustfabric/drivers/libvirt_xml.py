@@ -105,6 +105,20 @@ def tag_of(metadata: str | None) -> Tag | None:
     return None if runtime is None or digest is None else Tag(runtime, digest)
 
 
+def own_volume(root: Element) -> VolumeTemplate | None:
+    """Return the disk that was made for this domain alone, None when it has none."""
+    name = root.findtext("name", "")
+    mark = root.find(f"metadata/{_INSTANCE}")
+    source = root.find("devices/disk/source")
+    if mark is None or mark.get("disk") != "made" or source is None:
+        return None
+    pool = source.get("pool")
+    path = source.get("file") or f"/{source.get('volume', '')}"
+    # A template may have given several VMs the same path.
+    is_its_own = name and name in PurePosixPath(path).name
+    return VolumeTemplate(path=path, pool=pool) if is_its_own else None
+
+
 def tag_in(root: Element) -> Tag:
     """Return the mark of a domain that we built."""
     element = root.find(f"metadata/{_INSTANCE}")
@@ -118,7 +132,7 @@ def _digest(root: Element) -> str:
 
 def _metadata(spec: VmSpec, runtime: str, digest: str) -> Element:
     metadata = Element("metadata")
-    SubElement(
+    mark = SubElement(
         metadata,
         _INSTANCE,
         id=str(spec.instance_id),
@@ -129,6 +143,8 @@ def _metadata(spec: VmSpec, runtime: str, digest: str) -> Element:
         runtime=runtime,
         digest=digest,
     )
+    if spec.volume.is_made:
+        mark.set("disk", "made")
     return metadata
 
 

@@ -9,6 +9,7 @@ from trustfabric.db import runs, servers
 from trustfabric.domain.runs import RunStatus
 from trustfabric.errors import ForbiddenError, UnauthenticatedError
 from trustfabric.http import (
+    consoles,
     evaluations,
     intelligence,
     playbooks,
@@ -64,7 +65,10 @@ _HEADERS = {
 def build(face: Face) -> web.Application:
     """Put the application together; every part of it is handed the same face."""
     application = web.Application(
-        middlewares=[problems, authenticate(face.tokens, _public, _welcome)],
+        middlewares=[
+            problems,
+            authenticate(face.tokens, face.now, _public, _welcome),
+        ],
         client_max_size=BODY_LIMIT,
     )
     application[FACE] = face
@@ -74,6 +78,7 @@ def build(face: Face) -> web.Application:
         playbooks,
         run_routes,
         server_routes,
+        consoles,
         evaluations,
         intelligence,
         session,

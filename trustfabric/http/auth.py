@@ -6,11 +6,13 @@ from a URL (security-cases S1 to S5, S35).
 
 import hmac
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any
 
 from aiohttp import web
 
 from trustfabric.errors import ForbiddenError, UnauthenticatedError
+from trustfabric.http.proven import Proven
 from trustfabric.http.tokens import Principal, Role, Tokens, as_bytes
 
 SESSION_COOKIE = "tf_session"
@@ -29,18 +31,22 @@ Welcome = Callable[[web.Request, Principal], Awaitable[None]]
 
 
 def authenticate(
-    tokens: Tokens, public: Callable[[web.Request], bool], welcome: Welcome
+    tokens: Tokens,
+    now: Callable[[], datetime],
+    public: Callable[[web.Request], bool],
+    welcome: Welcome,
 ) -> Any:
     """Build the middleware that lets nobody through without a good credential.
 
     `welcome` sees each proven principal before its handler does and may refuse it.
     """
+    proven = Proven(tokens, now)
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         if public(request):
             return await handler(request)
-        principal = tokens.check(_credential(request, tokens))
+        principal = proven.check(_credential(request, tokens))
         await welcome(request, principal)
         request[PRINCIPAL] = principal
         return await handler(request)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol
 
 from aiohttp import web
 
@@ -10,8 +11,9 @@ from trustfabric.actors.attestation import Attestation
 from trustfabric.actors.dispatch import Dispatcher
 from trustfabric.actors.playbooks import Playbooks
 from trustfabric.actors.refreshes import Refresher
+from trustfabric.actors.room import Room
 from trustfabric.actors.servers import Servers
-from trustfabric.actors.streams import Broadcaster, Subscription
+from trustfabric.actors.streams import Broadcaster
 from trustfabric.actors.trust import TrustRegistry
 from trustfabric.db.session import Database
 from trustfabric.domain.ids import OwnerId
@@ -34,6 +36,13 @@ class Limits:
     log_tail: int
 
 
+class Closing(Protocol):
+    """Something open that can be told to end."""
+
+    def close(self) -> None:
+        """End it; fine when it has."""
+
+
 @dataclass(frozen=True, slots=True)
 class Face:
     database: Database
@@ -50,7 +59,9 @@ class Face:
     limits: Limits
     chaos: bool
     now: Callable[[], datetime]
-    streams: set[Subscription] = field(default_factory=set)
+    room: Room
+    """For what all streams together leave lying."""
+    streams: set[Closing] = field(default_factory=set)
     """Open streams, to be ended before the site stops."""
     frames: Frames = field(default_factory=Frames)
     known_users: set[OwnerId] = field(default_factory=set)

@@ -1,4 +1,4 @@
-"""Servers over HTTP: their records, launches and stops, their VM, its console."""
+"""Servers over HTTP: their records, launches and stops, their VM."""
 
 from typing import Any, Literal
 
@@ -40,6 +40,8 @@ class VmConfig(Body):
     memory_mib: int | None = Field(None, ge=1, le=2**31 - 1)
     vcpu_count: int | None = Field(None, ge=1, le=4096)
     isolation_tier: IsolationTier | None = None
+    restart: Literal["always", "on-failure", "never"] | None = None
+    """Whether it boots again when it ended unasked; absent: always."""
 
 
 class AttestationConfig(Body):
@@ -106,7 +108,7 @@ async def create_server(request: web.Request) -> web.Response:
 @routes.get(r"/api/servers/{id:\d+}")
 async def get_server(request: web.Request) -> web.Response:
     Query(request)
-    return reply(server_view(await _server(request)))
+    return reply(server_view(await find_server(request)))
 
 
 @routes.delete(r"/api/servers/{id:\d+}")
@@ -158,8 +160,8 @@ async def release_server(request: web.Request) -> web.Response:
 async def attest_server(request: web.Request) -> web.Response:
     require(request, Role.OPERATOR)
     await read_nothing(request)
-    server = await _server(request)
-    instance = await _living(request, server)
+    server = await find_server(request)
+    instance = await find_living(request, server.id)
     request.app[FACE].attestation.tell(Attest(instance.id, "manual"))
     body = {"server_id": server.id, "vm_instance_id": instance.id, "challenged": True}
     return reply(body, status=202)
@@ -169,7 +171,7 @@ async def attest_server(request: web.Request) -> web.Response:
 async def explain_placement(request: web.Request) -> web.Response:
     Query(request)
     face = request.app[FACE]
-    server = await _server(request)
+    server = await find_server(request)
     decision, policy = await explain(face.database, server.id, face.now())
     return reply(
         {
@@ -185,7 +187,7 @@ async def explain_placement(request: web.Request) -> web.Response:
 async def get_vm(request: web.Request) -> web.Response:
     Query(request)
     face = request.app[FACE]
-    server = await _server(request)
+    server = await find_server(request)
     views: list[dict[str, Any]] = []
     async with face.database.reading() as conn:
         for instance in await vms.list_newest(conn, server.id, limit=NEWEST):
@@ -225,24 +227,6 @@ async def get_vm(request: web.Request) -> web.Response:
     )
 
 
-@routes.get(r"/api/servers/{id:\d+}/vm/logs")
-async def get_logs(request: web.Request) -> web.Response:
-    face = request.app[FACE]
-    query = Query(request, "tail")
-    tail = query.integer("tail", minimum=1, maximum=100_000) or face.limits.log_tail
-    server = await _server(request)
-    instance = await _living(request, server)
-    console = await face.provisioner.console_tail(instance.name, tail)
-    return reply(
-        {
-            "server_id": server.id,
-            "instance_id": instance.name,
-            "lines": console.lines,
-            "why_empty": console.why_empty,
-        }
-    )
-
-
 def _caller(request: web.Request) -> Caller:
     principal = require(request, Role.OPERATOR)
     run_id = principal.run.run_id if principal.run else None
@@ -254,7 +238,8 @@ async def _verb(request: web.Request, message: Verb) -> web.Response:
     return reply(server_view(server), status=202)
 
 
-async def _server(request: web.Request) -> Server:
+async def find_server(request: web.Request) -> Server:
+    """Return the server of the path. NotFoundError, also for another's."""
     server_id = ServerId(path_id(request))
     async with request.app[FACE].database.reading() as conn:
         server = await servers.get_server(conn, request[PRINCIPAL].owner, server_id)
@@ -263,9 +248,10 @@ async def _server(request: web.Request) -> Server:
     return server
 
 
-async def _living(request: web.Request, server: Server) -> vms.Instance:
+async def find_living(request: web.Request, server_id: ServerId) -> vms.Instance:
+    """Return a server's VM. NotFoundError."""
     async with request.app[FACE].database.reading() as conn:
-        newest = await vms.list_newest(conn, server.id, limit=1)
+        newest = await vms.list_newest(conn, server_id, limit=1)
     if not newest or newest[0].terminated_at is not None:
-        raise NotFoundError(f"server {server.id} has no VM")
+        raise NotFoundError(f"server {server_id} has no VM")
     return newest[0]

@@ -6,8 +6,8 @@ drain the buffer. A client that falls behind its buffer is told `lagged` and rea
 from the store again. Every event carries its position as its id.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from trustfabric.actors.streams import (
     Subscription,
     Unfollow,
 )
+from trustfabric.db import retention
 from trustfabric.db.listen import read_horizon
 from trustfabric.db.session import Connection
 from trustfabric.domain.events import Position
@@ -31,6 +32,7 @@ from trustfabric.http.auth import PRINCIPAL
 from trustfabric.http.face import ASK_S, FACE, Face
 from trustfabric.http.frames import FrameOf, frame_of, make_frame
 from trustfabric.http.parse import Query
+from trustfabric.http.watch import Watch
 from trustfabric.supervision import AskError
 
 log = structlog.get_logger(__name__)
@@ -38,6 +40,8 @@ log = structlog.get_logger(__name__)
 RETRY_MS = 2000
 WRITE_S = 10.0
 BATCH = 500
+UNKNOWN = "unknown position"
+PRUNED = "position pruned"
 
 Snapshot = Callable[[Connection], Awaitable[Sequence[Any]]]
 
@@ -68,27 +72,23 @@ async def follow(
     """Stream the channel until the client or the runtime goes away."""
     face = request.app[FACE]
     subscription = Subscription(
-        channel.stream, channel.accepts, face.limits.stream_buffer
+        channel.stream, channel.accepts, face.limits.stream_buffer, face.room
     )
-    response = web.StreamResponse(
-        headers={
-            "Content-Type": "text/event-stream; charset=utf-8",
-            "X-Accel-Buffering": "no",
-        }
-    )
+    response = stream_response()
     face.streams.add(subscription)
     try:
         head = await face.broadcaster.ask(Follow(subscription), within_s=ASK_S)
         await response.prepare(request)
         session = _Session(request, response, channel, subscription, face)
-        await session.run(head, since)
+        with closing(session):
+            await session.run(head, since)
     except (FabricError, AskError) as error:
         if not response.prepared:
             raise
         # Too late for a problem document: the client comes back where it stood.
         log.warning("stream.cut", stream=channel.stream, error=str(error))
     except (ConnectionError, TimeoutError):
-        _hang_up(request)  # it went away, or takes nothing: it will come back
+        hang_up(request)  # it went away, or takes nothing: it will come back
     finally:
         subscription.close()
         face.streams.discard(subscription)
@@ -96,7 +96,17 @@ async def follow(
     return response
 
 
-def _hang_up(request: web.Request) -> None:
+def stream_response() -> web.StreamResponse:
+    """Return the answer that a stream is written to."""
+    return web.StreamResponse(
+        headers={
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "X-Accel-Buffering": "no",
+        }
+    )
+
+
+def hang_up(request: web.Request) -> None:
     """Close at once: an orderly end would wait for a client that takes nothing."""
     transport = request.transport
     if transport is not None:
@@ -120,16 +130,22 @@ class _Session:
         self._subscription = subscription
         self._face = face
         self._sent = Position.FIRST
+        self._silence = Watch(face.limits.heartbeat_s, subscription.wake)
+        self._writing = Watch(WRITE_S, self._give_up)
+
+    def close(self) -> None:
+        self._silence.close()
+        self._writing.close()
+
+    def _give_up(self) -> None:
+        self._subscription.close()
+        hang_up(self._request)
 
     async def run(self, head: Position, since: Position | None) -> None:
         await self._write(b"retry: %d\n\n" % RETRY_MS)
         self._sent = head if since is None else since
-        if since is not None and since > head and await self._is_unknown(since):
-            # A position that this store never gave out: start over, and say so.
-            self._sent = head
-            await self._write(
-                make_frame("reset", str(head), {"reason": "unknown position"})
-            )
+        if since is not None and (reason := await self._lost(since, head)):
+            await self._reset(head, reason)
         if self._channel.snapshot is not None:
             await self._send_snapshot(self._channel.snapshot)
         await self._catch_up(head)
@@ -141,22 +157,34 @@ class _Session:
         expires_at = self._request[PRINCIPAL].expires_at
         return self._subscription.closed or expires_at <= self._face.now()
 
-    async def _is_unknown(self, since: Position) -> bool:
-        """Tell whether a position lies beyond all that was ever readable.
+    async def _lost(self, since: Position, head: Position) -> str | None:
+        """Return why a position can't be resumed from; None: it can.
 
         One beyond the head may be good: after a crash the head begins where the
-        last position was saved, and clients have seen more.
+        last position was saved, and clients have seen more. One beyond all that was
+        ever readable is none that this store gave out.
         """
         async with self._face.database.reading() as conn:
-            return since >= await read_horizon(conn)
+            if since > head and since >= await read_horizon(conn):
+                return UNKNOWN
+            return await self._pruned(conn, since)
+
+    async def _pruned(self, conn: Connection, since: Position) -> str | None:
+        horizon = await retention.read_horizon(conn, self._channel.stream)
+        return PRUNED if horizon and since < horizon.position else None
+
+    async def _reset(self, head: Position, reason: str) -> None:
+        """Start over at the head, and say so."""
+        async with self._face.database.reading() as conn:
+            horizon = await retention.read_horizon(conn, self._channel.stream)
+        # A listener that was away for long may itself stand before the horizon.
+        head = self._sent = max(head, horizon.position) if horizon else head
+        told = {"reason": reason, "action": "read the list again; this goes on from it"}
+        await self._write(make_frame("reset", str(head), told))
 
     async def _live(self) -> None:
-        try:
-            async with asyncio.timeout(self._face.limits.heartbeat_s):
-                await self._subscription.wait()
-        except TimeoutError:
-            await self._heartbeat()
-            return
+        self._silence.start()
+        await self._subscription.wait()
         lagged = self._subscription.lagged
         events = self._subscription.take()
         if lagged:
@@ -165,8 +193,10 @@ class _Session:
                 make_frame("lagged", str(self._sent), {"upto": str(head)})
             )
             await self._catch_up(head)
-        else:
+        elif events:
             await self._send(events, self._face.frames.of)
+        else:
+            await self._heartbeat()
 
     async def _heartbeat(self) -> None:
         if self._is_over():
@@ -186,9 +216,13 @@ class _Session:
         """Send what the store has between what was sent and `head`."""
         while self._sent < head and not self._is_over():
             async with self._face.database.reading() as conn:
+                reason = await self._pruned(conn, self._sent)
                 events = await self._channel.read(
                     conn, self._sent, upto=head, limit=BATCH
                 )
+            if reason:
+                await self._reset(head, reason)
+                return
             await self._send([e for e in events if self._channel.accepts(e)], frame_of)
             if len(events) < BATCH:
                 self._sent = head
@@ -215,5 +249,6 @@ class _Session:
             await self._write(b"".join(frames))
 
     async def _write(self, data: bytes) -> None:
-        async with asyncio.timeout(WRITE_S):
-            await self._response.write(data)
+        self._writing.start()
+        await self._response.write(data)
+        self._writing.stop()

@@ -11,7 +11,7 @@ from pydantic import Field
 from trustfabric.actors.attestation import Attest
 from trustfabric.actors.streams import Event, Stream
 from trustfabric.actors.trust import ApplyChange
-from trustfabric.db import trust, trust_events, trust_past
+from trustfabric.db import retention, trust, trust_events, trust_past
 from trustfabric.db.run_writes import CancelActiveRun
 from trustfabric.db.session import Connection
 from trustfabric.domain import lifecycle
@@ -29,6 +29,7 @@ from trustfabric.errors import (
     InvalidError,
     MalformedError,
     NotFoundError,
+    PrunedError,
 )
 from trustfabric.http.auth import PRINCIPAL, require
 from trustfabric.http.face import ASK_S, FACE
@@ -60,6 +61,7 @@ async def list_registry(request: web.Request) -> web.Response:
     read = trust.list_postures if at is None else trust_past.list_past
 
     async with face.database.reading() as conn:
+        await _check_kept(conn, at)
         rows = await read(
             conn, wanted, at or face.now(), after=query.cursor() or 0, limit=limit
         )
@@ -243,15 +245,28 @@ async def _apply(
 async def _posture(
     request: web.Request, instance_id: InstanceId, at: datetime | None = None
 ) -> trust.Posture:
-    owner_id = request[PRINCIPAL].owner
-    async with request.app[FACE].database.reading() as conn:
-        if at is None:
-            posture = await trust.get_posture(conn, owner_id, instance_id)
-        else:
+    owner_id, database = request[PRINCIPAL].owner, request.app[FACE].database
+    if at is None:
+        posture = await database.glance(
+            lambda conn: trust.get_posture(conn, owner_id, instance_id)
+        )
+    else:
+        async with database.reading() as conn:
+            await _check_kept(conn, at)
             posture = await trust_past.get_past(conn, owner_id, instance_id, at)
     if posture is None:
         raise NotFoundError(f"no instance {instance_id}")
     return posture
+
+
+async def _check_kept(conn: Connection, at: datetime | None) -> None:
+    """Refuse a time of which rows may be missing. PrunedError names the oldest."""
+    horizon = None if at is None else await retention.read_horizon(conn, Stream.TRUST)
+    if horizon is not None and at is not None and at < horizon.known_from:
+        known_from = horizon.known_from.isoformat()
+        raise PrunedError(
+            f"at: history is kept from {known_from} on", horizon=known_from
+        )
 
 
 def _filter(request: web.Request, query: Query) -> trust.PostureFilter:

@@ -1,0 +1,147 @@
+"""The consoles of one hypervisor's guests: opened, read, followed, kept in files."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final
+
+from trustfabric.domain.ports import ConsoleItem, ConsoleTail
+from trustfabric.domain.vms import ConsoleKind, ConsoleSource
+from trustfabric.drivers.console_files import ConsoleFile
+from trustfabric.drivers.console_lines import LineRing
+from trustfabric.drivers.libvirt_console import Console
+from trustfabric.drivers.libvirt_events import EventLoop
+
+NEW_BOOT: Final = "a new boot"
+REBOOTED: Final = "the guest rebooted"
+OPENED_AGAIN: Final = "the console was opened again: lines between may be missing"
+
+
+class Consoles:
+    """Every guest's console by the guest's name, made when it is first needed."""
+
+    def __init__(
+        self,
+        error: type[Exception],
+        events: EventLoop,
+        *,
+        keep: int,
+        folder: Path | None,
+    ) -> None:
+        """Keep `keep` lines each in memory, and more in files of `folder`."""
+        self._error = error
+        self._events = events
+        self._keep = keep
+        self._folder = folder
+        self._consoles: dict[str, Console] = {}
+        self._making = Lock()
+
+    def get(self, name: str) -> Console | None:
+        return self._consoles.get(name)
+
+    def of(self, name: str) -> Console:
+        """Return it with the lines that are in its file; blocks to read them."""
+        with self._making:
+            console = self._consoles.get(name)
+            if console is None:
+                console = self._consoles[name] = self._make(name)
+            return console
+
+    def boot(self, conn: Any, uuid: str, name: str) -> None:
+        """Open it for a guest that is about to run, whatever was open; blocks."""
+        console = self.of(name)
+        console.detach()
+        console.attach(conn, uuid, NEW_BOOT)
+
+    def attach(self, conn: Any, uuids: Mapping[str, str]) -> None:
+        """Open those, by name, that aren't open; blocks."""
+        for name, uuid in uuids.items():
+            self.of(name).attach(conn, uuid, OPENED_AGAIN)
+
+    def unattached(self, names: Iterable[str]) -> list[str]:
+        """Return whose consoles are to be opened."""
+        known = self._consoles
+        return [n for n in names if n not in known or not known[n].attached]
+
+    def note_reboot(self, name: str) -> None:
+        console = self._consoles.get(name)
+        if console is not None:
+            console.ring.break_with(REBOOTED)
+
+    def detach(self) -> None:
+        """Close every stream; blocks."""
+        for console in tuple(self._consoles.values()):
+            console.detach()
+
+    def drop(self) -> None:
+        """Forget the streams of a lost link."""
+        for console in self._consoles.values():
+            console.drop()
+
+    def remove(self, name: str) -> None:
+        """Delete what was kept, and end whoever follows it; blocks."""
+        with self._making:
+            console = self._consoles.pop(name, None)
+        if console is not None:
+            console.detach()
+            console.drop()
+        if (file := self._file(name)) is not None:
+            file.remove()
+
+    def tail(self, name: str, lines: int, source: ConsoleSource | None) -> ConsoleTail:
+        console = self._consoles[name]
+        position = console.ring.count
+        tail = console.ring.tail(lines)
+        why = None if tail or lines <= 0 else _why_empty(console, source)
+        return ConsoleTail(tail, why, position)
+
+    async def follow(
+        self, name: str, after: int | None, beat_s: float
+    ) -> AsyncGenerator[Sequence[ConsoleItem], None]:
+        console = self._consoles[name]
+        newest = console.ring.count
+        position = newest if after is None else after
+        if position > newest:
+            position = 0  # of another life of it: everything is news
+        while self._consoles.get(name) is console:
+            changed = console.next_change()
+            items = console.ring.since(position)
+            if not items:
+                await _within(beat_s, changed)
+                items = console.ring.since(position)
+            if items:
+                position = items[-1].seq
+            if items or not changed.is_set():
+                yield items
+
+    def _make(self, name: str) -> Console:
+        file = self._file(name)
+        if file is None:
+            ring = LineRing(self._keep)
+        else:
+            ring = LineRing(self._keep, known=file.read(), keep=file.append)
+        return Console(self._error, self._events, ring)
+
+    def _file(self, name: str) -> ConsoleFile | None:
+        return None if self._folder is None else ConsoleFile(self._folder / name)
+
+
+def _why_empty(console: Console, source: ConsoleSource | None) -> str:
+    if source is not None and source.kind is not ConsoleKind.PTY:
+        where = f", its lines go to {source.path}" if source.path else ""
+        return (
+            f"LIBVIRT_CONSOLE_SOURCE is {source.kind}: "
+            f"only a pty is read through libvirt{where}"
+        )
+    if console.attached:
+        return "nothing was printed since the console was opened"
+    return console.why_not or "its console has ended"
+
+
+async def _within(beat_s: float, changed: asyncio.Event) -> None:
+    try:
+        async with asyncio.timeout(beat_s):
+            await changed.wait()
+    except TimeoutError:
+        return

@@ -1,0 +1,34 @@
+"""Which isolation tiers a libvirt can be asked for: one it can't have is refused."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from trustfabric.domain.vms import IsolationTier
+from trustfabric.errors import UnsupportedError
+
+_NEEDED: Final[Mapping[IsolationTier, int]] = {
+    IsolationTier.SEV: 4_005_000,
+    IsolationTier.SEV_ES: 4_005_000,
+    IsolationTier.SEV_SNP: 10_005_000,
+    IsolationTier.TDX: 11_006_000,
+}
+"""libvirt's version from which it knows the tier's launchSecurity."""
+
+
+def check_tier(tier: IsolationTier, endpoint: str, version: int | None) -> None:
+    """Raise UnsupportedError where it can't be had; no `version` only simulates."""
+    if not tier.confidential:
+        return
+    if version is None:
+        raise UnsupportedError(
+            f"tier {tier}: {endpoint} only simulates VMs and isolates none"
+        )
+    if version < _NEEDED[tier]:
+        raise UnsupportedError(
+            f"tier {tier} needs libvirt {_dotted(_NEEDED[tier])} or newer, "
+            f"{endpoint} has {_dotted(version)}"
+        )
+
+
+def _dotted(version: int) -> str:
+    return f"{version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}"
