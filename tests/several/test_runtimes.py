@@ -152,5 +152,9 @@ async def test_a_loser_is_told_the_row_that_won(
         winner = next(body for status, body in answers if status == 200)
         for status, refused in answers:
             if status == 409:
-                assert refused["current_version"] == version + 1
-                assert refused["current"] == winner
+                # The runtime's own verdict may have come after the winner.
+                current = refused["current"]
+                assert isinstance(current, dict)
+                assert current["version"] >= winner["version"] == version + 1
+                if current["version"] == winner["version"]:
+                    assert current == winner
