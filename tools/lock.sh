@@ -24,5 +24,5 @@ import tomllib
 print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"]))
 PY
 compile build .venv/build.in --no-annotate "$@"
-compile runtime pyproject.toml --extra libvirt --extra embedded --no-annotate "$@"
+compile runtime pyproject.toml --extra libvirt --extra ansible --extra embedded --no-annotate "$@"
 compile dev .venv/dev.in -c requirements/build.txt -c requirements/runtime.txt --no-annotate "$@"
