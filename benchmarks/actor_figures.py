@@ -24,19 +24,24 @@ def _at_most(name: str, unit: str, floor: float, aim: float) -> Figure:
 
 FIGURES = {
     "tell/s": _ratio("tell/s", "/s", 5, 10),
+    "thread tell/s": _ratio("tell/s from a thread", "/s", 3, 6),
     "ask p50 us": _at_most("ask p50", "µs", 20, 4),
     "ask p99 us": _at_most("ask p99", "µs", 80, 10),
     "spawn/s": _ratio("spawn/s supervised, 10k", "/s", 40, 100),
+    "stop/s": _ratio("stop/s, 10k", "/s", 20, 70),
     "bytes per idle actor": _at_most("bytes per idle actor", "B", 1_200, 650),
     "kill to answer p50 us": _at_most("kill → restarted p50, 10k", "µs", 60, 15),
     "kill to answer p99 us": _at_most("kill → restarted p99, 10k", "µs", 400, 60),
-    "10k killed, all answer ms": _at_most("10 000 killed, all back", "ms", 250, 60),
+    "kill in await p50 us": _at_most(
+        "killed in an await → restarted p50", "µs", 150, 40
+    ),
+    "10k killed, all back ms": _at_most("10 000 killed, all back", "ms", 250, 60),
 }
 """By the names that benchmarks/actors.py gives them."""
 
 MILLION = {
-    "1M spawned s": _at_most("1 000 000 spawned", "s", 10, 5),
-    "1M bytes each": _at_most("1 000 000 idle, bytes each", "B", 1_200, 650),
+    "1M in all s": _at_most("1 000 000 spawned, told, stopped", "s", 10, 5),
+    "1M MB in all": _at_most("1 000 000 of them, memory in all", "MB", 1_200, 650),
 }
 
 

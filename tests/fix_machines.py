@@ -5,7 +5,7 @@ import secrets
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -22,6 +22,7 @@ from trustfabric.actors import attestation, hypervisor
 from trustfabric.actors.attestation import Attestation, EvidenceSource
 from trustfabric.actors.evaluations import Cadence, Scheduler
 from trustfabric.actors.hypervisor import Hypervisor
+from trustfabric.actors.power import Equipment
 from trustfabric.actors.servers import (
     Caller,
     CreateServer,
@@ -30,8 +31,9 @@ from trustfabric.actors.servers import (
     Servers,
     StartServer,
 )
-from trustfabric.actors.vms import Equipment, Vm
+from trustfabric.actors.vms import Vm
 from trustfabric.config import LibvirtSettings
+from trustfabric.db import boots
 from trustfabric.db.servers import NewServer, get_server
 from trustfabric.db.session import Database
 from trustfabric.db.vms import Instance, get_instance, list_events, list_newest
@@ -109,7 +111,7 @@ class Machines(Fabric):
                 ChildSpec(address=self.attestation, start=self._attestation),
                 ChildSpec(
                     address=self.hypervisor,
-                    start=lambda: Hypervisor(self.provisioner),
+                    start=lambda: Hypervisor(self.provisioner, self._add_reboots),
                 ),
                 DynamicSpec(
                     address=self.vms, restart=Restart.TRANSIENT, max_restarts=100
@@ -130,6 +132,10 @@ class Machines(Fabric):
                 ),
             ),
         )
+
+    async def _add_reboots(self, heard: Mapping[str, int]) -> None:
+        async with self.database.writing() as conn:
+            await boots.add_reboots(conn, heard)
 
     def _attestation(self) -> Attestation:
         return Attestation(
@@ -226,7 +232,8 @@ class Machines(Fabric):
         return [event[0] for event in events][::-1]
 
     async def power_log(self, instance: InstanceId) -> list[str]:
-        return [each for each in await self.log(instance) if each != "attested"]
+        aside = {"attested", "defined"}
+        return [each for each in await self.log(instance) if each not in aside]
 
     async def until_running(self, server: ServerId) -> Instance:
         looks = 0

@@ -6,8 +6,9 @@ import shlex
 import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -21,6 +22,7 @@ from trustfabric.actors.intelligence import Scorer
 from trustfabric.actors.listener import Listener
 from trustfabric.actors.orders import Desk
 from trustfabric.actors.playbooks import Playbooks
+from trustfabric.actors.power import Equipment
 from trustfabric.actors.refreshes import Refresher, Rhythm
 from trustfabric.actors.retention import Retention
 from trustfabric.actors.room import Room
@@ -28,10 +30,10 @@ from trustfabric.actors.runs import RunTools
 from trustfabric.actors.servers import Fleet, Gone, Servers
 from trustfabric.actors.streams import Broadcaster, Feed, Stream
 from trustfabric.actors.trust import TrustRegistry
-from trustfabric.actors.vms import Equipment
 from trustfabric.config import Settings
-from trustfabric.db import listen, run_events, trust_events
+from trustfabric.db import boots, listen, run_events, trust_events
 from trustfabric.db.intelligence import Changes
+from trustfabric.db.session import Database
 from trustfabric.domain.dispatch import DispatchSettings
 from trustfabric.domain.power import Hold
 from trustfabric.domain.refreshes import RefreshSettings
@@ -43,7 +45,7 @@ from trustfabric.errors import ConfigError, FabricError
 from trustfabric.http.face import Face, Limits
 from trustfabric.http.site import Site
 from trustfabric.http.tokens import Tokens
-from trustfabric.keys import issue_token, keep
+from trustfabric.keys import ear_key_of, issue_token, keep
 from trustfabric.launches import Launches
 from trustfabric.resources import Resources, opened
 from trustfabric.supervision import AskError, Runtime
@@ -167,7 +169,7 @@ def _makers(use: Resources, runtime: Runtime, at: Addresses) -> Makers:
             use.verifying,
             secrets.token_bytes,
         ),
-        hypervisor=lambda: Hypervisor(use.provisioner),
+        hypervisor=lambda: Hypervisor(use.provisioner, partial(_add_reboots, database)),
         servers=lambda: Servers(fleet),
         scheduler=lambda: Scheduler(
             database, at.trust, at.attestation, _cadence(settings), use.runtime_id
@@ -185,6 +187,11 @@ def _makers(use: Resources, runtime: Runtime, at: Addresses) -> Makers:
         retention=lambda: Retention(database, _retention(settings)),
         api=lambda: Site(_face(use, runtime, at), lambda: use.listening),
     )
+
+
+async def _add_reboots(database: Database, heard: Mapping[str, int]) -> None:
+    async with database.writing() as conn:
+        await boots.add_reboots(conn, heard)
 
 
 def _launches(use: Resources) -> Launches:
@@ -314,6 +321,9 @@ def _face(use: Resources, runtime: Runtime, at: Addresses) -> Face:
             log_tail=use.settings.libvirt.log_tail,
         ),
         chaos=use.settings.chaos.enabled,
+        runtime_id=use.runtime_id,
+        url=lambda: use.url,
+        ear_key=ear_key_of(use.settings.data_dir),
         now=lambda: datetime.now(UTC),
         room=Room(http.stream_room),
     )

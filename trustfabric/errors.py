@@ -11,6 +11,7 @@
     │   │   └── VersionRequiredError
     │   ├── IllegalTransitionError
     │   ├── RunActiveError
+    │   ├── HeldError
     │   ├── ApprovalStaleError
     │   ├── DuplicateKeyError
     │   ├── PlacementBlockedError
@@ -106,6 +107,12 @@ class RunActiveError(ConflictError):
     """The instance already has a run that is pending or running."""
 
     code = "run-active"
+
+
+class HeldError(ConflictError):
+    """Somebody, or the breaker, holds the instance from this."""
+
+    code = "held"
 
 
 class ApprovalStaleError(ConflictError):

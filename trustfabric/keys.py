@@ -5,13 +5,14 @@ import fcntl
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from trustfabric.config import Settings
-from trustfabric.errors import ConfigError
+from trustfabric.drivers.ear import KeyFile, new_key
+from trustfabric.errors import ConfigError, UnavailableError
 from trustfabric.http.tokens import Tokens
 
 SECRET_BYTES = 48
@@ -36,6 +37,26 @@ def issue_token(settings: Settings, sub: int, role: str, ttl_s: int) -> str:
     expires = datetime.now(UTC) + timedelta(seconds=ttl_s)
     claims = {"sub": str(sub), "role": role, "exp": expires}
     return tokens_of(settings).issue(claims)
+
+
+def ear_key_of(data_dir: Path) -> KeyFile:
+    """Return what signs attestation results; makes the key the first time."""
+    file = KeyFile(data_dir / "ear-key.pem")
+    _made_once(file.path, new_key)
+    try:
+        file.signer()
+    except UnavailableError as error:
+        raise ConfigError([f"TRUSTFABRIC_DATA_DIR: {file.path}: {error}"]) from None
+    return file
+
+
+def rotate_ear_key(data_dir: Path) -> str:
+    """Put a new key in place of that one and return its name.
+
+    A running runtime signs with it from now on; the old public half stays published.
+    """
+    ear_key_of(data_dir)
+    return KeyFile(keep(data_dir / "ear-key.pem", new_key())).signer().kid
 
 
 def runtime_id_of(data_dir: Path) -> str:
@@ -78,16 +99,21 @@ def keep(path: Path, text: str) -> Path:
 
 def _kept(path: Path, size: int) -> str:
     """Return a random text that is made once and then kept, readable by us only."""
+    text = _made_once(path, lambda: secrets.token_hex(size))
+    if text is None or len(text) < 2 * size:
+        raise ConfigError([f"TRUSTFABRIC_DATA_DIR: {path} is damaged: remove it"])
+    return text
+
+
+def _made_once(path: Path, make: Callable[[], str]) -> str | None:
     _make_directory(path.parent)
     try:
         text = _read(path)
         if text is None:
-            _write(path, secrets.token_hex(size))
+            _write(path, make())
             text = _read(path)
     except OSError as error:
         raise ConfigError([f"TRUSTFABRIC_DATA_DIR: {path}: {error.strerror}"]) from None
-    if text is None or len(text) < 2 * size:
-        raise ConfigError([f"TRUSTFABRIC_DATA_DIR: {path} is damaged: remove it"])
     return text
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from trustfabric.cli import render
+from trustfabric.cli.ear import ear
 from trustfabric.cli.main import command_table, run
 from trustfabric.cli.options import as_json
 from trustfabric.cli.session import Session
@@ -197,6 +198,19 @@ def verify(cases: Path, anchors: Path | None, only: str | None) -> int:
         accepted = accepted and bool(verdict["accept"])
         render.jsonl(verdict)
     return 0 if accepted else 1
+
+
+@attest.command("rotate-key")
+@data_dir_option
+def rotate_key(data_dir: Path | None) -> None:
+    """Sign results with a new key from now on; prints its name."""
+    settings = _settings(data_dir)
+    from trustfabric.keys import rotate_ear_key  # noqa: PLC0415
+
+    click.echo(rotate_ear_key(settings.data_dir))
+
+
+attest.add_command(ear)
 
 
 def _own_terminal(session: Session) -> None:

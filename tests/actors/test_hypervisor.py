@@ -9,7 +9,7 @@ from tests.fix_fabric import ASK_S, until
 from tests.fix_machines import Machines
 from trustfabric.actors import hypervisor
 from trustfabric.actors.hypervisor import PowerOf, Renew, Unwatch, Watcher
-from trustfabric.actors.vms import Look, Rebooted
+from trustfabric.actors.vms import Look
 from trustfabric.db.vms import Instance
 from trustfabric.domain.vms import PowerState
 from trustfabric.errors import UnavailableError
@@ -32,7 +32,7 @@ async def power_of(
     machines: Machines, name: str, *, afresh: bool = False
 ) -> PowerState | None:
     nobody: Address[Any] = Address("nobody")
-    watcher = Watcher(nobody, Look(), Rebooted())
+    watcher = Watcher(nobody, Look())
     return await machines.hypervisor.ask(PowerOf(name, watcher, afresh), within_s=ASK_S)
 
 
@@ -98,7 +98,7 @@ async def test_an_event_that_never_came_is_made_up_for_by_looking(
     machines.provisioner._on_event = None
     operator.lookupByName(instance.name).destroy()
     actor = machines.vms.children()[str(instance.id)]
-    watcher = Watcher(actor, Look(), Rebooted())
+    watcher = Watcher(actor, Look())
     await machines.hypervisor.ask(PowerOf(instance.name, watcher), within_s=ASK_S)
 
     machines.clock.advance(hypervisor.RECONCILE_S)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.builders import insert_run
 from tests.fix_fabric import RUNTIME, Fabric, count
-from trustfabric.db import attestations, vms
+from trustfabric.db import attestations, boots, vms
 from trustfabric.db.attestations import IssuedChallenge, RecordVerdict
 from trustfabric.domain.ids import InstanceId
 from trustfabric.domain.trust import Signal
@@ -70,12 +70,12 @@ async def record(
     )
 
 
-async def boots(fabric: Fabric, instance: InstanceId) -> uuid.UUID:
+async def new_boot(fabric: Fabric, instance: InstanceId) -> uuid.UUID:
     boot = uuid.uuid4()
     await fabric.apply(
         instance,
         fabric.a_change(Signal.BOOTED),
-        companions=(vms.SetBoot(boot, fabric.clock.now(), epoch=1),),
+        companions=(boots.SetBoot(boot, fabric.clock.now(), epoch=1),),
     )
     return boot
 
@@ -123,9 +123,9 @@ async def test_a_challenge_is_answered_once(fabric: Fabric) -> None:
 
 async def test_a_challenge_ends_with_its_boot(fabric: Fabric) -> None:
     instance = await fabric.instance()
-    boot = await boots(fabric, instance)
+    boot = await new_boot(fabric, instance)
     early = await issue(fabric, instance, boot)
-    now = await boots(fabric, instance)
+    now = await new_boot(fabric, instance)
 
     with pytest.raises(ConflictError):
         await record(fabric, instance, early)

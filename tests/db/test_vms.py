@@ -7,7 +7,7 @@ import pytest
 from tests.builders import OWNER
 from tests.fix_fabric import RUNTIME, Fabric, a_new_instance
 from trustfabric.actors.trust import OpenInstance
-from trustfabric.db import vms
+from trustfabric.db import boots, vms
 from trustfabric.domain.ids import InstanceId, OwnerId
 from trustfabric.domain.trust import Signal
 from trustfabric.domain.vms import PowerState
@@ -132,7 +132,7 @@ async def test_a_terminated_one_does_not_boot(fabric: Fabric) -> None:
     instance = await fabric.instance()
     await fabric.change(instance, Signal.TRUSTED_VERDICT)
     await terminate(fabric, instance)
-    boot = vms.SetBoot(uuid.uuid4(), fabric.clock.now(), epoch=1)
+    boot = boots.SetBoot(uuid.uuid4(), fabric.clock.now(), epoch=1)
 
     with pytest.raises(ConflictError):
         await fabric.apply(instance, fabric.a_change(Signal.BOOTED), companions=(boot,))

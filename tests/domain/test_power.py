@@ -3,14 +3,10 @@
 import pytest
 
 from trustfabric.domain.power import (
-    LONGEST_WAIT_S,
-    RECENT_S,
     Desired,
     Hold,
-    RestartPolicy,
     Step,
     next_step,
-    relaunch_wait,
 )
 from trustfabric.domain.vms import PowerState
 
@@ -23,7 +19,7 @@ TOWARDS_RUNNING = {
     P.UNKNOWN: (Step.BOOT, Step.NOTE_STRANGE_BOOT),
     P.DEFINED: (Step.BOOT, Step.NOTE_STRANGE_BOOT),
     P.STARTING: (Step.BOOT, Step.NOTE_RUNNING),
-    P.RUNNING: (Step.NOTE_CRASH, Step.NOTHING),
+    P.RUNNING: (Step.NOTE_CRASH, Step.NOTHING),  # vanished where nothing is seen
     P.PAUSED: (Step.NOTE_CRASH, Step.RESUME),
     P.STOPPING: (Step.BOOT, Step.NOTE_STRANGE_BOOT),
     P.STOPPED: (Step.BOOT, Step.NOTE_STRANGE_BOOT),
@@ -41,6 +37,8 @@ def test_one_that_shall_run_is_led_there(
 
     step = next_step(Desired.RUNNING, recorded, observed, volatile=False)
 
+    if observed is None and off is Step.NOTE_CRASH:
+        off = Step.END_VANISHED
     assert step is (active if observed in ACTIVE else off)
 
 
@@ -128,37 +126,31 @@ def test_a_hold_never_keeps_what_shall_stop_from_stopping(hold: Hold) -> None:
     assert step is Step.STOP
 
 
-@pytest.mark.parametrize(
-    ("policy", "relaunched"),
-    [
-        (RestartPolicy.ALWAYS, {PowerState.CRASHED, PowerState.STOPPED, None}),
-        (RestartPolicy.ON_FAILURE, {PowerState.CRASHED, None}),
-        (RestartPolicy.NEVER, set()),
-    ],
-)
-def test_what_ended_boots_again_as_its_policy_says(
-    policy: RestartPolicy, relaunched: set[PowerState | None]
+def test_what_rebooted_itself_is_noted_before_anything_else() -> None:
+    for recorded in (P.RUNNING, P.PAUSED):
+        step = next_step(
+            Desired.RUNNING, recorded, P.RUNNING, volatile=False, rebooted=True
+        )
+        assert step is Step.NOTE_REBOOT
+
+
+@pytest.mark.parametrize("recorded", [P.UNKNOWN, P.STARTING, P.STOPPED, P.CRASHED])
+def test_a_boot_that_is_still_to_be_noted_covers_its_reboots(
+    recorded: PowerState,
 ) -> None:
-    ends = (PowerState.CRASHED, PowerState.STOPPED, None)
+    def step(*, rebooted: bool) -> Step:
+        return next_step(
+            Desired.RUNNING, recorded, P.RUNNING, volatile=False, rebooted=rebooted
+        )
 
-    assert {end for end in ends if policy.relaunches(end)} == relaunched
-
-
-def test_what_crashes_again_and_again_waits_longer_each_time() -> None:
-    crashes: list[float] = []
-    waits = []
-    for n in range(12):
-        crashes.append(float(n))
-        waits.append(relaunch_wait(crashes, float(n)))
-
-    assert waits[:5] == [0, 1, 2, 4, 8]
-    assert waits[-1] == LONGEST_WAIT_S
+    assert step(rebooted=True) is step(rebooted=False)
 
 
-def test_a_crash_of_long_ago_is_forgotten() -> None:
-    assert relaunch_wait([0.0, 1.0, 2.0, RECENT_S + 10], RECENT_S + 10) == 0
+def test_a_hypervisor_that_only_echoes_us_is_not_taken_to_have_lost_anything() -> None:
+    def step(desired: Desired, recorded: PowerState) -> Step:
+        return next_step(desired, recorded, None, volatile=False, observes=False)
 
-
-def test_the_wait_passes() -> None:
-    assert relaunch_wait([0.0, 1.0], 1.5) == 0.5
-    assert relaunch_wait([0.0, 1.0], 2.0) == 0
+    assert step(Desired.RUNNING, P.RUNNING) is Step.NOTHING
+    assert step(Desired.STOPPED, P.RUNNING) is Step.STOP
+    assert step(Desired.RUNNING, P.STARTING) is Step.BOOT
+    assert step(Desired.RUNNING, P.STOPPED) is Step.BOOT

@@ -10,18 +10,21 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Protocol
+from uuid import UUID
 
 import structlog
 
 from trustfabric.actors.trust import ApplyChange, TrustRegistry
-from trustfabric.db import attestations, vms
+from trustfabric.db import attestations, memory, vms
 from trustfabric.db.session import Database
 from trustfabric.domain.attestation.appraisal import Expected, unreachable, verify
 from trustfabric.domain.attestation.binding import expected_of
+from trustfabric.domain.attestation.memory import Memory, Patience, fresh_clock
 from trustfabric.domain.attestation.model import Appraisal, Challenge
 from trustfabric.domain.attestation.policy import AppraisalPolicy
 from trustfabric.domain.attestation.provenance import Exchange, digest, provenance
@@ -40,6 +43,9 @@ ASK_S = 10.0
 CHALLENGE_TTL = timedelta(seconds=90)
 LOST = 500
 """Asked again at a start; what is beyond it the scheduler finds."""
+
+RETRY = timedelta(seconds=30)
+"""After the first challenge that nothing answered; longer after each further one."""
 
 AT_ONCE = 32
 """Appraisals in flight; the rest waits here, one entry per instance."""
@@ -99,6 +105,7 @@ class _Evidence:
     issued: attestations.IssuedChallenge
     raw: bytes | None
     appraisal: Appraisal
+    memory: Memory
 
 
 class Attestation(Actor):
@@ -176,19 +183,48 @@ class Attestation(Actor):
         async with self._database.reading() as conn:
             instance = await vms.get_instance(conn, None, instance_id)
             keys = await attestations.list_keys(conn, instance_id)
+            known = await memory.get_memory(conn, instance_id)
         if instance is None or instance.terminated_at is not None:
             return
         if instance.power_state is not PowerState.RUNNING and purpose != "post-run":
             return
         challenge, issued = await self._issue(instance, purpose)
         raw = await self._collect(instance, challenge)
-        appraisal = await self._judge(challenge, raw, keys)
-        await self._record(
-            instance, purpose, _Evidence(challenge, issued, raw, appraisal)
+        appraisal = await self._judge(challenge, raw, keys, known)
+        evidence = _Evidence(challenge, issued, raw, appraisal, known)
+        if appraisal.accepted and known.saw_reboot(appraisal, challenge.boot_id):
+            await self._note_reboot(instance, purpose, appraisal)
+        else:
+            await self._record(instance, purpose, evidence)
+
+    async def _note_reboot(
+        self, instance: vms.Instance, purpose: str, appraisal: Appraisal
+    ) -> None:
+        """Begin the new boot that only its TPM told of: nobody attested it yet."""
+        boot_id = UUID(bytes=self._entropy(16), version=4)
+        change = Change(
+            signal=Signal.BOOTED, actor="actor:attestation", reason="TPM was reset"
         )
+        companions = (
+            memory.NoteReboot(was=instance.boot_id, boot_id=boot_id, now=self.now()),
+            memory.KeepClock(clock=fresh_clock(appraisal), boot_id=boot_id),
+        )
+        with suppress(ConflictError):  # it booted once more: that boot asks for itself
+            await self._trust.ask(
+                ApplyChange(
+                    instance_id=instance.id, change=change, companions=companions
+                ),
+                within_s=ASK_S,
+            )
+        again = purpose if purpose == "post-run" else "boot"
+        self.address.tell(Attest(instance.id, again))
 
     async def _judge(
-        self, challenge: Challenge, raw: bytes | None, keys: Sequence[EnrolledKey]
+        self,
+        challenge: Challenge,
+        raw: bytes | None,
+        keys: Sequence[EnrolledKey],
+        known: Memory,
     ) -> Appraisal:
         now, policy = self.now(), self._settings.policy
         if raw is None:
@@ -197,7 +233,11 @@ class Attestation(Actor):
             verify,
             challenge.kind,
             raw,
-            expected=Expected(binding=expected_of(challenge)),
+            expected=Expected(
+                binding=expected_of(challenge),
+                last_seen=known.clock,
+                launch=known.launch,
+            ),
             anchors=replace(self._settings.anchors, keys=tuple(keys)),
             policy=policy,
             now=now,
@@ -291,7 +331,7 @@ class Attestation(Actor):
                         challenge_issued_at=challenge.issued_at,
                         metadata={"purpose": purpose, "digest": digest(document)},
                     ),
-                    companions=(verdict,),
+                    companions=(verdict, self._kept(instance, purpose, evidence)),
                 ),
                 within_s=ASK_S,
             )
@@ -304,6 +344,23 @@ class Attestation(Actor):
             applied.after.lifecycle is Lifecycle.REMEDIATING
         ):
             await self._give_up_after_retries(instance.id, applied.after.version)
+
+    def _kept(
+        self, instance: vms.Instance, purpose: str, evidence: _Evidence
+    ) -> memory.KeepClock | memory.KeepSilence:
+        max_age = self._max_age()
+        return memory.keep(
+            evidence.memory,
+            evidence.appraisal,
+            instance.boot_id,
+            purpose=purpose,
+            patience=Patience(
+                first=min(RETRY, max_age / 4),
+                longest=max_age,
+                margin=timedelta(seconds=self._settings.timeout_s) + max_age / 8,
+            ),
+            jitter=self.random.random(),
+        )
 
     async def _give_up_after_retries(
         self, instance_id: InstanceId, version: int

@@ -5,6 +5,7 @@ changes. Events are hints; the snapshot taken after every opening and at interva
 wins. A lost link means that nothing is known, never that something stopped.
 """
 
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, assert_never
 
@@ -24,17 +25,17 @@ log = structlog.get_logger(__name__)
 
 RECONCILE_S = 10.0
 RECONNECT_S = (0.05, 5.0)
+WRITE_AGAIN_S = 1.0
 REFUSED_S = 60.0
 """Until the same credentials are tried again: servers lock accounts out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Watcher:
-    """Who is told of a domain's changes, and with which notices."""
+    """Who is told of a domain's changes, and with which notice."""
 
     address: Address[Any]
     changed: Notice[Any]
-    rebooted: Notice[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +50,6 @@ class PowerOf(Request["Hypervisor", PowerState | None]):
     watcher: Watcher
     afresh: bool = False
     """Ask the hypervisor itself: for a belief that must not rest on a late event."""
-
-
-@dataclass(frozen=True, slots=True)
-class RebootsOf(Request["Hypervisor", int]):
-    """How often a guest booted inside its domain and nobody has noted it yet."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class RebootsNoted(Notice["Hypervisor"]):
-    """So many of them are committed; until then a watcher that returns is told."""
-
-    name: str
-    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +82,35 @@ class _Reconcile(Notice["Hypervisor"]):
     pass
 
 
-OwnMessage = Renew | _Open | _Happened | _Lost | _Reconcile
-Message = PowerOf | RebootsOf | RebootsNoted | Unwatch | OwnMessage
+@dataclass(frozen=True, slots=True)
+class _WriteReboots(Notice["Hypervisor"]):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Written(Notice["Hypervisor"]):
+    reboots: Mapping[str, int]
+    error: BaseException | None
+
+
+LinkMessage = Renew | _Open | _Happened | _Lost | _Reconcile
+Message = PowerOf | Unwatch | _WriteReboots | _Written | LinkMessage
 
 
 class Hypervisor(Actor):
-    def __init__(self, provisioner: Provisioner) -> None:
+    def __init__(
+        self,
+        provisioner: Provisioner,
+        write_reboots: Callable[[Mapping[str, int]], Awaitable[None]],
+    ) -> None:
+        """`write_reboots` keeps how often guests, by name, rebooted.
+
+        Their watchers are told afterwards, so that none is told of what may be lost.
+        """
         super().__init__()
         self._provisioner = provisioner
+        self._write = write_reboots
+        self._writing = False
         self._watchers: dict[str, Watcher] = {}
         self._reboots: dict[str, int] = {}
         self._powers: dict[str, PowerState] | None = None
@@ -115,22 +122,21 @@ class Hypervisor(Actor):
     async def on_stop(self) -> None:
         await self._provisioner.close()
 
-    async def handle(self, message: Message) -> PowerState | int | None:
+    async def handle(self, message: Message) -> PowerState | None:
         match message:
             case PowerOf():
                 return await self._power_of(message)
-            case RebootsOf(name):
-                return self._reboots.get(name, 0)
-            case RebootsNoted(name, count):
-                self._reboots[name] = max(0, self._reboots.get(name, 0) - count)
             case Unwatch(name):
                 self._watchers.pop(name, None)
-                self._reboots.pop(name, None)
+            case _WriteReboots():
+                self._write_reboots()
+            case _Written():
+                self._written(message)
             case _:
                 await self._mind(message)
         return None
 
-    async def _mind(self, message: OwnMessage) -> None:
+    async def _mind(self, message: LinkMessage) -> None:
         """Look after the link."""
         match message:
             case Renew():
@@ -152,11 +158,8 @@ class Hypervisor(Actor):
 
     async def _power_of(self, message: PowerOf) -> PowerState | None:
         self._watchers[message.name] = message.watcher
-        if self._reboots.get(message.name):
-            message.watcher.address.tell(message.watcher.rebooted)
-        if message.afresh:
-            await self._reconcile()
-        if self._powers is None:
+        looked = await self._reconcile() if message.afresh else True
+        if self._powers is None or not looked:
             raise UnavailableError(f"{self._provisioner.endpoint}: the link is down")
         return self._powers.get(message.name)
 
@@ -203,16 +206,18 @@ class Hypervisor(Actor):
             self._next.cancel()
         self._next = self.after(RECONCILE_S, _Reconcile())
 
-    async def _reconcile(self) -> None:
+    async def _reconcile(self) -> bool:
+        """Look at every domain; tell whether that could be done."""
         try:
             seen = dict(await self._provisioner.observe())
         except UnavailableError as error:
             log.warning("hypervisor.unobserved", error=str(error))
-            return
+            return False
         before, self._powers = self._powers, seen
         for name, watcher in self._watchers.items():
             if before is None or before.get(name) is not seen.get(name):
                 watcher.address.tell(watcher.changed)
+        return True
 
     def _happened(self, event: PowerEvent) -> None:
         if self._powers is None:
@@ -223,16 +228,46 @@ class Hypervisor(Actor):
             self._powers.pop(event.name, None)
         else:
             self._powers[event.name] = after
-        rebooted = event.change is PowerChange.REBOOTED
-        if rebooted:
+        if event.change is PowerChange.REBOOTED:
             self._reboots[event.name] = self._reboots.get(event.name, 0) + 1
-        watcher = self._watchers.get(event.name)
+            self._write_reboots()
+        else:
+            self._tell(event.name)
+
+    def _write_reboots(self) -> None:
+        """Write all that were heard; one statement at a time."""
+        if self._writing or not self._reboots:
+            return
+        self._writing = True
+        taken, self._reboots = self._reboots, {}
+        _ = self.run(self._write(taken), lambda result: _written(taken, result))
+
+    def _written(self, message: _Written) -> None:
+        self._writing = False
+        if message.error is None:
+            for name in message.reboots:
+                self._tell(name)
+            self._write_reboots()
+            return
+        if not isinstance(message.error, FabricError):
+            raise message.error
+        log.warning("hypervisor.reboots-wait", error=str(message.error))
+        for name, count in message.reboots.items():
+            self._reboots[name] = self._reboots.get(name, 0) + count
+        self.after(WRITE_AGAIN_S, _WriteReboots())
+
+    def _tell(self, name: str) -> None:
+        watcher = self._watchers.get(name)
         if watcher is not None:
-            watcher.address.tell(watcher.rebooted if rebooted else watcher.changed)
+            watcher.address.tell(watcher.changed)
 
     def _tell_all(self) -> None:
         for watcher in self._watchers.values():
             watcher.address.tell(watcher.changed)
+
+
+def _written(reboots: Mapping[str, int], result: object) -> _Written:
+    return _Written(reboots, result if isinstance(result, BaseException) else None)
 
 
 def _told(_: object) -> None:

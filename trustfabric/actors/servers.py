@@ -11,7 +11,9 @@ from typing import Any, assert_never
 
 import structlog
 
-from trustfabric.actors.placement import ask_gate
+from trustfabric.actors.placement import Opening, Order, blocked, may_resume
+from trustfabric.actors.power import Equipment
+from trustfabric.actors.settling import Unsettled, find, order_end, order_stop
 from trustfabric.actors.streams import (
     ActorFollower,
     Broadcaster,
@@ -20,19 +22,17 @@ from trustfabric.actors.streams import (
     Stream,
 )
 from trustfabric.actors.trust import OpenInstance, TrustRegistry
-from trustfabric.actors.vms import Equipment, Look, Vm
+from trustfabric.actors.vms import Look, Vm
 from trustfabric.db import servers, vms
 from trustfabric.db.session import Database
 from trustfabric.db.vms import NewInstance
 from trustfabric.domain.events import TrustEvent
 from trustfabric.domain.ids import InstanceId, OwnerId, RunId, ServerId
-from trustfabric.domain.power import Desired
-from trustfabric.domain.servers import Server, ServerStatus
+from trustfabric.domain.servers import LaunchVerb, Server
 from trustfabric.domain.trust import Lifecycle
 from trustfabric.errors import (
-    AlreadyRunningError,
+    ConflictError,
     FabricError,
-    NotFoundError,
     PlacementBlockedError,
 )
 from trustfabric.supervision import (
@@ -48,6 +48,13 @@ log = structlog.get_logger(__name__)
 
 ASK_S = 10.0
 SWEEP_S = 30.0
+ORDERS_S = 2.0
+"""How late an order is found that was given in another runtime."""
+
+PAGE = 100
+TRIES = 3
+"""Of a launch whose gate opens while its refusal is written down."""
+
 _OPENS = frozenset({Lifecycle.RESTORED, Lifecycle.SUSPECT})
 """An instance in one of these may let its server's next launch through the gate."""
 
@@ -117,11 +124,31 @@ class _Changed(Notice["Servers"]):
 
 @dataclass(frozen=True, slots=True)
 class _Sweep(Notice["Servers"]):
-    pass
+    """Look for what waits for the gate, whatever was heard or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting(Notice["Servers"]):
+    """Try those that wait from beyond this id."""
+
+    after: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Orders(Notice["Servers"]):
+    """Have our VMs look that are not as they are wanted."""
+
+    after: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _TryAgain(Notice["Servers"]):
+    server_id: ServerId
 
 
 Verb = StartServer | StopServer | RedeployServer | ReleaseServer
-Message = CreateServer | Verb | DeleteServer | Gone | _Changed | _Sweep
+Looking = _Sweep | _Waiting | _Orders | _TryAgain
+Message = CreateServer | Verb | DeleteServer | Gone | _Changed | Looking
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +170,7 @@ class Servers(Actor):
     def __init__(self, fleet: Fleet) -> None:
         super().__init__()
         self._fleet = fleet
+        self._orders = Unsettled(fleet.database, fleet.runtime_id)
 
     async def on_start(self) -> None:
         async with self._fleet.database.writing() as conn:
@@ -155,6 +183,7 @@ class Servers(Actor):
                 # Its order was committed, and perhaps never told to it.
                 vm.tell(Look())
         self.address.tell(_Sweep())
+        self.after(ORDERS_S, _Orders())
 
     async def handle(self, message: Message) -> Server | None:
         match message:
@@ -162,27 +191,27 @@ class Servers(Actor):
                 return await self._create(new)
             case StartServer() | StopServer() | RedeployServer() | ReleaseServer():
                 await self._carry_out(message)
-                return (await self._read(message))[0]
+                return await self._read(message)
             case DeleteServer():
                 await self._delete(message)
             case Gone(instance_id):
                 await self._fleet.vms.stop_child(str(instance_id))
             case _Changed(events):
                 await self._follow_trust(events)
-            case _Sweep():
-                await self._sweep()
+            case _Sweep() | _Waiting() | _Orders() | _TryAgain():
+                await self._look_about(message)
             case _:
                 assert_never(message)
         return None
 
     async def _carry_out(self, message: Verb) -> None:
         match message:
-            case StartServer():
-                await self._start(message)
+            case StartServer(server_id, caller):
+                await self._launch(LaunchVerb.START, server_id, caller)
             case StopServer():
                 await self._stop_vm(message)
-            case RedeployServer():
-                await self._redeploy(message)
+            case RedeployServer(server_id, caller):
+                await self._launch(LaunchVerb.REDEPLOY, server_id, caller)
             case ReleaseServer():
                 await self._release(message)
             case _:
@@ -192,43 +221,80 @@ class Servers(Actor):
         async with self._fleet.database.writing() as conn:
             return await servers.insert_server(conn, new)
 
-    async def _start(self, message: StartServer) -> None:
-        server, instance = await self._read(message)
-        if instance is not None and instance.desired_state == Desired.RUNNING:
-            raise AlreadyRunningError(f"server {server.id} runs or is starting")
-        await self._pass_gate(server, message.caller)
-        if instance is None:
-            await self._launch(server, message.caller)
-        else:
-            await self._want(server, instance, Desired.RUNNING, ServerStatus.STARTING)
+    # --- launches ---------------------------------------------------------------
+
+    async def _launch(
+        self,
+        verb: LaunchVerb,
+        server_id: ServerId,
+        caller: Caller,
+        *,
+        resumes: bool = False,
+    ) -> None:
+        """Launch through the gate, or have it wait: PlacementBlockedError."""
+        for _ in range(TRIES):
+            async with self._fleet.database.reading() as conn:
+                server, instance = await find(conn, server_id, caller.owner_id)
+            new = self._new_instance(server)
+            order = Order(
+                server_id=server_id,
+                owner_id=caller.owner_id,
+                verb=verb,
+                backend=new.driver,
+                tier=new.isolation_tier,
+                now=self.now,
+                for_run=caller.run_id,
+                resumes=resumes,
+            )
+            if verb is LaunchVerb.START and instance is not None:
+                await self._settle(order)
+                await self._nudge(instance)
+                return
+            opening = Opening(order, new, None if instance is None else instance.id)
+            try:
+                await self._open(opening, caller)
+            except PlacementBlockedError:
+                await self._settle(order)  # which keeps the refusal
+            else:
+                if instance is not None:
+                    await self._nudge(instance)
+                return
+        raise ConflictError(f"server {server_id}: its gate opens and closes; try again")
+
+    def _new_instance(self, server: Server) -> NewInstance:
+        name = f"tf-{server.id}-{self.random.getrandbits(32):08x}"
+        return self._fleet.new_instance(server, name)
+
+    async def _settle(self, order: Order) -> None:
+        async with self._fleet.database.writing() as conn:
+            decision = await order.settle(conn)
+        if not decision.allowed:
+            raise blocked(order.server_id, decision)
+
+    async def _open(self, opening: Opening, caller: Caller) -> None:
+        instance_id = await self._fleet.trust.ask(
+            OpenInstance(insert=opening, actor=caller.actor), within_s=ASK_S
+        )
+        await self._watch_over(instance_id)
+
+    # --- the rest of their lives --------------------------------------------------
 
     async def _stop_vm(self, message: StopServer) -> None:
-        server, instance = await self._read(message)
-        is_off = instance is None or not instance.power_state.active
-        if instance is None or (is_off and instance.desired_state == Desired.STOPPED):
-            await self._set_status(server, ServerStatus.STOPPED)
-        else:
-            await self._want(server, instance, Desired.STOPPED, ServerStatus.STOPPING)
-
-    async def _redeploy(self, message: RedeployServer) -> None:
-        server, instance = await self._read(message)
-        await self._pass_gate(server, message.caller)
-        await self._launch(server, message.caller, instance)
+        who = message.server_id, message.caller.owner_id
+        instance = await order_stop(self._fleet.database, *who)
         if instance is not None:
-            await self._nudge(instance.id)
+            await self._nudge(instance)
 
     async def _delete(self, message: DeleteServer) -> None:
-        server, instance = await self._read(message)
-        async with self._fleet.database.writing() as conn:
-            if instance is not None:
-                await vms.set_desired(conn, instance.id, Desired.TERMINATED)
-            await servers.delete_server(conn, server.id, self.now())
+        who = message.server_id, message.caller.owner_id
+        instance = await order_end(self._fleet.database, *who, self.now())
         if instance is not None:
-            await self._nudge(instance.id)
+            await self._nudge(instance)
 
     async def _release(self, message: ReleaseServer) -> None:
-        server, _ = await self._read(message)
         async with self._fleet.database.writing() as conn:
+            who = message.server_id, message.caller.owner_id
+            server, _ = await find(conn, *who)
             await servers.release_server(
                 conn,
                 server.id,
@@ -236,69 +302,17 @@ class Servers(Actor):
                 reason=message.reason,
                 now=self.now(),
             )
+        self.address.tell(_TryAgain(message.server_id))
 
-    async def _read(
-        self, message: Verb | DeleteServer
-    ) -> tuple[Server, vms.Instance | None]:
-        """Return the server and its living instance."""
+    async def _read(self, message: Verb) -> Server:
         async with self._fleet.database.reading() as conn:
-            server = await servers.get_server(
-                conn, message.caller.owner_id, message.server_id
-            )
-            if server is None:
-                raise NotFoundError(f"no server {message.server_id}")
-            newest = await vms.list_newest(conn, server.id, limit=1)
-        living = newest and newest[0].terminated_at is None
-        terminated = newest and newest[0].desired_state == Desired.TERMINATED
-        return server, newest[0] if living and not terminated else None
+            return (await find(conn, message.server_id, message.caller.owner_id))[0]
 
-    async def _pass_gate(self, server: Server, caller: Caller) -> None:
-        decision = await ask_gate(
-            self._fleet.database,
-            server.id,
-            self.now(),
-            backend=self._fleet.equipment.provisioner.name,
-            tier=str(server.vm.get("isolation_tier", "standard")),
-            for_run=caller.run_id,
-        )
-        if decision.allowed:
-            return
-        await self._set_status(server, decision.status)
-        raise PlacementBlockedError(
-            f"server {server.id}: the placement gate refuses", notes=decision.notes
-        )
-
-    async def _launch(
-        self, server: Server, caller: Caller, instead: vms.Instance | None = None
-    ) -> None:
-        name = f"tf-{server.id}-{self.random.getrandbits(32):08x}"
-        new = self._fleet.new_instance(server, name)
-        insert = new if instead is None else vms.ReplaceInstance(instead.id, new)
-        instance_id = await self._fleet.trust.ask(
-            OpenInstance(insert=insert, actor=caller.actor), within_s=ASK_S
-        )
-        await self._set_status(server, ServerStatus.PROVISIONING)
-        await self._watch_over(instance_id)
-
-    async def _want(
-        self,
-        server: Server,
-        instance: vms.Instance,
-        desired: Desired,
-        status: ServerStatus,
-    ) -> None:
-        async with self._fleet.database.writing() as conn:
-            await vms.set_desired(conn, instance.id, desired)
-            await servers.set_status(conn, server.id, status)
-        await self._nudge(instance.id)
-
-    async def _set_status(self, server: Server, status: ServerStatus) -> None:
-        async with self._fleet.database.writing() as conn:
-            await servers.set_status(conn, server.id, status)
-
-    async def _nudge(self, instance_id: InstanceId) -> None:
-        vm = await self._watch_over(instance_id)
-        vm.tell(Look())
+    async def _nudge(self, instance: vms.Instance) -> None:
+        """Have its actor look, where it is ours; another runtime finds the order."""
+        if instance.runtime_owner == self._fleet.runtime_id:
+            vm = await self._watch_over(instance.id)
+            vm.tell(Look())
 
     async def _watch_over(self, instance_id: InstanceId) -> Address[Vm]:
         equipment = self._fleet.equipment
@@ -320,40 +334,72 @@ class Servers(Actor):
         opened = {each.server_id for each in changes if each.lifecycle in _OPENS}
         if opened:
             async with self._fleet.database.reading() as conn:
-                waiting = await servers.list_waiting(conn, opened)
+                waiting = await servers.list_waiting(conn, self.now(), opened)
             for server_id in waiting:
                 await self._try_again(server_id)
 
-    async def _sweep(self) -> None:
-        try:
-            await self._look_for_waiting()
-        except (FabricError, AskError) as error:
-            log.warning("servers.sweep-failed", error=str(error))
-        self.after(SWEEP_S, _Sweep())
+    # --- what nobody told ---------------------------------------------------------
 
-    async def _look_for_waiting(self) -> None:
+    async def _look_about(self, message: Looking) -> None:
+        try:
+            match message:
+                case _Sweep():
+                    self.after(SWEEP_S, message)
+                    await self._follow()
+                    self.address.tell(_Waiting())
+                case _Waiting(after):
+                    await self._try_waiting(after)
+                case _Orders(after):
+                    await self._look_at_orders(after)
+                case _TryAgain(server_id):
+                    await self._try_again(server_id)
+                case _:
+                    assert_never(message)
+        except (FabricError, AskError) as error:
+            log.warning("servers.look-failed", error=str(error))
+
+    async def _follow(self) -> None:
         # Following again is harmless, and repairs what a broadcaster's death broke.
-        await self._fleet.broadcaster.ask(
-            Follow(ActorFollower(Stream.TRUST, self.address, _changed)),
-            within_s=ASK_S,
-        )
-        for status in ServerStatus:
-            if status.waits_for_gate:
-                async with self._fleet.database.reading() as conn:
-                    waiting = await servers.list_servers(conn, None, status=status)
-                for server in waiting:
-                    await self._try_again(server.id)
+        try:
+            await self._fleet.broadcaster.ask(
+                Follow(ActorFollower(Stream.TRUST, self.address, _changed)),
+                within_s=ASK_S,
+            )
+        except AskError as error:
+            log.warning("servers.not-following", error=str(error))
+
+    async def _try_waiting(self, after: int) -> None:
+        async with self._fleet.database.reading() as conn:
+            waiting = await servers.list_waiting(
+                conn, self.now(), after=after, limit=PAGE
+            )
+        for server_id in waiting:
+            await self._try_again(server_id)
+        if len(waiting) == PAGE:
+            self.address.tell(_Waiting(waiting[-1]))
+
+    async def _look_at_orders(self, after: int) -> None:
+        try:
+            orders = await self._orders.read(after)
+        except FabricError:
+            self.after(ORDERS_S, _Orders())
+            raise
+        for instance_id in orders.fresh:
+            vm = await self._watch_over(instance_id)
+            vm.tell(Look())
+        if orders.goes_on_after is None:
+            self.after(ORDERS_S, _Orders())
+        else:
+            self.address.tell(_Orders(orders.goes_on_after))
 
     async def _try_again(self, server_id: ServerId) -> None:
         caller = Caller(None, "actor:servers")
-        async with self._fleet.database.reading() as conn:
-            server = await servers.get_server(conn, None, server_id)
-        if server is None or not server.status.waits_for_gate:
-            return
         try:
-            await self._start(StartServer(server_id, caller))
-        except (PlacementBlockedError, AlreadyRunningError):
-            return
+            verb = await may_resume(self._fleet.database, server_id, self.now())
+            if verb is not None:
+                await self._launch(verb, server_id, caller, resumes=True)
+        except ConflictError:
+            return  # refused once more, or another runtime was first
         except (FabricError, AskError) as error:
             log.warning("server.not-resumed", server_id=server_id, error=str(error))
 

@@ -240,6 +240,9 @@ SELECT i.id, r.lifecycle_state
    AND NOT EXISTS (
        SELECT 1 FROM attestation_challenges c
         WHERE c.runtime_vm_instance_id = i.id AND c.issued_at > %(quiet_since)s)
+   AND NOT EXISTS (
+       SELECT 1 FROM attestation_silences s
+        WHERE s.runtime_vm_instance_id = i.id AND s.ask_after > %(now)s)
  ORDER BY r.freshness_deadline NULLS FIRST
  LIMIT %(limit)s
 """
@@ -257,7 +260,7 @@ async def list_due(
     """Return this runtime's running instances that need evidence; id and purpose.
 
     Those whose evidence runs out within `ahead`, and those that have none, unless
-    they were challenged within `quiet`.
+    they were challenged within `quiet`, or fell silent and are left alone.
     """
     cursor = await conn.execute(
         _DUE_SQL,
@@ -265,6 +268,7 @@ async def list_due(
             "runtime": runtime,
             "before": now + ahead,
             "quiet_since": now - quiet,
+            "now": now,
             "limit": limit,
         },
     )

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, LiteralString
 
 from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
 
 from trustfabric.db.session import Connection
 from trustfabric.domain.ids import HistoryId, RunId, ServerId
@@ -21,6 +22,20 @@ from trustfabric.errors import NotFoundError
 
 _READ_SQL: LiteralString = """
 SELECT s.released_at, i.id AS instance_id, i.terminated_at,
+       jsonb_strip_nulls(jsonb_build_object(
+           'vm_instance_id', i.id, 'registry_version', r.version,
+           'history_id', h.id, 'run_id', a.id, 'run_version', a.version,
+           'failed_run_id', f.id, 'hold_ids', (
+               SELECT jsonb_agg(o.id ORDER BY o.id) FROM trust_holds o
+                WHERE o.released_at IS NULL
+                  AND (o.until IS NULL OR o.until > %(now)s)
+                  AND (o.scope = 'all' OR o.owner_id = s.owner_id
+                       OR o.runtime_vm_instance_id = i.id)),
+           'accelerators', (
+               SELECT jsonb_object_agg(p.accelerator_id, p.collected_at)
+                 FROM runtime_vm_accelerator_posture p
+                WHERE p.runtime_vm_instance_id = i.id
+                  AND i.terminated_at IS NULL))) AS inputs,
        coalesce(i.power_state IN ('starting', 'running', 'paused', 'stopping'), false)
            AS is_running,
        r.attestation_status, r.lifecycle_state, r.remediation_state,
@@ -49,7 +64,7 @@ SELECT s.released_at, i.id AS instance_id, i.terminated_at,
   LEFT JOIN runtime_vm_remediation_runs a
          ON a.runtime_vm_instance_id = i.id AND a.status IN ('pending', 'running')
   LEFT JOIN LATERAL (
-       SELECT l.failure_reason, l.status, coalesce(l.completed_at, l.cancelled_at)
+       SELECT l.id, l.failure_reason, l.status, coalesce(l.completed_at, l.cancelled_at)
                   AS ended_at
          FROM runtime_vm_remediation_runs l
         WHERE l.runtime_vm_instance_id = i.id
@@ -63,6 +78,20 @@ SELECT s.released_at, i.id AS instance_id, i.terminated_at,
                AND v.verification_status = 'trusted' AND t.triggered_at > f.ended_at)
  WHERE s.id = %(server_id)s AND s.deleted_at IS NULL
 """
+
+
+# The same turn as that of the registry (trust.py): vetoes take it, all of them.
+_TURN_SQL: LiteralString = """
+SELECT pg_advisory_xact_lock(hashtext('runtime_vm_trust_registry'))
+"""
+
+
+async def take_turn(conn: Connection) -> None:
+    """Let nothing that the gate looks at change until this transaction ends.
+
+    First in its transaction: what is read afterwards is what holds at its commit.
+    """
+    await conn.execute(_TURN_SQL)
 
 
 async def read_situation(
@@ -87,13 +116,15 @@ async def read_situation(
             Accelerator(name, posture, tuple(reasons))
             for name, posture, reasons in row["accelerators"] or ()
         ],
+        inputs=row["inputs"],
     )
 
 
 _RECORD_SQL: LiteralString = """
 INSERT INTO runtime_policy_decisions
-       (server_id, backend, tier, notes, allowed, decided_at)
-VALUES (%(server_id)s, %(backend)s, %(tier)s, %(notes)s, %(allowed)s, %(now)s)
+       (server_id, backend, tier, verb, notes, inputs, allowed, decided_at)
+VALUES (%(server_id)s, %(backend)s, %(tier)s, %(verb)s, %(notes)s, %(inputs)s,
+        %(allowed)s, %(now)s)
 """
 
 
@@ -104,7 +135,10 @@ class PolicyDecision:
     server_id: ServerId
     backend: str
     tier: str
+    verb: str
+    """What was to be done: `start`, `redeploy` or `relaunch`."""
     notes: Sequence[str]
+    inputs: Mapping[str, Any]
     allowed: bool
     decided_at: datetime
 
@@ -117,7 +151,9 @@ async def record_decision(conn: Connection, decision: PolicyDecision) -> None:
             "server_id": decision.server_id,
             "backend": decision.backend,
             "tier": decision.tier,
+            "verb": decision.verb,
             "notes": list(decision.notes),
+            "inputs": Jsonb(dict(decision.inputs)),
             "allowed": decision.allowed,
             "now": decision.decided_at,
         },

@@ -10,11 +10,11 @@ from psycopg.types.json import Jsonb
 
 from trustfabric.db.session import Connection
 from trustfabric.domain.ids import OwnerId, ServerId
-from trustfabric.domain.servers import Server, ServerStatus
+from trustfabric.domain.servers import LaunchVerb, Server, ServerStatus
 
 _COLUMNS: LiteralString = """
     id, owner_id, name, server_type, status, config, released_at, created_at,
-    updated_at
+    updated_at, waits_for
 """
 
 _ADD_USER_SQL: LiteralString = """
@@ -126,47 +126,90 @@ async def list_servers(
         return [_server(row) for row in await cursor.fetchall()]
 
 
+# The gate decides; this only spares it those that plainly wait on.
 _WAITING_SQL: LiteralString = """
-SELECT id FROM servers
- WHERE id = ANY(%(ids)s) AND status = ANY(%(waiting)s) AND deleted_at IS NULL
- ORDER BY id
+SELECT s.id FROM servers s
+  LEFT JOIN LATERAL (
+       SELECT n.* FROM runtime_vm_instances n
+        WHERE n.server_id = s.id ORDER BY n.id DESC LIMIT 1) i ON true
+  LEFT JOIN runtime_vm_trust_registry r ON r.runtime_vm_instance_id = i.id
+ WHERE s.status IN ('pending-attestation', 'pending-remediation')
+   AND s.deleted_at IS NULL AND s.id > %(after)s
+   AND (%(ids)s::bigint[] IS NULL OR s.id = ANY(%(ids)s))
+   AND (coalesce(r.lifecycle_state, 'suspect') IN ('suspect', 'restored')
+        OR i.terminated_at < s.released_at)
+   AND NOT EXISTS (
+       SELECT 1 FROM trust_holds o
+        WHERE o.released_at IS NULL AND (o.until IS NULL OR o.until > %(now)s)
+          AND (o.scope = 'all' OR o.owner_id = s.owner_id
+               OR o.runtime_vm_instance_id = i.id))
+ ORDER BY s.id
+ LIMIT %(limit)s
 """
 
 
-async def list_waiting(conn: Connection, ids: Collection[ServerId]) -> list[ServerId]:
-    """Return those of `ids` whose launch waits for the gate."""
-    waiting = [status for status in ServerStatus if status.waits_for_gate]
-    cursor = await conn.execute(_WAITING_SQL, {"ids": list(ids), "waiting": waiting})
+async def list_waiting(
+    conn: Connection,
+    now: datetime,
+    ids: Collection[ServerId] | None = None,
+    *,
+    after: int = 0,
+    limit: int = 100,
+) -> list[ServerId]:
+    """Return servers whose launch waits for a gate that may be open, by id.
+
+    Of `ids`, or of all from beyond `after`.
+    """
+    cursor = await conn.execute(
+        _WAITING_SQL,
+        {
+            "now": now,
+            "ids": None if ids is None else sorted(ids),
+            "after": after,
+            "limit": limit,
+        },
+    )
     return [ServerId(row[0]) for row in await cursor.fetchall()]
 
 
 _SET_STATUS_SQL: LiteralString = """
-UPDATE servers SET status = %(status)s, updated_at = now()
- WHERE id = %(id)s AND deleted_at IS NULL AND status <> %(status)s
+UPDATE servers SET status = %(status)s, waits_for = %(verb)s, updated_at = now()
+ WHERE id = %(id)s AND deleted_at IS NULL
+   AND (status, waits_for) IS DISTINCT FROM (%(status)s, %(verb)s::text)
 """
 
 
-_NOTE_STATUS_SQL: LiteralString = (
-    _SET_STATUS_SQL
-    + """
+_NOTE_STATUS_SQL: LiteralString = """
+UPDATE servers SET status = %(status)s, waits_for = NULL, updated_at = now()
+ WHERE id = %(id)s AND deleted_at IS NULL AND status <> %(status)s
    AND NOT (%(status)s = 'stopped' AND status IN (
             'pending-attestation', 'pending-remediation', 'blocked'))
+   AND NOT (waits_for IS NOT DISTINCT FROM 'redeploy' AND status IN (
+            'pending-attestation', 'pending-remediation'))
 """
-)
 
 
 async def note_status(
     conn: Connection, server_id: ServerId, status: ServerStatus
 ) -> None:
-    """Say how its VM is; that it is off is no news to one that waits or is blocked."""
+    """Say how its VM is.
+
+    That it is off is no news to one that waits or is blocked, and nothing of it is to
+    one that waits to be made anew.
+    """
     await conn.execute(_NOTE_STATUS_SQL, {"id": server_id, "status": status})
 
 
 async def set_status(
-    conn: Connection, server_id: ServerId, status: ServerStatus
+    conn: Connection,
+    server_id: ServerId,
+    status: ServerStatus,
+    verb: LaunchVerb | None = None,
 ) -> None:
-    """Say how the server is; nothing where it says so already."""
-    await conn.execute(_SET_STATUS_SQL, {"id": server_id, "status": status})
+    """Say how the server is, and what it waits to do where it waits for the gate."""
+    await conn.execute(
+        _SET_STATUS_SQL, {"id": server_id, "status": status, "verb": verb}
+    )
 
 
 _RELEASE_SQL: LiteralString = """
@@ -208,4 +251,5 @@ def _server(row: Mapping[str, Any]) -> Server:
         released_at=row["released_at"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        waits_for=LaunchVerb(row["waits_for"] or LaunchVerb.START),
     )

@@ -1,9 +1,11 @@
 """The trust registry and its history: the statements, and the rows as values.
 
-Only `actors/trust.py` calls the writing half. Registry transactions take turns, in
-every runtime on the database: so the order of transaction ids, which is the order of
-the streams, is also the order of versions. Each reads the rows it will change under
-lock and writes them all with one statement; the history trigger notifies.
+Only `actors/trust.py` calls the writing half. A batch is written with one statement,
+which writes a row only at the version that was decided on; the history trigger
+notifies. Writers take turns, in every runtime on the database, so that none waits for
+a row while it holds another. The order of transaction ids, which is the order of the
+streams, is also the order of an instance's versions, because whoever writes one read
+the last before it had a transaction id: either way of reading sees to that.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -89,13 +91,12 @@ _SNAPSHOT_COLUMNS: LiteralString = """
 """
 
 _TURN_SQL: LiteralString = """
-SELECT set_config('plan_cache_mode', 'force_generic_plan', true),
+SELECT set_config('idle_in_transaction_session_timeout', '2s', true),
        pg_advisory_xact_lock(hashtext('runtime_vm_trust_registry'))
 """
-"""Also has this transaction's statements planned once: with an array of ids they would
-be planned anew each time, which takes longer than to run them."""
+"""A runtime that is frozen with the turn in its hand loses it, and the connection."""
 
-_LOCK_SQL: LiteralString = (
+_READ_SQL: LiteralString = (
     "SELECT"
     + _SNAPSHOT_COLUMNS
     + """,
@@ -107,36 +108,65 @@ _LOCK_SQL: LiteralString = (
           FROM runtime_vm_remediation_runs e
          WHERE e.runtime_vm_instance_id = r.runtime_vm_instance_id
            AND e.status IN ('completed', 'failed', 'cancelled')) AS last_run_ended_at
-  FROM runtime_vm_trust_registry r
-  JOIN runtime_vm_instances i ON i.id = r.runtime_vm_instance_id
+  FROM unnest(%(ids)s::bigint[]) AS wanted (id)
+  JOIN runtime_vm_trust_registry r ON r.runtime_vm_instance_id = wanted.id
+  JOIN runtime_vm_instances i ON i.id = wanted.id
   JOIN servers s ON s.id = i.server_id
- WHERE r.runtime_vm_instance_id = ANY(%(ids)s)
- ORDER BY r.runtime_vm_instance_id
-   FOR UPDATE OF r
 """
 )
+_LOCK_SQL: LiteralString = (
+    _READ_SQL + " ORDER BY r.runtime_vm_instance_id FOR UPDATE OF r"
+)
+
+Rows = dict[InstanceId, tuple[Snapshot, Facts]]
 
 
-async def lock(
-    conn: Connection, ids: Iterable[InstanceId]
-) -> dict[InstanceId, tuple[Snapshot, Facts]]:
+async def read(conn: Connection, ids: Iterable[InstanceId]) -> Rows:
+    """Read the rows of `ids`; a missing one is left out.
+
+    What is decided on them may be saved in another transaction: every change of an
+    instance's runs is one commit with a new version of its row, so that a decision on
+    runs that are no more is one on a version that is no more.
+    """
+    cursor = await conn.execute(_READ_SQL, {"ids": list(ids)}, prepare=True)
+    return _rows(await cursor.fetchall())
+
+
+async def lock(conn: Connection, ids: Iterable[InstanceId]) -> Rows:
     """Read and lock the rows of `ids` in id order; a missing one is left out.
 
     First in its transaction: whoever waits here has no transaction id yet, and reads
     only afterwards, so it sees what it waited for, the runs included. (Two statements
     sent at once are still two: the second looks when the first is done.)
     """
-    async with conn.cursor(row_factory=dict_row) as cursor:
+    async with conn.cursor() as cursor:
         async with conn.pipeline():
             await conn.execute(_TURN_SQL)
-            await cursor.execute(_LOCK_SQL, {"ids": sorted(ids)})
+            await cursor.execute(_LOCK_SQL, {"ids": sorted(ids)}, prepare=True)
         rows = await cursor.fetchall()
-    return {row["instance_id"]: (_snapshot(row), _facts(row)) for row in rows}
+    return _rows(rows)
+
+
+def _rows(rows: Iterable[Sequence[Any]]) -> Rows:
+    found: Rows = {}
+    for *columns, running, active_run, last_run_ended_at in rows:
+        snapshot = _snapshot(*columns)
+        found[snapshot.instance_id] = (
+            snapshot,
+            Facts(
+                active_run=active_run,
+                last_run_ended_at=last_run_ended_at,
+                running=running,
+            ),
+        )
+    return found
 
 
 _SAVE_SQL: LiteralString = """
-WITH change AS MATERIALIZED (
-    SELECT * FROM json_to_recordset(%(batch)s::json)
+WITH turn AS MATERIALIZED (
+    SELECT pg_advisory_xact_lock(hashtext('runtime_vm_trust_registry'))
+), change AS MATERIALIZED (
+    SELECT t.* FROM turn, json_to_recordset(%(batch)s::json)
     AS t(instance_id bigint, read_version bigint, status text, lifecycle text,
          tag text, attempts int, deadline timestamptz, provenance_ref text,
          provenance jsonb, updated_at timestamptz, previous_status text,
@@ -151,7 +181,7 @@ WITH change AS MATERIALIZED (
            updated_at = c.updated_at
       FROM change c
      WHERE r.runtime_vm_instance_id = c.instance_id AND r.version = c.read_version
- RETURNING c.instance_id, r.version
+ RETURNING c.instance_id
 ), told AS (
     INSERT INTO runtime_vm_trust_history
            (runtime_vm_instance_id, attestation_id, previous_status, current_status,
@@ -161,24 +191,24 @@ WITH change AS MATERIALIZED (
             triggered_at)
     SELECT c.instance_id, c.attestation_id, c.previous_status, c.status,
            c.previous_lifecycle, c.lifecycle, c.reason, c.tag, c.attempts,
-           c.deadline, c.provenance_ref, c.provenance, c.metadata, s.version,
-           c.actor, c.updated_at
+           c.deadline, c.provenance_ref, c.provenance, c.metadata,
+           c.read_version + 1, c.actor, c.updated_at
       FROM change c JOIN saved s USING (instance_id)
      ORDER BY c.instance_id
 )
-SELECT instance_id FROM saved
+SELECT instance_id FROM change EXCEPT SELECT instance_id FROM saved
 """
 
 
 async def save(conn: Connection, batch: Sequence[Transition]) -> set[InstanceId]:
-    """Write the batch and its history; return which instances were still unchanged.
+    """Write the batch and its history, but for the rows that others changed meanwhile.
 
-    At most one transition per instance; the rows were read by `lock` in this same
-    transaction, so a missing one means that somebody writes past the registry.
+    Those are returned: nothing was written of them. At most one transition for each
+    instance.
     """
     with storable():
         rows = orjson.dumps([_record(move) for move in batch], default=dict).decode()
-        cursor = await conn.execute(_SAVE_SQL, {"batch": rows})
+        cursor = await conn.execute(_SAVE_SQL, {"batch": rows}, prepare=True)
     return {InstanceId(row[0]) for row in await cursor.fetchall()}
 
 

@@ -11,7 +11,6 @@ from psycopg.types.json import Jsonb
 
 from trustfabric.db.session import Connection
 from trustfabric.domain.ids import InstanceId, OwnerId, ServerId
-from trustfabric.domain.trust import Snapshot
 from trustfabric.domain.vms import PowerState
 from trustfabric.errors import ConflictError
 
@@ -37,8 +36,16 @@ class Instance:
     desired_state: str
     power_state: PowerState
     boot_id: UUID | None
+    runtime_owner: str | None
+    """The runtime that looks after it, which alone has an actor for it."""
     owner_epoch: int | None
     """The start of a runtime that looks after it; an older one may not write."""
+    defined_at: datetime | None
+    """Since when its hypervisor knows it by `name`."""
+    crashes: Sequence[datetime]
+    """When it crashed: the newest ones, oldest first."""
+    reboots_due: int
+    """Reboots its hypervisor told of that no new boot covers yet."""
     terminated_at: datetime | None
     created_at: datetime
     updated_at: datetime
@@ -56,7 +63,9 @@ _COLUMNS: LiteralString = """
     i.id, i.server_id, s.owner_id, i.instance_id AS name, i.isolation_tier, i.driver,
     i.image, i.memory_mib, i.vcpu_count, i.config, i.attestation_policy,
     i.capability_notes, i.last_error, i.desired_state, i.power_state, i.boot_id,
-    i.owner_epoch, i.terminated_at, i.created_at, i.updated_at
+    i.runtime_owner, i.owner_epoch, i.defined_at, i.crashed_at,
+    i.reboots_heard - i.reboots_noted AS reboots_due,
+    i.terminated_at, i.created_at, i.updated_at
 """
 
 _INSERT_SQL: LiteralString = """
@@ -198,6 +207,26 @@ async def adopt_living(
     return sorted((InstanceId(row[0]), row[1]) for row in await cursor.fetchall())
 
 
+_UNSETTLED_SQL: LiteralString = """
+SELECT id, desired_state FROM runtime_vm_instances
+ WHERE terminated_at IS NULL AND runtime_owner = %(runtime)s AND id > %(after)s
+   AND (desired_state = 'terminated'
+        OR (desired_state = 'running') <> (power_state = 'running'))
+ ORDER BY id
+ LIMIT %(limit)s
+"""
+
+
+async def list_unsettled(
+    conn: Connection, runtime: str, *, after: int = 0, limit: int = 100
+) -> list[tuple[InstanceId, str]]:
+    """Return this runtime's instances that are not as they are wanted, and how."""
+    cursor = await conn.execute(
+        _UNSETTLED_SQL, {"runtime": runtime, "after": after, "limit": limit}
+    )
+    return [(InstanceId(row[0]), row[1]) for row in await cursor.fetchall()]
+
+
 _SET_DESIRED_SQL: LiteralString = """
 UPDATE runtime_vm_instances
    SET desired_state = %(desired)s, last_error = NULL, updated_at = now()
@@ -239,38 +268,6 @@ async def set_power(
             "terminated": terminated,
         },
     )
-
-
-_SET_BOOT_SQL: LiteralString = """
-UPDATE runtime_vm_instances
-   SET boot_id = %(boot_id)s, power_state = 'starting', updated_at = %(now)s
- WHERE id = %(id)s AND terminated_at IS NULL
-   AND (owner_epoch IS NULL OR owner_epoch <= %(epoch)s)
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class SetBoot:
-    """Companion: a new boot begins; written before the domain is started."""
-
-    boot_id: UUID
-    now: datetime
-    epoch: int
-
-    async def write(self, conn: Connection, before: Snapshot) -> None:
-        cursor = await conn.execute(
-            _SET_BOOT_SQL,
-            {
-                "id": before.instance_id,
-                "boot_id": self.boot_id,
-                "now": self.now,
-                "epoch": self.epoch,
-            },
-        )
-        if cursor.rowcount == 0:
-            raise ConflictError(
-                f"instance {before.instance_id} is terminated, or another's"
-            )
 
 
 _FENCE_SQL: LiteralString = """
@@ -341,7 +338,11 @@ def _instance(row: Mapping[str, Any]) -> Instance:
         desired_state=row["desired_state"],
         power_state=PowerState(row["power_state"]),
         boot_id=row["boot_id"],
+        runtime_owner=row["runtime_owner"],
         owner_epoch=row["owner_epoch"],
+        defined_at=row["defined_at"],
+        crashes=tuple(row["crashed_at"]),
+        reboots_due=row["reboots_due"],
         terminated_at=row["terminated_at"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],

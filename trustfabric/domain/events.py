@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar
 
+from trustfabric.domain.holds import HoldEvent
 from trustfabric.domain.ids import (
     AttestationId,
     HistoryId,
@@ -100,3 +101,11 @@ class RemediationEvent:
     payload: Mapping[str, Any]
     """The stream's data of contract §6, frozen when it was written."""
     at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldEvent:
+    """Something happened to a hold, or to the breaker whose hold it is."""
+
+    position: Position
+    event: HoldEvent

@@ -4,9 +4,10 @@ Notes come in the contract's order (§3). Nothing here lowers isolation to make 
 launch pass, and what can't be known blocks.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from trustfabric.domain.failures import classification_of
 from trustfabric.domain.ids import HistoryId, RunId, ServerId
@@ -70,6 +71,8 @@ class Situation:
     holds: Sequence[str] = ()
     """Scopes of the holds in force."""
     accelerators: Sequence[Accelerator] = ()
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """Which rows this is, by id and version: what a decision on it rests on."""
 
 
 @dataclass(frozen=True, slots=True)

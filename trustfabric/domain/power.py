@@ -1,6 +1,5 @@
 """What to do next so that a VM's power becomes what is wanted: one pure step."""
 
-from collections.abc import Sequence
 from enum import StrEnum
 
 from trustfabric.domain.vms import PowerState
@@ -12,42 +11,6 @@ class Desired(StrEnum):
     RUNNING = "running"
     STOPPED = "stopped"
     TERMINATED = "terminated"
-
-
-class RestartPolicy(StrEnum):
-    """Whether a VM that ended unasked boots again (`vm.restart` of its server)."""
-
-    ALWAYS = "always"
-    ON_FAILURE = "on-failure"
-    """Unless it ended in order, or was switched off."""
-    NEVER = "never"
-
-    def relaunches(self, ended: PowerState | None) -> bool:
-        """Tell it of a VM by its power now; None where its domain vanished."""
-        match self:
-            case RestartPolicy.ALWAYS:
-                return True
-            case RestartPolicy.ON_FAILURE:
-                return ended in {None, PowerState.CRASHED}
-            case RestartPolicy.NEVER:
-                return False
-
-
-RECENT_S = 600.0
-LONGEST_WAIT_S = 300.0
-
-
-def relaunch_wait(crashes: Sequence[float], now: float) -> float:
-    """Return how long to wait before booting what crashed at these times, in seconds.
-
-    The first crash of the last ten minutes doesn't wait; each further one waits
-    twice as long as the one before, 1 s to 5 min.
-    """
-    recent = [at for at in crashes if now - at < RECENT_S]
-    if len(recent) <= 1:
-        return 0.0
-    wait = min(LONGEST_WAIT_S, 2.0 ** (len(recent) - 2))
-    return max(0.0, recent[-1] + wait - now)
 
 
 class Hold(StrEnum):
@@ -70,6 +33,10 @@ class Step(StrEnum):
     """Its boot was committed and it runs; say so and have it attested."""
     NOTE_STRANGE_BOOT = "note-strange-boot"
     """It runs although nobody here started it: a new boot all the same."""
+    NOTE_REBOOT = "note-reboot"
+    """The guest booted again inside its running domain."""
+    END_VANISHED = "end-vanished"
+    """Its hypervisor keeps domains and hasn't this one: the instance is over."""
     PAUSE = "pause"
     """It is quarantined: freeze it."""
     RESUME = "resume"
@@ -91,6 +58,8 @@ _NOT_YET_BOOTED = frozenset(
     }
 )
 
+_RAN = frozenset({PowerState.RUNNING, PowerState.PAUSED})
+
 
 def next_step(
     desired: Desired,
@@ -98,14 +67,19 @@ def next_step(
     observed: PowerState | None,
     *,
     volatile: bool,
+    observes: bool = True,
     hold: Hold = Hold.NONE,
+    rebooted: bool = False,
 ) -> Step:
     """Return the next step towards `desired`.
 
     `recorded` is what the database says; `observed` what the hypervisor says, None
     where it does not know the domain. A volatile driver's domains die with our
-    process: one that is missing was running when we died, and goes on.
+    process: one that is missing was running when we died, and goes on. One that
+    doesn't observe knows only what it did itself: the record stands in for it.
     """
+    if observed is None and not observes and recorded in _RAN:
+        observed = recorded
     active = observed is not None and observed.active
     match desired:
         case Desired.TERMINATED:
@@ -115,15 +89,18 @@ def next_step(
                 return Step.STOP
             return Step.NOTE_STOPPED if recorded.active else Step.NOTHING
         case Desired.RUNNING:
-            if observed is not None and active:
-                return _while_running(recorded, observed, hold)
-            return _towards_running(recorded, volatile=volatile)
+            if observed is None or not active:
+                lost = observed is None and not volatile
+                return _towards_running(recorded, volatile=volatile, lost=lost)
+            if rebooted and recorded in _RAN:
+                return Step.NOTE_REBOOT
+            return _while_running(recorded, observed, hold)
 
 
 def _while_running(recorded: PowerState, observed: PowerState, hold: Hold) -> Step:
     if recorded is PowerState.STARTING:
         return Step.NOTE_RUNNING
-    if recorded not in {PowerState.RUNNING, PowerState.PAUSED}:
+    if recorded not in _RAN:
         return Step.NOTE_STRANGE_BOOT
     match hold:
         case Hold.STOP:
@@ -137,10 +114,10 @@ def _while_running(recorded: PowerState, observed: PowerState, hold: Hold) -> St
             return Step.RESUME if ours else Step.NOTHING
 
 
-def _towards_running(recorded: PowerState, *, volatile: bool) -> Step:
+def _towards_running(recorded: PowerState, *, volatile: bool, lost: bool) -> Step:
     if recorded in _NOT_YET_BOOTED:
         return Step.BOOT
     if recorded in {PowerState.CRASHED, PowerState.VANISHED}:
         died_with_us = volatile and recorded is PowerState.VANISHED
         return Step.BOOT if died_with_us else Step.RELAUNCH
-    return Step.NOTE_CRASH
+    return Step.END_VANISHED if lost else Step.NOTE_CRASH

@@ -34,6 +34,13 @@ class ServerStatus(StrEnum):
         }
 
 
+class LaunchVerb(StrEnum):
+    """What a launch does; one that was refused waits to do it."""
+
+    START = "start"
+    REDEPLOY = "redeploy"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
     """One row of `servers`."""
@@ -48,6 +55,8 @@ class Server:
     released_at: datetime | None
     created_at: datetime
     updated_at: datetime
+    waits_for: LaunchVerb = LaunchVerb.START
+    """What happens once the gate opens, where its status waits for that."""
 
     @property
     def vm(self) -> Mapping[str, Any]:

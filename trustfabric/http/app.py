@@ -10,6 +10,7 @@ from trustfabric.domain.runs import RunStatus
 from trustfabric.errors import ForbiddenError, UnauthenticatedError
 from trustfabric.http import (
     consoles,
+    ear,
     evaluations,
     intelligence,
     playbooks,
@@ -30,6 +31,7 @@ _OPEN = frozenset(
         ("GET", "/"),
         ("GET", "/healthz"),
         ("GET", "/readyz"),
+        ("GET", ear.JWKS),
         ("POST", "/api/session"),
         ("DELETE", "/api/session"),
     }
@@ -83,6 +85,7 @@ def build(face: Face) -> web.Application:
         intelligence,
         session,
         system,
+        ear,
     ):
         application.add_routes(part.routes)
     static = Path(str(resources.files("trustfabric.http") / "static"))

@@ -18,6 +18,7 @@ from trustfabric.actors.trust import TrustRegistry
 from trustfabric.db.session import Database
 from trustfabric.domain.ids import OwnerId
 from trustfabric.domain.ports import Provisioner
+from trustfabric.drivers.ear import KeyFile
 from trustfabric.http.frames import Frames
 from trustfabric.http.tokens import Tokens
 from trustfabric.supervision import Address, Runtime
@@ -58,12 +59,19 @@ class Face:
     tokens: Tokens
     limits: Limits
     chaos: bool
+    runtime_id: str
+    url: Callable[[], str]
+    """Where the site can be reached from outside."""
+    ear_key: KeyFile
+    """What signs attestation results."""
     now: Callable[[], datetime]
     room: Room
     """For what all streams together leave lying."""
     streams: set[Closing] = field(default_factory=set)
     """Open streams, to be ended before the site stops."""
     frames: Frames = field(default_factory=Frames)
+    published_keys: set[str] = field(default_factory=set)
+    """By kid: those of ours that the JWKS has."""
     known_users: set[OwnerId] = field(default_factory=set)
 
 

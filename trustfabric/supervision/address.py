@@ -1,8 +1,7 @@
 """An address: a name to send to, which outlives restarts."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from threading import get_ident
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
@@ -11,7 +10,6 @@ import pykka
 from pykka.messages import _ActorStop
 
 from trustfabric.supervision import exits
-from trustfabric.supervision.box import RUNNING
 from trustfabric.supervision.cell import CALLER, Cell
 from trustfabric.supervision.errors import (
     ActorDeadError,
@@ -22,7 +20,7 @@ from trustfabric.supervision.errors import (
 from trustfabric.supervision.future import LoopReply, ThreadFuture
 from trustfabric.supervision.mailbox import Envelope, Mail, Overflow, Reply
 from trustfabric.supervision.messages import Notice, Request
-from trustfabric.supervision.states import ALIVE, NOBODY, State
+from trustfabric.supervision.states import ALIVE, NOBODY, RUNNING, State
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -39,7 +37,7 @@ class Address(pykka.ActorRef[Any], Generic[A]):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.cell = Cell(name, self)
+        self.cell = Cell(self)
 
     @property
     def path(self) -> str:
@@ -241,18 +239,19 @@ class Address(pykka.ActorRef[Any], Generic[A]):
         return f"<Address {self.path} {self.state}>"
 
 
-@dataclass(slots=True)
-class Place(Generic[A]):
+class Place:
     """A keyed child: what its supervisor's next incarnation starts again."""
 
-    address: Address[A]
-    start: Callable[[], A]
+    __slots__ = ("cell", "construct")
+
+    cell: Cell
+    construct: Callable[[], Any]
 
 
 class Keeper(Protocol):
     """What a DynamicAddress needs of the supervisor behind it."""
 
-    def place(self, key: str, start: Callable[[], Any]) -> Place[Any]: ...
+    def place(self, key: str, start: Callable[[], Any]) -> Address[Any]: ...
 
     def remove(self, key: str) -> Awaitable[None]: ...
 
@@ -266,7 +265,7 @@ class DynamicAddress(Generic[A]):
     def __init__(self, name: str) -> None:
         self.name = name
         self.address: Address[Any] = Address(name)
-        self.places: dict[str, Place[A]] = {}
+        self.places: dict[str, Place] = {}
 
     @property
     def path(self) -> str:
@@ -279,9 +278,9 @@ class DynamicAddress(Generic[A]):
         is up. Raise ActorDeadError while this supervisor itself is down.
         """
         place = self.places.get(key)
-        if place is not None and place.address.is_alive():
-            return place.address
-        return self._keeper().place(key, start).address
+        if place is not None and place.cell.address.is_alive():
+            return cast("Address[A]", place.cell.address)
+        return self._keeper().place(key, start)
 
     async def stop_child(self, key: str) -> None:
         """Stop a child and wait for its end; nothing happens if there is none."""
@@ -290,16 +289,24 @@ class DynamicAddress(Generic[A]):
 
     def child(self, key: str) -> Address[A] | None:
         place = self.places.get(key)
-        return None if place is None else place.address
+        return None if place is None else place.cell.address
 
     def children(self) -> Mapping[str, Address[A]]:
-        return {key: place.address for key, place in self.places.items()}
+        return {key: place.cell.address for key, place in self.places.items()}
+
+    def cell(self, key: str) -> Cell | None:
+        place = self.places.get(key)
+        return None if place is None else place.cell
+
+    def cells(self) -> Iterator[Cell]:
+        return (place.cell for place in list(self.places.values()))
 
     def _keeper(self) -> Keeper:
         cell = self.address.cell
-        if cell.actor is None or not cell.may_speak:
+        keeper: Any = cell.actor
+        if keeper is None or not cell.may_speak:
             raise ActorDeadError(f"{self.path}: not running")
-        return cast("Keeper", cell.actor)
+        return keeper  # type: ignore[no-any-return]
 
 
 def _cancel(future: asyncio.Future[None], _: object) -> None:

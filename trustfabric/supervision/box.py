@@ -15,25 +15,24 @@ from trustfabric.supervision.mailbox import (
 )
 from trustfabric.supervision.roles import Parent
 from trustfabric.supervision.scheduler import Scheduler
-from trustfabric.supervision.states import ALIVE, NOBODY, State
+from trustfabric.supervision.states import ALIVE, NEW, NOBODY, RUNNING, WAITING, State
 from trustfabric.supervision.watchers import Watchers
-
-RUNNING = State.RUNNING  # looked up for every message
 
 
 class Box(ABC):
     __slots__ = (
-        "address", "busy", "epoch", "in_ready", "mailbox", "parent", "path",
+        "address", "busy", "epoch", "in_ready", "mailbox", "parent", "prefix",
         "scheduler", "state", "suspended", "watchers",
     )  # fmt: skip
 
-    def __init__(self, name: str, address: Any) -> None:
-        self.path = name
+    def __init__(self, address: Any) -> None:
         self.address = address
+        self.prefix = ""
+        """The path of who is above, and a slash; shared among siblings."""
         self.scheduler: Scheduler = None  # type: ignore[assignment]  # until attached
         self.parent: Parent[Any] = None  # type: ignore[assignment]  # until attached
         self.mailbox = Mailbox(DEFAULT_MAILBOX)
-        self.state = State.NEW
+        self.state: State = NEW
         self.epoch = 0
         """How many incarnations there have been."""
         self.suspended = False
@@ -49,16 +48,19 @@ class Box(ABC):
     @abstractmethod
     def step(self, budget: int) -> bool: ...
 
-    def announce(self, scheduler: Scheduler, path: str) -> None:
+    @property
+    def path(self) -> str:
+        return f"{self.prefix}{self.address.name}"
+
+    def announce(self, scheduler: Scheduler, prefix: str) -> None:
         """Join a tree; from here on mail is kept for the first incarnation."""
         if self.state in ALIVE:
             raise RuntimeError(f"{self.path} runs already")
-        self.scheduler, self.path = scheduler, path
-        scheduler.cells[path] = self
-        self.state = State.WAITING
+        self.scheduler, self.prefix = scheduler, prefix
+        self.state = WAITING
 
-    def attach(self, scheduler: Scheduler, parent: Parent[Any], path: str) -> None:
-        self.announce(scheduler, path)
+    def attach(self, scheduler: Scheduler, parent: Parent[Any], prefix: str) -> None:
+        self.announce(scheduler, prefix)
         self.parent = parent
 
     def bury(self, exit_: Exit) -> None:

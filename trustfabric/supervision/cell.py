@@ -14,7 +14,7 @@ from types import CoroutineType
 from typing import Any
 
 from trustfabric.supervision import exits, undelivered
-from trustfabric.supervision.box import RUNNING, Box
+from trustfabric.supervision.box import Box
 from trustfabric.supervision.clock import Handle
 from trustfabric.supervision.exits import Exit
 from trustfabric.supervision.mailbox import (
@@ -25,7 +25,7 @@ from trustfabric.supervision.mailbox import (
     sealed,
 )
 from trustfabric.supervision.roles import Behaviour, Cancellable
-from trustfabric.supervision.states import ALIVE, State
+from trustfabric.supervision.states import ALIVE, RUNNING, STARTING, WAITING, State
 from trustfabric.supervision.trace import Event
 from trustfabric.supervision.work import Settle, Work
 
@@ -50,8 +50,8 @@ class Cell(Box):
         "since", "stop_asked",
     )  # fmt: skip
 
-    def __init__(self, name: str, address: Any) -> None:
-        super().__init__(name, address)
+    def __init__(self, address: Any) -> None:
+        super().__init__(address)
         self.actor: Behaviour | None = None
         self.gathers = False
         """It takes requests along, so that they shall not come one by one."""
@@ -81,19 +81,19 @@ class Cell(Box):
     @property
     def may_speak(self) -> bool:
         """Whether the present incarnation still takes mail of its own."""
-        return self.state is RUNNING or self.state is State.STARTING
+        return self.state is RUNNING or self.state is STARTING
 
     # --- running --------------------------------------------------------------
 
     def start(self, construct: Callable[[], Any]) -> None:
         """Begin a new incarnation; the parent hears `child_up` or `child_down`."""
-        assert self.state is State.WAITING
+        assert self.state is WAITING
         self.epoch += 1
-        self.state = State.STARTING
+        self.state = STARTING
         self.doom = self.stop_asked = None
         self.suspended = False
         self.since = self.scheduler.clock.monotonic()
-        self._perform(lambda: self._construct(construct), self._started)
+        self._perform(self._started, self._construct, construct)
 
     def _construct(self, construct: Callable[[], Any]) -> Any:
         outer, BIRTH.cell = BIRTH.cell, self
@@ -109,7 +109,7 @@ class Cell(Box):
         if error is not None:
             self.end(exits.crashed(error, "on_start"))
             return
-        self.state = State.RUNNING
+        self.state = RUNNING
         if self.scheduler.observers:
             self.scheduler.emit(self, Event.STARTED, type(self.actor).__name__)
         self.parent.child_up(self)
@@ -224,12 +224,12 @@ class Cell(Box):
 
     # --- one piece of the actor's code, sync or async -------------------------
 
-    def _perform(self, call: Callable[[], Any], settle: Settle) -> None:
+    def _perform(self, settle: Settle, call: Callable[..., Any], *args: Any) -> None:
         """Run a hook; `_deliver` does the same with messages, within its batch."""
         context = self.scheduler.context.copy()
         self.busy = True
         try:
-            result = context.run(call)
+            result = context.run(call, *args)
         except BaseException as error:  # noqa: BLE001  # a bug of one actor ends that one
             self._settled(settle, None, error)
             return
@@ -279,7 +279,7 @@ class Cell(Box):
     def _begin_stop(self, exit_: Exit) -> None:
         self.state = State.STOPPING
         assert self.actor is not None
-        self._perform(self.actor.on_stop, lambda _, e: self._stopped(exit_, e))
+        self._perform(lambda _, e: self._stopped(exit_, e), self.actor.on_stop)
 
     def _stopped(self, exit_: Exit, error: BaseException | None) -> None:
         self.end(exit_ if error is None else exits.crashed(error, "on_stop"))
@@ -383,7 +383,7 @@ class Cell(Box):
         self._cancel_brutal_timer()
         self.actor = self.asking = self.doom = self.stop_asked = None
         self.busy = self._free = False
-        self.state = State.WAITING
+        self.state = WAITING
         if self.scheduler.observers:
             self.scheduler.emit(self, Event.DOWN, exit_.reason)
         over, self.over = self.over, None

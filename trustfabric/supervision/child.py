@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from trustfabric.supervision import exits
+from trustfabric.supervision.address import Place
 from trustfabric.supervision.cell import Cell
 from trustfabric.supervision.clock import Handle
 from trustfabric.supervision.exits import Exit, ExitKind
 from trustfabric.supervision.intensity import Intensity
-from trustfabric.supervision.spec import Backoff, Restart
+from trustfabric.supervision.spec import Terms
 from trustfabric.supervision.states import ALIVE, State
 
 log = structlog.get_logger(__name__)
@@ -20,29 +20,28 @@ log = structlog.get_logger(__name__)
 KEPT_RESTARTS = 20
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class Child:
-    cell: Cell
-    construct: Callable[[], Any]
-    restart: Restart
-    shutdown_s: float
-    backoff: Backoff
-    significant: bool = False
-    booted: bool = False
-    """Has been up once."""
-    leaving: bool = False
-    """Is to be down before anything is started."""
-    gone: bool = False
-    """Is not to be started again."""
-    budget: Intensity | None = None
-    """Its own, under a supervisor of keyed children, once it has fallen."""
-    attempts: int = 0
-    up_since: float | None = None
-    timer: Handle | None = None
-    """Of the wait before its restart, or of the patience with its stop."""
+class Child(Place):
+    __slots__ = (
+        "attempts", "booted", "budget", "gone", "leaving", "terms", "timer", "up_since",
+    )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        self.cell.grace_s = self.shutdown_s
+    def __init__(self, cell: Cell, construct: Callable[[], Any], terms: Terms) -> None:
+        self.cell = cell
+        self.construct = construct
+        self.terms = terms
+        self.booted = False
+        """Has been up once."""
+        self.leaving = False
+        """Is to be down before anything is started."""
+        self.gone = False
+        """Is not to be started again."""
+        self.budget: Intensity | None = None
+        """Its own, under a supervisor of keyed children, once it has fallen."""
+        self.attempts = 0
+        self.up_since: float | None = None
+        self.timer: Handle | None = None
+        """Of the wait before its restart, or of the patience with its stop."""
+        cell.grace_s = terms.shutdown_s
 
     @property
     def alive(self) -> bool:
@@ -68,7 +67,7 @@ class Child:
         self.cancel_timer()
         clock = self.cell.scheduler.clock
         if self.up_since is not None:
-            if clock.monotonic() - self.up_since >= self.backoff.reset_after_s:
+            if clock.monotonic() - self.up_since >= self.terms.backoff.reset_after_s:
                 self.attempts = 0
             self.up_since = None
 
@@ -76,7 +75,7 @@ class Child:
         """Count a restart and wait for its turn; return for how long."""
         scheduler = self.cell.scheduler
         at_once = self.attempts == 0
-        delay_s = self.backoff.delay_s(self.attempts, scheduler.random)
+        delay_s = self.terms.backoff.delay_s(self.attempts, scheduler.random)
         self.attempts += 1
         restarts = [*(self.cell.restarts or ()), (scheduler.clock.now(), reason)]
         self.cell.restarts = restarts[-KEPT_RESTARTS:]
@@ -98,15 +97,15 @@ class Child:
         """Ask it to stop; by force once its patience is over. Down is reported."""
         if not self.alive or self.cell.stop_asked is not None:
             return
-        if 0 < self.shutdown_s < math.inf:
+        if 0 < self.terms.shutdown_s < math.inf:
             clock = self.cell.scheduler.clock
-            when = clock.monotonic() + self.shutdown_s
+            when = clock.monotonic() + self.terms.shutdown_s
             self.timer = clock.call_at(when, self.overrun)
         self.ask_to_stop()
 
     def ask_to_stop(self) -> None:
         """As `stop`, with somebody else's patience."""
-        if self.shutdown_s == 0:
+        if self.terms.shutdown_s == 0:
             self.cell.kill(exits.killed("brutal kill"), 0.0)
         else:
             self.cell.request_stop(exits.shutdown())

@@ -3,11 +3,11 @@
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 from trustfabric.supervision import exits
 from trustfabric.supervision.actor import Actor
-from trustfabric.supervision.address import Address, DynamicAddress, Place
+from trustfabric.supervision.address import Address, DynamicAddress
 from trustfabric.supervision.cell import Cell
 from trustfabric.supervision.child import Child, log_down
 from trustfabric.supervision.errors import GaveUpError
@@ -23,15 +23,20 @@ class DynamicSupervisor(Actor):
         self._spec = spec
         self._book = book
         self._total = Intensity(spec.max_restarts_total, spec.within_s)
-        self._children: dict[str, Child] = {}
+        self._children = cast("dict[str, Child]", book.places)
+        self._in_care = 0
+        """Of the children, those this incarnation has started and not struck off."""
+        self._terms = spec.child_terms
+        self._prefix = f"{self._cell.path}/"
+        self._cell.scheduler.directory.add_book(self._cell.path, book)
         self._removals: dict[str, asyncio.Future[None]] = {}
         self._emptied: asyncio.Future[None] | None = None
         self._closing: Exit | None = None
 
     def on_start(self) -> None:
         """Start again what the incarnation before had in its care."""
-        for key, place in list(self._book.places.items()):
-            self._start(key, place)
+        for key, child in list(self._children.items()):
+            self._start(key, child.cell, child.construct)
 
     async def on_stop(self) -> None:
         self._closing = exits.shutdown()
@@ -42,7 +47,7 @@ class DynamicSupervisor(Actor):
             patience = clock.call_at(when, self._overrun)
         try:
             await self._stop_all(self._closing)
-            if self._children:
+            if self._in_care:
                 await self._emptied
         finally:
             if patience is not None:
@@ -69,18 +74,17 @@ class DynamicSupervisor(Actor):
             if child.alive:
                 self._cell.hold(child.cell)
                 child.cell.kill(exits.killed("its supervisor fell"))
-            else:
+            elif not child.gone:
                 self._forget(child, exit_)
 
     # --- what its address asks ------------------------------------------------
 
-    def place(self, key: str, start: Callable[[], Any]) -> Place[Any]:
+    def place(self, key: str, start: Callable[[], Any]) -> Address[Any]:
         if not key or "/" in key:
             raise ValueError(f"{key!r}: a key is not empty and has no slash")
-        place = Place(Address(key), start)
-        self._book.places[key] = place
-        self._start(key, place)
-        return place
+        address: Address[Any] = Address(key)
+        self._start(key, address.cell, start)
+        return address
 
     def remove(self, key: str) -> Awaitable[None]:
         loop = self._cell.scheduler.loop
@@ -95,17 +99,11 @@ class DynamicSupervisor(Actor):
                 self._forget(child, exits.shutdown())
         return asyncio.shield(removal)
 
-    def _start(self, key: str, place: Place[Any]) -> None:
-        spec, cell = self._spec, place.address.cell
-        child = Child(
-            cell=cell,
-            construct=place.start,
-            restart=spec.restart,
-            shutdown_s=spec.shutdown_s,
-            backoff=spec.backoff,
-        )
-        cell.attach(self._cell.scheduler, self, f"{self._cell.path}/{key}")
+    def _start(self, key: str, cell: Cell, construct: Callable[[], Any]) -> None:
+        child = Child(cell, construct, self._terms)
+        cell.attach(self._cell.scheduler, self, self._prefix)
         self._children[key] = child
+        self._in_care += 1
         child.start()
 
     # --- what children report -------------------------------------------------
@@ -120,7 +118,7 @@ class DynamicSupervisor(Actor):
             log_down(child, exit_, "stays down", None)
             self._forget(child, exit_)
             self._cell.release(cell)
-        elif not child.restart.after(exit_):
+        elif not self._spec.restart.after(exit_):
             log_down(child, exit_, "stays down", None)
             self._forget(child, exit_)
         else:
@@ -154,17 +152,16 @@ class DynamicSupervisor(Actor):
     def _forget(self, child: Child, exit_: Exit) -> None:
         """Strike a child off; one that fell with this supervisor keeps its place."""
         key = _key(child.cell)
-        del self._children[key]
+        self._in_care -= 1
         child.give_up(exit_)
         removal = self._removals.pop(key, None)
         returns = self._closing is not None and removal is None
         if not returns or self._spec.restart is Restart.TEMPORARY:
-            self._book.places.pop(key, None)
-            self._cell.scheduler.cells.pop(child.cell.path, None)
+            self._children.pop(key, None)
         if removal is not None:
             removal.set_result(None)
         emptied = self._emptied
-        if emptied is not None and not emptied.done() and not self._children:
+        if emptied is not None and not emptied.done() and not self._in_care:
             emptied.set_result(None)
 
 

@@ -13,16 +13,18 @@ from trustfabric.supervision.cell import Cell
 from trustfabric.supervision.child import Child, log_down
 from trustfabric.supervision.clock import Clock, SystemClock
 from trustfabric.supervision.deadletters import DeadLetters
+from trustfabric.supervision.directory import Directory
 from trustfabric.supervision.errors import ActorCrashedError
 from trustfabric.supervision.exits import Exit
 from trustfabric.supervision.report import ActorReport, describe
 from trustfabric.supervision.scheduler import Scheduler
-from trustfabric.supervision.spec import Backoff, Restart, SupervisorSpec
+from trustfabric.supervision.spec import Backoff, Restart, SupervisorSpec, Terms
 from trustfabric.supervision.states import ALIVE, State
 from trustfabric.supervision.supervisor import announce, make_child
 from trustfabric.supervision.trace import Observer, Trace
 from trustfabric.supervision.watchdog import Held, Watchdog
 
+LONER = Terms(restart=Restart.TEMPORARY, shutdown_s=5.0, backoff=Backoff())
 QUIET_TURNS = 10
 """A chain of tasks and callbacks between two messages is no longer than this."""
 
@@ -59,6 +61,7 @@ class Runtime:
         scheduler = Scheduler(
             self._clock, self._random, self._answers, shuffle=self._shuffle
         )
+        scheduler.directory = Directory()
         self._scheduler = scheduler
         self._guardian = Guardian(scheduler, root)
         SPAWN.set(self.spawn)
@@ -105,8 +108,8 @@ class Runtime:
 
     def report(self) -> list[ActorReport]:
         """Return a line for each actor, in the order of the tree."""
-        cells = sorted(self._live.cells.items(), key=lambda item: item[0].split("/"))
-        return [describe(cell) for _, cell in cells]
+        reports = [describe(cell) for cell in self._live.directory.all()]
+        return sorted(reports, key=lambda report: report.path.split("/"))
 
     def find(self, path: str) -> Address[Any]:
         """Return the address at a path; KeyError if there is none."""
@@ -158,7 +161,7 @@ class Runtime:
         self._watchdog.stop()
 
     def _at(self, path: str) -> Cell:
-        cell: Cell = self._live.cells[path]
+        cell: Cell = self._live.directory.find(path)
         return cell
 
     @property
@@ -184,8 +187,9 @@ class Guardian:
         self._numbers = count(1)
         self.started: asyncio.Future[None] = scheduler.loop.create_future()
         self.finished: asyncio.Future[str] = scheduler.loop.create_future()
-        announce(root, scheduler, root.name)
-        self._root.cell.attach(scheduler, self, root.name)
+        announce(root, scheduler, "")
+        self._root.cell.attach(scheduler, self, "")
+        scheduler.directory.add(self._root.cell)
 
     async def start(self) -> None:
         self._root.start()
@@ -211,20 +215,15 @@ class Guardian:
         timer.cancel()
 
     def _overrun(self) -> None:
-        for cell in reversed(list(self._scheduler.cells.values())):
+        for cell in reversed(list(self._scheduler.directory.all())):
             cell.kill(exits.killed("the runtime did not stop in time"), 0.0)
 
     def spawn(self, construct: Callable[[], Any], name: str) -> Address[Any]:
         address: Address[Any] = Address(f"{name}-{next(self._numbers)}")
-        child = Child(
-            cell=address.cell,
-            construct=construct,
-            restart=Restart.TEMPORARY,
-            shutdown_s=5.0,
-            backoff=Backoff(),
-        )
+        child = Child(address.cell, construct, LONER)
         self._loners[address.cell] = child
-        address.cell.attach(self._scheduler, self, address.name)
+        address.cell.attach(self._scheduler, self, "")
+        self._scheduler.directory.add(address.cell)
         if self._scheduler.here:
             child.start()
         else:
@@ -246,7 +245,7 @@ class Guardian:
             loner.went_down()
             log_down(loner, exit_, "stays down", None)
             loner.give_up(exit_)
-            self._scheduler.cells.pop(cell.path, None)
+            self._scheduler.directory.drop(cell)
             return
         self._root.went_down()
         log_down(self._root, exit_, "the runtime ends", None)
@@ -256,7 +255,7 @@ class Guardian:
         """Nothing posted or waiting stays unanswered."""
         if self.finished.done():
             return
-        for cell in list(self._scheduler.cells.values()):
+        for cell in list(self._scheduler.directory.all()):
             if cell.state is State.WAITING:
                 cell.bury(exits.shutdown())
             elif cell.state in ALIVE:

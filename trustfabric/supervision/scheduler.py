@@ -33,8 +33,10 @@ SLICE_S = 0.002
 class Runnable(Protocol):
     """What the scheduler needs of a cell."""
 
-    path: str
     epoch: int
+
+    @property
+    def path(self) -> str: ...
 
     def step(self, budget: int) -> bool:
         """Handle up to `budget` messages; True if more could be handled now."""
@@ -60,8 +62,8 @@ class Scheduler:
         self.random = random
         self.answers = answers
         self.dead_letters = DeadLetters(clock)
+        self.directory: Any = None  # the runtime's, which knows cells
         self.observers: tuple[Observer, ...] = ()
-        self.cells: dict[str, Any] = {}
         self.zombies = 0
         """Coroutines that would not end even when closed by force."""
         self.skipped = 0
@@ -150,12 +152,12 @@ class Scheduler:
     def _deliver_posted(self) -> None:
         self._woken = False
         posted = self._posted
-        for _ in range(INBOUND_BATCH):
-            if not posted:
-                return
-            cell, mail = posted.popleft()
-            cell.put(mail)
-        if not self._woken:
+        take = posted.popleft
+        with suppress(IndexError):  # another thread may refuse what is left
+            for _ in range(min(len(posted), INBOUND_BATCH)):
+                cell, mail = take()
+                cell.put(mail)
+        if posted and not self._woken:
             self._woken = True
             self.loop.call_soon(self._deliver_posted, context=self.context)
 

@@ -68,6 +68,16 @@ class Backoff:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a supervisor has agreed on with a child, whatever is started."""
+
+    restart: Restart
+    shutdown_s: float
+    backoff: Backoff
+    significant: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSpec(Generic[A]):
     """One worker; named, or at an address that others hold."""
 
@@ -90,6 +100,15 @@ class ChildSpec(Generic[A]):
     @property
     def label(self) -> str:
         return self.address.name if self.address is not None else self.name
+
+    @property
+    def terms(self) -> Terms:
+        return Terms(
+            restart=self.restart,
+            shutdown_s=self.shutdown_s,
+            backoff=self.backoff,
+            significant=self.significant,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +138,21 @@ class DynamicSpec(Generic[A]):
     def label(self) -> str:
         return self.address.name if self.address is not None else self.name
 
+    @property
+    def terms(self) -> Terms:
+        """Of the supervisor itself; it waits a little longer than it is patient."""
+        return Terms(
+            restart=Restart.PERMANENT,
+            shutdown_s=self.shutdown_s + 1.0,
+            backoff=self.backoff,
+        )
+
+    @property
+    def child_terms(self) -> Terms:
+        return Terms(
+            restart=self.restart, shutdown_s=self.shutdown_s, backoff=self.backoff
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SupervisorSpec:
@@ -147,6 +181,15 @@ class SupervisorSpec:
     @property
     def label(self) -> str:
         return self.name
+
+    @property
+    def terms(self) -> Terms:
+        return Terms(
+            restart=self.restart,
+            shutdown_s=self.shutdown_s,
+            backoff=self.backoff,
+            significant=self.significant,
+        )
 
 
 AnySpec: TypeAlias = ChildSpec[Any] | SupervisorSpec | DynamicSpec[Any]

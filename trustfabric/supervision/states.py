@@ -26,3 +26,10 @@ ALIVE = frozenset({State.STARTING, State.RUNNING, State.STOPPING, State.DYING})
 """An incarnation exists."""
 NOBODY = frozenset({State.NEW, State.DEAD})
 """No incarnation exists or will."""
+
+NEW, WAITING, STARTING, RUNNING = (
+    State.NEW,
+    State.WAITING,
+    State.STARTING,
+    State.RUNNING,
+)  # looked up for every actor or message, which through the enum takes its time

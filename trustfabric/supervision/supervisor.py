@@ -6,6 +6,7 @@ is down. So every mixture of falls, stops and late timers ends in the same order
 """
 
 import asyncio
+from typing import Any
 
 from trustfabric.supervision import exits
 from trustfabric.supervision.actor import Actor
@@ -43,9 +44,10 @@ class Supervisor(Actor):
         self._advancing = False
         self._again = False
         for child, child_spec in zip(self._children, spec.children, strict=True):
-            path = f"{self._cell.path}/{child_spec.label}"
-            announce(child_spec, self._cell.scheduler, path)
-            child.cell.attach(self._cell.scheduler, self, path)
+            prefix = f"{self._cell.path}/"
+            announce(child_spec, self._cell.scheduler, prefix)
+            child.cell.attach(self._cell.scheduler, self, prefix)
+            self._cell.scheduler.directory.add(child.cell)
 
     async def on_start(self) -> None:
         self._advance()
@@ -87,9 +89,9 @@ class Supervisor(Actor):
             child.give_up(exit_)
         elif child.leaving:
             log_down(child, exit_, "restarts with its siblings", None)
-            if child.restart is Restart.TEMPORARY:
+            if child.terms.restart is Restart.TEMPORARY:
                 child.give_up(exit_)
-        elif child.restart.after(exit_):
+        elif child.terms.restart.after(exit_):
             self._restart(child, exit_)
         else:
             log_down(child, exit_, "stays down", None)
@@ -127,11 +129,11 @@ class Supervisor(Actor):
                 return self._children[self._children.index(child) + 1 :]
 
     def _consider_auto_shutdown(self, child: Child) -> None:
-        significant = [other for other in self._children if other.significant]
+        significant = [other for other in self._children if other.terms.significant]
         enough = {
             AutoShutdown.NEVER: False,
-            AutoShutdown.ANY: child.significant,
-            AutoShutdown.ALL: child.significant
+            AutoShutdown.ANY: child.terms.significant,
+            AutoShutdown.ALL: child.terms.significant
             and all(other.gone for other in significant),
         }
         if enough[self._spec.auto_shutdown]:
@@ -211,44 +213,30 @@ def make_child(spec: AnySpec) -> Child:
     match spec:
         case ChildSpec():
             address = spec.address or Address(spec.name)
-            return Child(
-                cell=address.cell,
-                construct=spec.start,
-                restart=spec.restart,
-                shutdown_s=spec.shutdown_s,
-                backoff=spec.backoff,
-                significant=spec.significant,
-            )
+            return Child(address.cell, spec.start, spec.terms)
         case SupervisorSpec():
             address = Address(spec.name)
-            return Child(
-                cell=address.cell,
-                construct=lambda: Supervisor(spec),
-                restart=spec.restart,
-                shutdown_s=spec.shutdown_s,
-                backoff=spec.backoff,
-                significant=spec.significant,
-            )
+            return Child(address.cell, lambda: Supervisor(spec), spec.terms)
         case DynamicSpec():
             book = spec.address or DynamicAddress(spec.name)
-            return Child(
-                cell=book.address.cell,
-                construct=lambda: DynamicSupervisor(spec, book),
-                restart=Restart.PERMANENT,
-                shutdown_s=spec.shutdown_s + 1.0,
-                backoff=spec.backoff,
-            )
+            cell = book.address.cell
+            return Child(cell, lambda: DynamicSupervisor(spec, book), spec.terms)
 
 
-def announce(spec: AnySpec, scheduler: Scheduler, path: str) -> None:
+def announce(spec: AnySpec, scheduler: Scheduler, prefix: str) -> None:
     """Let every address of a spec keep mail from now on, before its turn comes."""
     match spec:
         case ChildSpec():
             if spec.address is not None:
-                spec.address.cell.announce(scheduler, path)
+                _announce(spec.address, scheduler, prefix)
         case DynamicSpec():
             if spec.address is not None:
-                spec.address.address.cell.announce(scheduler, path)
+                _announce(spec.address.address, scheduler, prefix)
         case SupervisorSpec():
             for child in spec.children:
-                announce(child, scheduler, f"{path}/{child.label}")
+                announce(child, scheduler, f"{prefix}{spec.name}/")
+
+
+def _announce(address: Address[Any], scheduler: Scheduler, prefix: str) -> None:
+    address.cell.announce(scheduler, prefix)
+    scheduler.directory.add(address.cell)

@@ -1,1 +1,38 @@
--- Reserved.
+-- What a launch that the gate refused waits to do, once the gate opens.
+
+ALTER TABLE servers
+    ADD COLUMN waits_for text CHECK (waits_for IN ('start', 'redeploy'));
+COMMENT ON COLUMN servers.waits_for IS
+    'told only while the status is pending-…; null there: to start';
+CREATE INDEX servers_waiting ON servers (id)
+    WHERE status IN ('pending-attestation', 'pending-remediation')
+      AND deleted_at IS NULL;
+
+-- What a decision of the gate rests on, by version: so it can be judged later.
+
+ALTER TABLE runtime_policy_decisions
+    ADD COLUMN inputs jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(inputs) = 'object'),
+    ADD COLUMN verb text;
+
+-- Instances that are not as they are wanted: few, so whoever looks after them may look
+-- often. An order can be given in another runtime than theirs.
+
+CREATE INDEX unsettled_instances ON runtime_vm_instances (runtime_owner, id)
+    WHERE terminated_at IS NULL
+      AND (desired_state = 'terminated'
+           OR (desired_state = 'running') <> (power_state = 'running'));
+
+-- The gate decides in its turn among all that change trust: a hold takes that turn as
+-- well, so none falls between a decision and the launch that it allows.
+
+CREATE FUNCTION take_registry_turn() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('runtime_vm_trust_registry'));
+    RETURN NULL;
+END $$;
+CREATE TRIGGER hold_takes_turn BEFORE INSERT ON trust_holds
+    FOR EACH STATEMENT EXECUTE FUNCTION take_registry_turn();
+
+-- What metrics count, without reading the fleet.
+
+CREATE INDEX instances_alive_by_status ON servers (status) WHERE deleted_at IS NULL;

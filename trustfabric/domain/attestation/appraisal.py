@@ -8,6 +8,7 @@ from typing import TypeAlias, assert_never
 from trustfabric.domain.attestation.azure import judge_azure
 from trustfabric.domain.attestation.checks import Judged, code_of
 from trustfabric.domain.attestation.ear import judge_ear
+from trustfabric.domain.attestation.launch import LaunchDigest
 from trustfabric.domain.attestation.model import Appraisal, Check
 from trustfabric.domain.attestation.nvidia import judge_nvidia
 from trustfabric.domain.attestation.policy import AppraisalPolicy
@@ -36,7 +37,9 @@ class Expected:
     binding: bytes
     """As `binding.expected_of` computes it from the challenge."""
     last_seen: tpm2.TpmClock | None = None
-    """The newest clock that this TPM showed in accepted evidence."""
+    """The newest clock that this TPM showed in fresh evidence."""
+    launch: LaunchDigest | None = None
+    """The launch digest that was derived from what the guest was launched with."""
 
 
 def verify(
@@ -140,9 +143,8 @@ def _judge(
             quoted = tpm2.authenticate(evidence, anchors.keys)
             return judge_tpm(quoted, kinds.tpm, binding, expected.last_seen)
         case snp.SnpEvidence():
-            return judge_snp(
-                snp.authenticate(evidence, anchors, now), kinds.amd_sev_snp, binding
-            )
+            reported = snp.authenticate(evidence, anchors, now)
+            return judge_snp(reported, kinds.amd_sev_snp, binding, expected.launch)
         case tdx.TdxQuote():
             return judge_tdx(
                 tdx.authenticate(evidence, anchors, now), kinds.intel_tdx, binding, now

@@ -10,35 +10,50 @@ from trustfabric.domain.attestation.checks import (
     off,
     one_of,
 )
+from trustfabric.domain.attestation.launch import LaunchDigest
 from trustfabric.domain.attestation.model import Check, Code, JsonValue
 from trustfabric.domain.attestation.policy import SnpPolicy, TcbFloor
 from trustfabric.domain.evidence.model import Authenticated
 from trustfabric.domain.evidence.snp import SnpClaims
 from trustfabric.domain.evidence.snp_report import Tcb
 
+LAUNCH_CHECK, FIRMWARE_CHECK = "launch-digest", "firmware-digest"
+"""Against what was derived: with the kernel that is booted, or the firmware only."""
 _REPORT_DATA = 64
 
 
 def judge_snp(
-    reported: Authenticated[SnpClaims], policy: SnpPolicy, report_data: bytes
+    reported: Authenticated[SnpClaims],
+    policy: SnpPolicy,
+    report_data: bytes,
+    launch: LaunchDigest | None = None,
 ) -> Judged:
     return Judged(
         authenticated=reported,
-        checks=tuple(snp_checks(reported.claims, policy, report_data)),
+        checks=tuple(snp_checks(reported.claims, policy, report_data, launch)),
         claims=snp_view(reported.claims),
     )
 
 
 def snp_checks(
-    claims: SnpClaims, policy: SnpPolicy, report_data: bytes
+    claims: SnpClaims,
+    policy: SnpPolicy,
+    report_data: bytes,
+    launch: LaunchDigest | None = None,
 ) -> Iterator[Check]:
     """Everything after authentication, in the order that names the code."""
     yield nonce_check(report_data, claims.report.report_data, _REPORT_DATA)
-    yield from snp_platform_checks(claims, policy)
+    yield from snp_platform_checks(claims, policy, launch)
 
 
-def snp_platform_checks(claims: SnpClaims, policy: SnpPolicy) -> Iterator[Check]:
-    """All but the nonce: what holds for a report that something else makes fresh."""
+def snp_platform_checks(
+    claims: SnpClaims, policy: SnpPolicy, launch: LaunchDigest | None = None
+) -> Iterator[Check]:
+    """All but the nonce: what holds for a report that something else makes fresh.
+
+    A launch digest that was derived for this guest must be the report's; the
+    policy's own measurements, where it has some, must hold beside it.
+    """
     yield off("debug", Code.DEBUG_ENABLED, on=claims.debug, allowed=policy.allow_debug)
     yield off(
         "migration",
@@ -70,8 +85,15 @@ def snp_platform_checks(claims: SnpClaims, policy: SnpPolicy) -> Iterator[Check]
         "measurement",
         policy.measurements,
         claims.report.measurement.hex(),
-        needed=policy.measured,
+        needed=policy.measured and launch is None,
     )
+    if launch is not None:
+        yield one_of(
+            LAUNCH_CHECK if launch.boots_kernel else FIRMWARE_CHECK,
+            Code.MEASUREMENT_UNKNOWN,
+            (launch.measurement.hex(),),
+            claims.report.measurement.hex(),
+        )
 
 
 def _tcb_checks(claims: SnpClaims, floor: TcbFloor) -> Iterator[Check]:

@@ -78,7 +78,7 @@ def _required(claims: TpmClaims, policy: TpmPolicy) -> Iterator[Check]:
 
 
 def _clock(claims: TpmClaims, last_seen: TpmClock | None) -> Iterator[Check]:
-    if last_seen is not None:
+    if last_seen is not None and last_seen.key_id in (None, claims.key_id):
         yield check(
             "tpm-clock",
             Code.POLICY_VIOLATION,

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hmac import compare_digest
 from typing import Final
 
@@ -57,6 +57,14 @@ class TpmClock:
     restart_count: int
     clock: int
     """Milliseconds, meaningful within one reset and restart count."""
+    key_id: str | None = field(default=None, compare=False)
+    """Of the key that vouched for it, where that is known: another TPM has another
+    clock."""
+
+    def resets_since(self, other: "TpmClock") -> int:
+        """Return how often the TPM was reset since `other`; negative: before it."""
+        resets = (self.reset_count - other.reset_count) % _COUNTS
+        return resets if resets < _COUNTS // 2 else resets - _COUNTS
 
     def is_before(self, other: "TpmClock") -> bool:
         """Whether this was read earlier.
@@ -64,10 +72,10 @@ class TpmClock:
         A TPM adds a constant to the counts that keys of the owner show, so they
         may wrap around: what is nearer behind is earlier.
         """
-        resets = (self.reset_count - other.reset_count) % _COUNTS
+        resets = self.resets_since(other)
         restarts = (self.restart_count - other.restart_count) % _COUNTS
         if resets:
-            return resets >= _COUNTS // 2
+            return resets < 0
         if restarts:
             return restarts >= _COUNTS // 2
         return self.clock < other.clock

@@ -1,0 +1,178 @@
+"""Our own verdicts as entity attestation results (EAR), for parties outside.
+
+What is said is AR4SI's: a claim is affirming only where a check behind it passed, so
+a result may be worse than the verdict, which is the policy's, and never better.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from trustfabric.domain.attestation.model import CONSEQUENCES, Tier, TrustVector
+from trustfabric.domain.attestation.provenance import VERIFIER, VERIFIER_VERSION
+from trustfabric.domain.attestation.snp import FIRMWARE_CHECK, LAUNCH_CHECK
+from trustfabric.domain.evidence.model import Code, EvidenceKind, JsonValue
+from trustfabric.domain.trust import AttestationStatus, Lifecycle
+from trustfabric.errors import ConflictError
+
+PROFILE: Final = "tag:github.com,2023:veraison/ear"
+LONGEST: Final = timedelta(minutes=5)
+"""That a result holds, whatever the verdict behind it does."""
+
+_GENUINE, _BOOTED, _APPROVED, _OPAQUE, _VULNERABLE = 2, 3, 2, 2, 32
+_MEASURED: Final = ("measurement", LAUNCH_CHECK, "mrtd", "pcr-", "measurement-")
+"""What checks of executables against reference values are called, or begin with."""
+_CONFIDENTIAL: Final = frozenset(
+    {
+        EvidenceKind.AMD_SEV_SNP,
+        EvidenceKind.INTEL_TDX,
+        EvidenceKind.COMPOSITE_AZURE_VTPM,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """A verdict as it was recorded, and what became of its instance since."""
+
+    instance: str
+    """The hypervisor's name of it: the result's submodule."""
+    provenance: Mapping[str, JsonValue]
+    status: AttestationStatus
+    deadline: datetime | None
+    simulated: bool
+    """Nothing runs: whatever its evidence says, it isn't about a VM."""
+    newest: bool
+    """No later verdict was recorded of this instance."""
+    same_boot: bool
+    """It is alive, and still in the boot that was asked."""
+    lifecycle: Lifecycle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What is to be signed, and what it comes to."""
+
+    claims: Mapping[str, JsonValue]
+    status: Tier
+    issued_at: datetime
+    expires_at: datetime
+
+
+def result_of(
+    recorded: Recorded, now: datetime, *, issuer: str, nonce: str | None
+) -> Result:
+    """Return the result of a verdict. ConflictError where that has gone by."""
+    why = _why_not(recorded, now)
+    if why is not None:
+        raise ConflictError(f"no result can be issued: {why}")
+    ends = now + LONGEST
+    if recorded.deadline is not None:
+        ends = min(ends, recorded.deadline)
+    vector = trust_vector(recorded.provenance, simulated=recorded.simulated)
+    claims: dict[str, JsonValue] = {
+        "eat_profile": PROFILE,
+        "iss": issuer,
+        "iat": int(now.timestamp()),
+        "exp": int(ends.timestamp()),
+        "ear.verifier-id": {"developer": VERIFIER, "build": VERIFIER_VERSION},
+        "submods": {
+            recorded.instance: {
+                "ear.status": worst(vector).value,
+                "ear.trustworthiness-vector": dict(vector),
+                "ear.appraisal-policy-id": _policy(recorded.provenance),
+            }
+        },
+    }
+    if nonce is not None:
+        claims["eat_nonce"] = nonce
+    return Result(claims=claims, status=worst(vector), issued_at=now, expires_at=ends)
+
+
+def _why_not(recorded: Recorded, now: datetime) -> str | None:
+    if not recorded.newest:
+        return "a later verdict was recorded"
+    if not recorded.same_boot:
+        return "the boot that it was about is over"
+    if recorded.status is not AttestationStatus.TRUSTED:
+        return None
+    if recorded.deadline is None or recorded.deadline <= now + timedelta(seconds=1):
+        return "its freshness deadline passed"
+    if recorded.lifecycle is not Lifecycle.RESTORED:
+        return f"the instance is {recorded.lifecycle}"
+    return None
+
+
+def _policy(provenance: Mapping[str, JsonValue]) -> str:
+    policy = provenance.get("policy")
+    named = policy if isinstance(policy, Mapping) else {}
+    return f"policy:{named.get('id')}:{named.get('version')}"
+
+
+def worst(vector: Mapping[str, int]) -> Tier:
+    """Return the status of a submodule; without any claim it is none."""
+    order = (Tier.NONE, Tier.AFFIRMING, Tier.WARNING, Tier.CONTRAINDICATED)
+    return max((Tier.of(claim) for claim in (0, *vector.values())), key=order.index)
+
+
+def trust_vector(
+    provenance: Mapping[str, JsonValue], *, simulated: bool
+) -> dict[str, int]:
+    """Return AR4SI's claims for a verdict; one that says nothing is left out."""
+    consequence = CONSEQUENCES[Code(str(provenance["code"]))]
+    if consequence.status is not AttestationStatus.TRUSTED:
+        return _said(consequence.vector)
+    if simulated:
+        return {}
+    kind = EvidenceKind(str(provenance["kind"]))
+    claims = provenance.get("claims")
+    claims = claims if isinstance(claims, Mapping) else {}
+    booted = any(_is_measured(each) for each in _checks(provenance))
+    weak = bool(provenance.get("advisories")) or _is_software(claims)
+    vector = {"hardware": _VULNERABLE if weak else _GENUINE}
+    if claims.get("signer") != "VLEK" and not _is_software(claims):
+        vector["instance-identity"] = _GENUINE
+    if booted:
+        vector["executables"] = _BOOTED
+    if booted or kind in _CONFIDENTIAL:
+        vector["configuration"] = _APPROVED
+    if kind in _CONFIDENTIAL:
+        vector["runtime-opaque"] = _OPAQUE
+    return vector
+
+
+def _said(vector: TrustVector) -> dict[str, int]:
+    claims = {
+        "instance-identity": vector.instance_identity,
+        "hardware": vector.hardware,
+        "executables": vector.executables,
+        "configuration": vector.configuration,
+    }
+    return {name: claim for name, claim in claims.items() if claim != 0}
+
+
+def _is_software(claims: Mapping[str, JsonValue]) -> bool:
+    """Tell whether a program keeps the key: it protects from nobody who runs it."""
+    return claims.get("software") is True
+
+
+def _checks(provenance: Mapping[str, JsonValue]) -> list[Mapping[str, JsonValue]]:
+    checks = provenance.get("checks")
+    if not isinstance(checks, list):
+        return []
+    return [each for each in checks if isinstance(each, Mapping)]
+
+
+def _is_measured(check: Mapping[str, JsonValue]) -> bool:
+    """Tell whether something was compared; firmware alone is no executable's check."""
+    name = str(check.get("name"))
+    return (
+        check.get("result") == "pass"
+        and bool(check.get("expected"))
+        and name != FIRMWARE_CHECK
+        and any(
+            name == word or (word.endswith("-") and name.startswith(word))
+            for word in _MEASURED
+        )
+    )
