@@ -90,7 +90,7 @@ async def test_a_suspended_handler_is_cancelled_where_it_waits() -> None:
 
     assert isinstance(await outcome(held), ActorKilledError)
     assert cleaned == [True]
-    assert runtime.zombies == 0
+    assert runtime.counts().zombies == 0
     await runtime.stop()
 
 
@@ -139,7 +139,7 @@ async def test_a_swallowed_cancel_ends_by_force_after_the_grace() -> None:
 
     assert await a.ask(Count(), within_s=1.0) == 1
     assert spoke == ["finally"]
-    assert runtime.zombies == 0
+    assert runtime.counts().zombies == 0
     await runtime.stop()
 
 
@@ -164,7 +164,7 @@ async def test_a_coroutine_that_never_ends_is_a_zombie_and_is_fenced() -> None:
     clock.advance(5.0)
 
     assert await a.ask(Count(), within_s=1.0) == 1
-    assert runtime.zombies == 1
+    assert runtime.counts().zombies == 1
     free.set()
     await runtime.quiet()
     assert await a.ask(Count(), within_s=1.0) == 2
@@ -317,7 +317,7 @@ async def test_a_timers_notice_that_is_already_mail_dies_with_its_incarnation() 
 
     assert isinstance(await outcome(held), ActorKilledError)
     assert await a.ask(Count(), within_s=1.0) == 1
-    assert runtime.skipped == 1
+    assert runtime.counts().skipped == 1
     await runtime.stop()
 
 
@@ -373,7 +373,7 @@ async def test_a_task_that_will_not_end_is_given_up_after_the_grace() -> None:
     clock.advance(5.0)
 
     assert await a.ask(Count(), within_s=1.0) == 1
-    assert runtime.zombies == 1
+    assert runtime.counts().zombies == 1
     free.set()
     await runtime.quiet()
     assert await a.ask(Count(), within_s=1.0) == 2
@@ -398,7 +398,7 @@ async def test_asks_of_a_killed_actor_are_withdrawn() -> None:
     await held
 
     assert await b.ask(Count(), within_s=1.0) == 1
-    assert runtime.skipped == 1
+    assert runtime.counts().skipped == 1
     await runtime.stop()
 
 
@@ -418,7 +418,7 @@ async def test_without_grace_a_task_beside_the_handler_is_not_waited_for() -> No
     a.cell.kill(exits.killed("brutal"), 0.0)
 
     assert await a.ask(Count(), within_s=1.0) == 1
-    assert runtime.zombies == 1
+    assert runtime.counts().zombies == 1
     never.set()
     await runtime.stop()
 
@@ -436,7 +436,7 @@ async def test_without_grace_an_obedient_task_is_no_zombie() -> None:
     a.cell.kill(exits.killed("brutal"), 0.0)
 
     assert await a.ask(Count(), within_s=1.0) == 1
-    assert runtime.zombies == 0
+    assert runtime.counts().zombies == 0
     await runtime.stop()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -366,3 +367,44 @@ async def test_an_actor_that_holds_the_loop_is_named_with_its_stack(
     assert runtime.holds[0].path == "root/a"
     assert "hold_until" in "".join(runtime.holds[0].stack)
     assert events[0]["event"] == "loop.held"
+
+
+async def test_what_is_counted_follows_what_happens() -> None:
+    a, b = Address[Counter]("a"), Address[Counter]("b")
+    specs = (*children(a), *children(b, restart=Restart.TEMPORARY))
+    runtime = await started(Runtime(clock=ManualClock()), *specs)
+    before = runtime.counts()
+
+    a.tell(Crash())
+    b.kill("by hand")
+    await runtime.quiet()
+    b.tell(Bump())
+
+    counts = runtime.counts()
+    assert before.up == {"Supervisor": 1, "Counter": 2}
+    assert counts.up == {"Supervisor": 1, "Counter": 1}
+    assert counts.started == before.started + 1
+    assert counts.restarts == {ExitKind.CRASHED: 1}
+    assert counts.dead_letters == {"not running": 1}
+    await runtime.stop()
+    assert runtime.counts().up == {}
+
+
+async def test_the_watchdog_samples_how_late_the_loop_is() -> None:
+    runtime = await started(Runtime(watchdog_s=0.02))
+    begun = time.monotonic()
+    time.sleep(0.1)  # the very thing it watches for
+    held_s = time.monotonic() - begun
+    while runtime.counts().lag.total < held_s / 2:
+        await asyncio.sleep(0)
+    counts = runtime.counts()
+    late = [
+        count
+        for bound, count in zip(
+            (*counts.lag.bounds, 2.0), counts.lag.counts, strict=True
+        )
+        if bound > held_s / 2
+    ]
+    assert sum(late) >= 1
+    assert counts.held >= 1
+    await runtime.stop()

@@ -271,7 +271,7 @@ async def test_a_blocking_ask_times_out_and_its_work_is_skipped() -> None:
     assert await waiting == "done"
     await runtime.quiet()
     assert actor.received == []
-    assert runtime.skipped == 1
+    assert runtime.counts().skipped == 1
     await runtime.stop()
 
 

@@ -90,7 +90,7 @@ async def test_an_ask_out_of_time_is_told_so_and_its_work_is_skipped() -> None:
 
     assert await first == "passed"
     assert await a.ask(Count(), within_s=1.0) == 1
-    assert runtime.skipped == 1
+    assert runtime.counts().skipped == 1
     await runtime.stop()
 
 

@@ -32,6 +32,7 @@ from trustfabric.supervision.spec import (
     SupervisorSpec,
 )
 from trustfabric.supervision.states import State
+from trustfabric.supervision.tally import Counts, Histogram
 from trustfabric.supervision.timers import Down, Timer, Watch
 from trustfabric.supervision.trace import Event, Trace, TraceEvent
 from trustfabric.supervision.watchdog import Held
@@ -50,6 +51,7 @@ __all__ = [
     "Backoff",
     "ChildSpec",
     "Clock",
+    "Counts",
     "DeadLetter",
     "DeadLetters",
     "Down",
@@ -60,6 +62,7 @@ __all__ = [
     "ExitKind",
     "GaveUpError",
     "Held",
+    "Histogram",
     "MailboxFullError",
     "MailboxSpec",
     "ManualClock",

@@ -12,7 +12,8 @@ import structlog
 
 from trustfabric.supervision import exits
 from trustfabric.supervision.address import Address
-from trustfabric.supervision.cell import BIRTH, CALLER, Cell
+from trustfabric.supervision.cell import Cell
+from trustfabric.supervision.context import BIRTH, CALLER
 from trustfabric.supervision.exits import Exit, ExitKind
 from trustfabric.supervision.future import ThreadFuture
 from trustfabric.supervision.mailbox import DEFAULT_MAILBOX, Envelope, MailboxSpec

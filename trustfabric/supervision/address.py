@@ -10,7 +10,8 @@ import pykka
 from pykka.messages import _ActorStop
 
 from trustfabric.supervision import exits
-from trustfabric.supervision.cell import CALLER, Cell
+from trustfabric.supervision.cell import Cell
+from trustfabric.supervision.context import CALLER
 from trustfabric.supervision.errors import (
     ActorDeadError,
     AskCycleError,

@@ -6,9 +6,7 @@ a task, a coroutine) checks that it still is the cell's present one, or is dropp
 
 import asyncio
 import math
-import threading
 from collections.abc import Callable, Coroutine
-from contextvars import ContextVar
 from datetime import datetime
 from types import CoroutineType
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 from trustfabric.supervision import exits, undelivered
 from trustfabric.supervision.box import Box
 from trustfabric.supervision.clock import Handle
+from trustfabric.supervision.context import BIRTH, CALLER
 from trustfabric.supervision.exits import Exit
 from trustfabric.supervision.mailbox import (
     Envelope,
@@ -28,17 +27,6 @@ from trustfabric.supervision.roles import Behaviour, Cancellable
 from trustfabric.supervision.states import ALIVE, RUNNING, STARTING, WAITING, State
 from trustfabric.supervision.trace import Event
 from trustfabric.supervision.work import Settle, Work
-
-
-class Birth(threading.local):
-    """The cell that an actor constructed right now, on this thread, belongs to."""
-
-    cell: "Cell | None" = None
-
-
-BIRTH = Birth()
-CALLER: ContextVar["Cell | None"] = ContextVar("caller", default=None)
-"""The cell whose mailbox stands still while this code waits."""
 
 
 class Cell(Box):
@@ -102,6 +90,7 @@ class Cell(Box):
         finally:
             BIRTH.cell = outer
         self.actor = actor
+        self.scheduler.tally.came(actor)
         self.mailbox.spec = actor.mailbox
         return actor.on_start()
 
@@ -170,7 +159,7 @@ class Cell(Box):
     def _deliver_sealed(self, envelope: Envelope) -> None:
         scheduler, message = self.scheduler, envelope.message
         if envelope.is_late(scheduler.clock.monotonic, self.epoch):
-            scheduler.skipped += 1
+            scheduler.tally.skipped += 1
             scheduler.emit(self, Event.SKIPPED, type(message).__name__)
         elif is_stop(envelope):
             self.current = envelope
@@ -342,10 +331,10 @@ class Cell(Box):
         if work is not None:
             self._work = None
             self.busy = False
-            self.scheduler.zombies += not work.close()
+            self.scheduler.tally.zombies += not work.close()
             self.end(self.doom)
         for task in self._held_tasks():
-            self.scheduler.zombies += not task.done()
+            self.scheduler.tally.zombies += not task.done()
             self.release(task)
 
     # --- ending ---------------------------------------------------------------
@@ -381,6 +370,8 @@ class Cell(Box):
 
     def _over(self, exit_: Exit) -> None:
         self._cancel_brutal_timer()
+        if self.actor is not None:
+            self.scheduler.tally.went(self.actor)
         self.actor = self.asking = self.doom = self.stop_asked = None
         self.busy = self._free = False
         self.state = WAITING

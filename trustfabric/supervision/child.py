@@ -71,15 +71,16 @@ class Child(Place):
                 self.attempts = 0
             self.up_since = None
 
-    def start_later(self, reason: str, when_due: Callable[[], None]) -> float:
+    def start_later(self, exit_: Exit, when_due: Callable[[], None]) -> float:
         """Count a restart and wait for its turn; return for how long."""
         scheduler = self.cell.scheduler
         at_once = self.attempts == 0
         delay_s = self.terms.backoff.delay_s(self.attempts, scheduler.random)
         self.attempts += 1
-        restarts = [*(self.cell.restarts or ()), (scheduler.clock.now(), reason)]
+        restarts = [*(self.cell.restarts or ()), (scheduler.clock.now(), exit_.reason)]
         self.cell.restarts = restarts[-KEPT_RESTARTS:]
         self.cell.restart_count += 1
+        scheduler.tally.restarts[exit_.kind] += 1
         if (
             not at_once
         ):  # by timer even if for no time: a loop of crashes lets others run

@@ -136,7 +136,7 @@ class DynamicSupervisor(Actor):
             log_down(child, exit_, "is given up", None)
             self._forget(child, exit_)
         else:
-            delay_s = child.start_later(exit_.reason, child.start)
+            delay_s = child.start_later(exit_, child.start)
             log_down(child, exit_, "restarts", delay_s)
             if not child.waiting:
                 child.start()

@@ -21,6 +21,7 @@ from trustfabric.supervision.scheduler import Scheduler
 from trustfabric.supervision.spec import Backoff, Restart, SupervisorSpec, Terms
 from trustfabric.supervision.states import ALIVE, State
 from trustfabric.supervision.supervisor import announce, make_child
+from trustfabric.supervision.tally import Counts, Lag
 from trustfabric.supervision.trace import Observer, Trace
 from trustfabric.supervision.watchdog import Held, Watchdog
 
@@ -91,15 +92,19 @@ class Runtime:
     def dead_letters(self) -> DeadLetters:
         return self._live.dead_letters
 
-    @property
-    def zombies(self) -> int:
-        """Coroutines and tasks that outlasted their incarnation's brutal end."""
-        return self._live.zombies
-
-    @property
-    def skipped(self) -> int:
-        """Messages not handled since their deadline or their asker was gone."""
-        return self._live.skipped
+    def counts(self) -> Counts:
+        """Return what was counted so far, without a walk through the tree."""
+        live, watchdog, tally = self._live, self._watchdog, self._live.tally
+        return Counts(
+            up={kind.__name__: count for kind, count in tally.up.items() if count},
+            started=tally.started,
+            restarts=dict(tally.restarts),
+            dead_letters=live.dead_letters.by_reason(),
+            skipped=tally.skipped,
+            zombies=tally.zombies,
+            held=0 if watchdog is None else watchdog.total,
+            lag=(Lag() if watchdog is None else watchdog.lag).histogram(),
+        )
 
     @property
     def holds(self) -> list[Held]:

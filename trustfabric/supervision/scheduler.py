@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from trustfabric.supervision.clock import Clock
 from trustfabric.supervision.deadletters import DeadLetters
 from trustfabric.supervision.mailbox import Mail, sealed
+from trustfabric.supervision.tally import Tally
 from trustfabric.supervision.trace import Event, Observer, TraceEvent
 from trustfabric.supervision.undelivered import bounce
 
@@ -64,10 +65,7 @@ class Scheduler:
         self.dead_letters = DeadLetters(clock)
         self.directory: Any = None  # the runtime's, which knows cells
         self.observers: tuple[Observer, ...] = ()
-        self.zombies = 0
-        """Coroutines that would not end even when closed by force."""
-        self.skipped = 0
-        """Requests that were late, or whose asker had gone."""
+        self.tally = Tally()
         self.running: Runnable | None = None
         self.loop = asyncio.get_running_loop()
         self.context = contextvars.Context()

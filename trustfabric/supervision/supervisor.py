@@ -105,7 +105,7 @@ class Supervisor(Actor):
             child.give_up(exit_)
             self._close(exits.crashed(self._gave_up(child, exit_)))
             return
-        delay_s = child.start_later(exit_.reason, self._advance)
+        delay_s = child.start_later(exit_, self._advance)
         log_down(child, exit_, "restarts", delay_s)
         for other in self._fall_with(child):
             other.leaving = other.alive

@@ -59,7 +59,7 @@ def take(cell: Cell, kind: type[M], limit: int) -> list[Taken[M]]:
             break
         cell.mailbox.take()
         if envelope.is_late(cell.scheduler.clock.monotonic, cell.epoch):
-            cell.scheduler.skipped += 1
+            cell.scheduler.tally.skipped += 1
         else:
             taken.append(Taken(cell, envelope))
     return taken

@@ -3,13 +3,16 @@
 import asyncio
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
 from trustfabric.supervision.scheduler import Scheduler
+from trustfabric.supervision.tally import Lag
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +40,7 @@ class Watchdog:
             target=self._watch, name="supervision-watchdog", daemon=True
         )
         self.total = 0
+        self.lag = Lag()
         self.held: deque[Held] = deque(maxlen=20)
 
     def start(self) -> None:
@@ -49,13 +53,18 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stopped.wait(self._limit_s / 2):
             self._sign.clear()
+            asked = time.monotonic()
             try:
-                self._scheduler.call_from_thread(self._sign.set)
+                self._scheduler.call_from_thread(partial(self._give_sign, asked))
             except RuntimeError:  # the loop is closed
                 return
             if not self._sign.wait(self._limit_s) and not self._stopped.is_set():
                 self._blame()
                 self._sign.wait()
+
+    def _give_sign(self, asked: float) -> None:
+        self.lag.add(time.monotonic() - asked)
+        self._sign.set()
 
     def _blame(self) -> None:
         held = Held(self._who(), self._stack())
