@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks import (
     actor_figures,
+    asked,
     bench,
     frame,
     lifetime,
@@ -23,6 +24,7 @@ from benchmarks import (
 
 PARTS = (
     *actor_figures.PARTS,
+    *asked.PARTS,
     *registry.PARTS,
     *streams.PARTS,
     *requests.PARTS,

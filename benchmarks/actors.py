@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -95,12 +96,11 @@ async def from_a_thread() -> Figures:
         (worker,) = await ours.spawn(1)
 
         def flood(burst: int) -> float:
-            tick, begun = Tick(), time.perf_counter()
-            for _ in range(TELLS // burst):
-                for _ in range(burst):
-                    worker.tell(tick)
-                worker.ask(Get(), block=True)
-            return TELLS / (time.perf_counter() - begun)
+            return _flood(
+                burst,
+                partial(worker.tell, Tick()),
+                partial(worker.ask, Get(), block=True),
+            )
 
         def one_by_one() -> list[float]:
             sample = []
@@ -116,18 +116,23 @@ async def from_a_thread() -> Figures:
     peer = Peer.start()
     figures = {"thread tell/s": rate, "bursts of 500 tell/s": burst_rate}
     for name, burst in (("thread tell/s", FLOOD), ("bursts of 500 tell/s", BURST)):
-        begun = time.perf_counter()
-        for _ in range(TELLS // burst):
-            for _ in range(burst):
-                peer.tell("tick")
-            peer.ask("get")
-        figures[f"{name} pykka"] = TELLS / (time.perf_counter() - begun)
+        tell, ask = partial(peer.tell, "tick"), partial(peer.ask, "get")
+        figures[f"{name} pykka"] = _flood(burst, tell, ask)
     peer.stop()
     return {
         **figures,
         "thread ask p50 us": percentile(sample, 0.5),
         "thread ask p99 us": percentile(sample, 0.99),
     }
+
+
+def _flood(burst: int, tell: Callable[[], object], ask: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    for _ in range(TELLS // burst):
+        for _ in range(burst):
+            tell()
+        ask()
+    return TELLS / (time.perf_counter() - begun)
 
 
 async def spawns() -> Figures:

@@ -199,7 +199,7 @@ class _Batch:
     async def save(self, conn: Connection) -> None:
         batch = orjson.dumps(self._rows).decode()
         cursor = await conn.execute(_SAVE_SQL, {"batch": batch})
-        assert cursor.rowcount == len(self._rows)
+        assert cursor.rowcount == 0
         for row in self._rows:
             row["read_version"] += 1
 

@@ -79,6 +79,13 @@ def _length(head: bytes) -> int:
 
 
 async def _requests_per_s(url: str, token: str, seconds: float) -> float:
+    await requests_in(url, token, seconds / 4)  # prepared statements, caches
+    begun = time.perf_counter()
+    return await requests_in(url, token, seconds) / (time.perf_counter() - begun)
+
+
+async def requests_in(url: str, token: str, seconds: float) -> int:
+    """Ask again and again over some connections; return how often it was answered."""
     address = urlsplit(url)
     request = (
         f"GET {address.path} HTTP/1.1\r\nHost: {address.netloc}\r\n"
@@ -95,11 +102,7 @@ async def _requests_per_s(url: str, token: str, seconds: float) -> float:
         )[1]
         for _ in range(CONNECTIONS)
     ]
-    await asyncio.sleep(seconds / 4)  # prepared statements, caches
-    before, begun = sum(one.answered for one in clients), time.perf_counter()
     await asyncio.sleep(seconds)
-    count = sum(one.answered for one in clients) - before
-    passed = time.perf_counter() - begun
     for one in clients:
         one.close()
-    return count / passed
+    return sum(one.answered for one in clients)

@@ -123,7 +123,7 @@ class Address(pykka.ActorRef[Any], Generic[A]):
 
     async def _ask_here(self, request: Any, within_s: float) -> Any:
         cell, asker = self.cell, CALLER.get()
-        if cell.state in NOBODY:
+        if cell.state is not RUNNING and cell.state in NOBODY:
             raise ActorDeadError(f"{self}: not running")
         reply = LoopReply(loop=cell.scheduler.loop)
         asking = _begin_asking(asker, cell, reply)

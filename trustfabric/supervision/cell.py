@@ -129,7 +129,7 @@ class Cell(Box):
         before, scheduler.running = scheduler.running, self
         self.in_ready = True
         scheduler.depth += 1
-        scheduler.context.copy().run(self._deliver_sealed, envelope)
+        scheduler.context.copy().run(self._deliver, envelope, envelope.message)
         scheduler.depth -= 1
         self.in_ready = False
         scheduler.running = before

@@ -74,6 +74,7 @@ class Scheduler:
         self._shuffle = shuffle
         self._ready: deque[Runnable] = deque()
         self._scheduled = False
+        self._handed_to = 0
         self._hand_overs = 0
         self.depth = 0
         """How many askers' stacks the handler that runs stands on."""
@@ -99,8 +100,12 @@ class Scheduler:
     def may_hand_over(self) -> bool:
         """Whether an asker may have its request handled on its own stack.
 
-        Not for ever: whoever asks and asks shall let the loop turn now and then.
+        Not for ever: whoever asks and asks shall let the loop turn now and then. It
+        has turned when another task asks.
         """
+        task = id(asyncio.current_task(self.loop))
+        if task != self._handed_to:
+            self._handed_to, self._hand_overs = task, HAND_OVERS
         self._hand_overs -= 1
         if self._hand_overs < 0 or self.depth >= DEPTH:
             return False
