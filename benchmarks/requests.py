@@ -79,12 +79,12 @@ def _length(head: bytes) -> int:
 
 
 async def _requests_per_s(url: str, token: str, seconds: float) -> float:
-    await requests_in(url, token, seconds / 4)  # prepared statements, caches
+    await _requests_in(url, token, seconds / 4)  # prepared statements, caches
     begun = time.perf_counter()
-    return await requests_in(url, token, seconds) / (time.perf_counter() - begun)
+    return await _requests_in(url, token, seconds) / (time.perf_counter() - begun)
 
 
-async def requests_in(url: str, token: str, seconds: float) -> int:
+async def _requests_in(url: str, token: str, seconds: float) -> int:
     """Ask again and again over some connections; return how often it was answered."""
     address = urlsplit(url)
     request = (

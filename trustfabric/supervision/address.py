@@ -126,7 +126,7 @@ class Address(pykka.ActorRef[Any], Generic[A]):
         if cell.state is not RUNNING and cell.state in NOBODY:
             raise ActorDeadError(f"{self}: not running")
         reply = LoopReply(loop=cell.scheduler.loop)
-        asking = _begin_asking(asker, cell, reply)
+        asking = None if asker is None else _begin_asking(asker, cell, reply)
         try:
             handed_over = within_s > 0 and cell.may_be_handed()
             if handed_over:
@@ -323,12 +323,8 @@ def waits_for_stop_of(target: Cell, asker: Cell) -> bool:
     )
 
 
-def _begin_asking(
-    asker: Cell | None, target: Cell, reply: LoopReply
-) -> dict[Reply, Cell] | None:
+def _begin_asking(asker: Cell, target: Cell, reply: LoopReply) -> dict[Reply, Cell]:
     """Note down who waits for whom, unless it would be for ever."""
-    if asker is None:
-        return None
     if waits_for_stop_of(target, asker):
         raise ActorDeadError(f"{target.path}: starts again when its asker has stopped")
     chain = _chain(target, asker, set())

@@ -180,11 +180,13 @@ class Cell(Box):
             return
         if result.__class__ is CoroutineType:
             self._begin_work(result, self._handled)
-        elif mail is not message or observers or self.doom is not None:
+        elif observers or self.doom is not None:
             self._settled(self._handled, result, None)
-        else:  # a notice, of which nobody has to hear
+        else:  # as that would, the short way
             self.busy = False
             self.current = None
+            if mail is not message and mail.reply is not None:
+                mail.reply.resolve(result)
 
     def _handled(self, result: Any, error: BaseException | None) -> None:
         mail, self.current = sealed(self.current), None

@@ -103,13 +103,17 @@ class Scheduler:
         Not for ever: whoever asks and asks shall let the loop turn now and then. It
         has turned when another task asks.
         """
-        task = id(asyncio.current_task(self.loop))
-        if task != self._handed_to:
-            self._handed_to, self._hand_overs = task, HAND_OVERS
         self._hand_overs -= 1
-        if self._hand_overs < 0 or self.depth >= DEPTH:
+        if self.depth >= DEPTH or (self._hand_overs < 0 and not self._has_turned()):
             return False
         return not self._shuffle or bool(self.random.getrandbits(1))
+
+    def _has_turned(self) -> bool:
+        task = id(asyncio.current_task(self.loop))
+        if task == self._handed_to:
+            return False
+        self._handed_to, self._hand_overs = task, HAND_OVERS
+        return True
 
     def _pump(self) -> None:
         self._hand_overs = HAND_OVERS
