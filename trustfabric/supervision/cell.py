@@ -144,9 +144,10 @@ class Cell(Box):
             if budget == 0:
                 return True
             budget -= 1
-            mail = mailbox.take_system()
-            if mail is None and not self.suspended:
-                mail = mailbox.take()
+            if mailbox.system is not None:
+                mail = mailbox.take_system()
+            else:
+                mail = None if self.suspended else mailbox.take()
             if mail is None:
                 break
             if mail.__class__ is Envelope:
