@@ -1,6 +1,7 @@
 """The log is events with fields, and holds no secret."""
 
 import json
+import logging
 
 import pytest
 import structlog
@@ -86,3 +87,19 @@ def test_a_terminal_gets_readable_lines(capsys: pytest.CaptureFixture[str]) -> N
     structlog.reset_defaults()
 
     assert "run.finished" in capsys.readouterr().err
+
+
+def test_what_a_library_logs_is_masked_too(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up("info", "json")
+    logging.getLogger("psycopg.pool").warning(
+        "cannot connect to %s", "postgresql://me:hunter2@db/x"
+    )
+    logging.getLogger("asyncio").debug("of no interest")
+    structlog.reset_defaults()
+    logging.basicConfig(handlers=[], force=True)
+
+    (line,) = capsys.readouterr().err.splitlines()
+    document = json.loads(line)
+    assert document["logger"] == "psycopg.pool"
+    assert document["level"] == "warning"
+    assert document["event"] == "cannot connect to postgresql://me:***@db/x"

@@ -1,6 +1,7 @@
 """The log, set up once: events with fields, on stderr, without secrets."""
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
@@ -30,18 +31,40 @@ def set_up(level: str = "info", style: str = "auto") -> None:
         renderer = structlog.dev.ConsoleRenderer(
             exception_formatter=structlog.dev.plain_traceback
         )
+    described: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+    ]
+    rendered: list[structlog.typing.Processor] = [
+        structlog.processors.format_exc_info,  # without locals: they hold secrets
+        mask_secrets,
+        renderer,
+    ]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
-            structlog.processors.format_exc_info,  # without locals: they hold secrets
-            mask_secrets,
-            renderer,
-        ],
+        processors=[*described, *rendered],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    _take_in_libraries(described, rendered)
+
+
+def _take_in_libraries(
+    described: list[structlog.typing.Processor],
+    rendered: list[structlog.typing.Processor],
+) -> None:
+    """Take in what libraries log through Python's own logging, from warnings up."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *described],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *rendered,
+            ],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
 
 
 def mask_secrets(
