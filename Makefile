@@ -3,13 +3,14 @@ SHELL := /bin/bash
 BIN := .venv/bin
 DATA := .data
 # That of the runtime started last: `make run` and `make demo` write theirs anew.
-TOKEN = $(shell ls -t $(DATA)/operator-token $(DATA)/demo/operator-token 2>/dev/null | head -1)
+TOKEN = $(shell ls -t $(DATA)/operator-token $(DATA)/demo/operator-token \
+    $(DATA)/demo-qemu/operator-token 2>/dev/null | head -1)
 PORT = $(or $(BIND_PORT),3000)
 # More for pytest, such as TEST_ARGS="-k trust -x".
 TEST_ARGS ?=
 
-.PHONY: help install install-runtime lock fmt lint types layers size test-fast test \
-        scenarios check run demo shell bench clean
+.PHONY: help install install-runtime lock fmt lint types layers size test-fast test test-slow \
+        scenarios check run demo demo-qemu shell bench clean
 
 help:  ## lists these
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +49,10 @@ test: install  ## all tests, with coverage
 	$(BIN)/coverage report --fail-under=98 --format=total \
 	    --include="trustfabric/domain/*,trustfabric/supervision/*"
 
+test-slow: install  ## a Debian guest with a vTPM that attests; fetches its kernel
+	tools/guest-image.sh $(DATA)/guest/guest.img
+	GUEST_IMAGE=$(DATA)/guest/guest.img $(BIN)/pytest tests/e2e/test_guest_agent.py $(TEST_ARGS)
+
 scenarios: install  ## runs the chaos matrix; writes its manifest and transcript
 	$(BIN)/mcpctl scenarios run
 
@@ -58,6 +63,9 @@ run: install-runtime  ## runs the runtime on its embedded defaults
 
 demo: install-runtime  ## runs it with a small fleet that lives the story
 	@$(BIN)/mcpctl demo --data-dir $(DATA)/demo
+
+demo-qemu: install  ## the same, its VMs real guests under QEMU, their consoles live
+	@$(BIN)/mcpctl demo --qemu --data-dir $(DATA)/demo-qemu
 
 shell: install-runtime  ## opens the operator shell on what was started last
 	@[ -n "$(TOKEN)" ] || { echo "Start one first: make run, or make demo."; exit 1; }

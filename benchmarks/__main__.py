@@ -15,6 +15,7 @@ from benchmarks import (
     actor_figures,
     asked,
     bench,
+    evidence,
     frame,
     lifetime,
     registry,
@@ -29,6 +30,7 @@ PARTS = (
     *streams.PARTS,
     *requests.PARTS,
     *lifetime.PARTS,
+    *evidence.PARTS,
 )
 RESULTS = Path(__file__).with_name("results.json")
 

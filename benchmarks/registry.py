@@ -197,6 +197,9 @@ class _Batch:
         self._rows: list[dict[str, Any]] = [{**_record(move)} for move in moves]
 
     async def save(self, conn: Connection) -> None:
+        now = datetime.now(UTC)
+        for row in self._rows:
+            row["updated_at"], row["deadline"] = now, now + timedelta(days=1)
         batch = orjson.dumps(self._rows).decode()
         cursor = await conn.execute(_SAVE_SQL, {"batch": batch})
         assert cursor.rowcount == 0

@@ -6,4 +6,5 @@ pytest_plugins = [
     "tests.fix_hypothesis",
     "tests.fix_machines",
     "tests.fix_runtime",
+    "tests.http.working",
 ]

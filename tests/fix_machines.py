@@ -40,6 +40,7 @@ from trustfabric.db.vms import Instance, get_instance, list_events, list_newest
 from trustfabric.domain.attestation.policy import DEMO_POLICY
 from trustfabric.domain.evidence.packaged import packaged_anchors
 from trustfabric.domain.ids import InstanceId, OwnerId, ServerId
+from trustfabric.domain.ports import Provisioner
 from trustfabric.domain.power import Hold
 from trustfabric.domain.servers import Server
 from trustfabric.domain.trust import Snapshot
@@ -76,7 +77,10 @@ SETTINGS = attestation.Settings(
     attempts=2,
 )
 CADENCE = Cadence(
-    tick_s=10.0, ahead=timedelta(seconds=150), quiet=timedelta(seconds=30)
+    tick_s=10.0,
+    ahead=timedelta(seconds=150),
+    quiet=timedelta(seconds=30),
+    longest=timedelta(seconds=300),
 )
 
 
@@ -84,7 +88,8 @@ CADENCE = Cadence(
 class Machines(Fabric):
     """The tree down to the VMs and the scheduler."""
 
-    provisioner: LibvirtProvisioner
+    provisioner: Any
+    """A LibvirtProvisioner, unless a test brings another."""
     tpms: SoftTpms
     verifying: ThreadPoolExecutor
     epoch: int = 1
@@ -292,6 +297,8 @@ async def some_machines(
     tpm_dir: Path,
     *,
     name: str = "",
+    uri: str = "test:///default",
+    provisioner: Provisioner | None = None,
     **parts: Any,
 ) -> AsyncIterator[Machines]:
     """Start the tree on a hypervisor connection of its own; at the end it dies."""
@@ -309,9 +316,8 @@ async def some_machines(
             database=database,
             database_url=database_url,
             name=name,
-            provisioner=LibvirtProvisioner(
-                "test:///default", events=events, executor=threads, runtime=name
-            ),
+            provisioner=provisioner
+            or LibvirtProvisioner(uri, events=events, executor=threads, runtime=name),
             tpms=tpms,
             verifying=verifying,
             **parts,

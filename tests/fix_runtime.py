@@ -31,6 +31,7 @@ QUICK: Mapping[str, str] = {
     "CHAOS_ENABLED": "true",
     "VM_ATTESTATION_POLICY": "demo-software-tpm",
     "REMEDIATION_TICK_SECONDS": "0.2",
+    "REMEDIATION_BREAKER_MINIMUM": "100000",
     "SSE_HEARTBEAT_SECONDS": "0.5",
     "SSE_BUFFER_EVENTS": "50",
     "LOG_FORMAT": "json",

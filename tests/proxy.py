@@ -10,6 +10,10 @@ from pathlib import Path
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 
+EXECUTE = b"E\0\0\0\x09\0\0\0\0\0"
+"""The message that has a statement done, prepared or not."""
+
+
 class Cut(StrEnum):
     """Where the next commit is cut off."""
 
@@ -42,11 +46,13 @@ async def a_link(database_url: str, folder: Path, marker: bytes) -> AsyncIterato
     ) -> None:
         server, to_server = await asyncio.open_unix_connection(str(true_socket))
         back = asyncio.create_task(_pump(server, to_client))
-        marked = False
+        marked = begun = False
         try:
             while data := await client.read(65_536):
                 marked = marked or link.marker in data
-                ends = b"COMMIT" in data
+                begun = begun or b"BEGIN" in data
+                # Outside a transaction a statement is its own commit.
+                ends = b"COMMIT" in data or (EXECUTE in data and not begun)
                 if link.cut is not None and marked and ends:
                     cut, link.cut = link.cut, None
                     link.cuts += 1
@@ -55,7 +61,8 @@ async def a_link(database_url: str, folder: Path, marker: bytes) -> AsyncIterato
                         to_server.write(data)
                         await server.read(1)
                     return
-                marked = marked and not ends
+                if ends:
+                    marked = begun = False
                 to_server.write(data)
                 await to_server.drain()
         except ConnectionError:

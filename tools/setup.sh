@@ -65,6 +65,8 @@ sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
     compgen -G '/usr/lib*/**/libvirt/connection-driver/libvirt_driver_qemu.so' >/dev/null ||
         compgen -G '/usr/lib*/libvirt/connection-driver/libvirt_driver_qemu.so' >/dev/null ||
         echo libvirt-daemon-driver-qemu
+    have saslpasswd2 || echo sasl2-bin
+    compgen -G '/usr/lib/*/sasl2/libscram.so*' >/dev/null || echo libsasl2-modules
     # Ubuntu's chromium is a snap, which containers can't run: its one test is skipped.
     have chromium || grep -q '^ID=ubuntu' /etc/os-release 2>/dev/null || echo chromium
 }

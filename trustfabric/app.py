@@ -15,13 +15,17 @@ import structlog
 
 from trustfabric import log as logs
 from trustfabric.actors.attestation import Attestation
+from trustfabric.actors.counters import Counters
 from trustfabric.actors.dispatch import Dispatcher, RunOver
 from trustfabric.actors.evaluations import Cadence, Scheduler
+from trustfabric.actors.holds import Holds
 from trustfabric.actors.hypervisor import Hypervisor, Renew
 from trustfabric.actors.intelligence import Scorer
 from trustfabric.actors.listener import Listener
+from trustfabric.actors.metrics import Meter
 from trustfabric.actors.orders import Desk
 from trustfabric.actors.playbooks import Playbooks
+from trustfabric.actors.policies import Policies
 from trustfabric.actors.power import Equipment
 from trustfabric.actors.refreshes import Refresher, Rhythm
 from trustfabric.actors.retention import Retention
@@ -31,16 +35,24 @@ from trustfabric.actors.servers import Fleet, Gone, Servers
 from trustfabric.actors.streams import Broadcaster, Feed, Stream
 from trustfabric.actors.trust import TrustRegistry
 from trustfabric.config import Settings
-from trustfabric.db import boots, listen, run_events, trust_events
+from trustfabric.db import boots, holds, listen, run_events, trust_events
 from trustfabric.db.intelligence import Changes
 from trustfabric.db.session import Database
+from trustfabric.domain.allow_list import AllowList
 from trustfabric.domain.dispatch import DispatchSettings
+from trustfabric.domain.executors import Executor
 from trustfabric.domain.power import Hold
+from trustfabric.domain.reasons import Rules
 from trustfabric.domain.refreshes import RefreshSettings
 from trustfabric.domain.runs import RetryPolicy, Run
 from trustfabric.domain.specs import ExecutorType
-from trustfabric.drivers.secrets import Secrets
-from trustfabric.drivers.shell import ShellExecutor, ShellSettings
+from trustfabric.domain.storms import StormLimits
+from trustfabric.drivers.ansible import AnsibleExecutor
+from trustfabric.drivers.cloud_api import CloudExecutor
+from trustfabric.drivers.pinned import PinnedClient
+from trustfabric.drivers.secrets import Secrets, masker_of
+from trustfabric.drivers.shell import ShellExecutor
+from trustfabric.drivers.workplace import ProgramSettings, Workplace
 from trustfabric.errors import ConfigError, FabricError
 from trustfabric.http.face import Face, Limits
 from trustfabric.http.site import Site
@@ -60,6 +72,7 @@ LEASE_S = 60.0
 FEEDS = (
     Feed(Stream.TRUST, listen.TRUST_CHANNEL, trust_events.events_after),
     Feed(Stream.REMEDIATION, listen.REMEDIATION_CHANNEL, run_events.events_after),
+    Feed(Stream.HOLDS, holds.CHANNEL, holds.events_after),
 )
 
 
@@ -127,7 +140,7 @@ def _announce(resources: Resources) -> None:
 
 
 def _makers(use: Resources, runtime: Runtime, at: Addresses) -> Makers:
-    settings, database = use.settings, use.database
+    settings, database, counters = use.settings, use.database, Counters()
     equipment = Equipment(
         database=database,
         provisioner=use.provisioner,
@@ -160,14 +173,17 @@ def _makers(use: Resources, runtime: Runtime, at: Addresses) -> Makers:
             use.runtime_id,
             lambda channels: listen.Wakeups.open(use.database_url, channels),
         ),
-        trust=lambda: TrustRegistry(database),
+        trust=lambda: TrustRegistry(database, counters),
         attestation=lambda: Attestation(
             database,
             at.trust,
-            {"swtpm": use.tpms},
+            {"swtpm": use.tpms, "virtio": use.agents},
             use.attestation,
             use.verifying,
             secrets.token_bytes,
+        ),
+        policies=lambda: Policies(
+            database, at.attestation, use.attestation, use.verifying
         ),
         hypervisor=lambda: Hypervisor(use.provisioner, partial(_add_reboots, database)),
         servers=lambda: Servers(fleet),
@@ -177,6 +193,12 @@ def _makers(use: Resources, runtime: Runtime, at: Addresses) -> Makers:
         refresher=lambda: Refresher(
             database, at.attestation, at.broadcaster, _rhythm(use)
         ),
+        holds=lambda: Holds(
+            database,
+            _storm_limits(settings),
+            use.runtime_id,
+            tick_s=settings.remediation.tick_s,
+        ),
         playbooks=lambda: Playbooks(database),
         dispatcher=lambda: _dispatcher(use, at),
         intelligence=lambda: Scorer(
@@ -184,8 +206,9 @@ def _makers(use: Resources, runtime: Runtime, at: Addresses) -> Makers:
             lambda: Changes.open(use.database_url),
             timedelta(seconds=settings.attestation.max_age_s),
         ),
+        meter=lambda: Meter(database, at.broadcaster, counters),
         retention=lambda: Retention(database, _retention(settings)),
-        api=lambda: Site(_face(use, runtime, at), lambda: use.listening),
+        api=lambda: Site(_face(use, runtime, at, counters), lambda: use.listening),
     )
 
 
@@ -210,12 +233,30 @@ def _retention(settings: Settings) -> timedelta | None:
     return None if days is None else timedelta(days=days)
 
 
+def _storm_limits(settings: Settings) -> StormLimits:
+    chosen = settings.remediation
+    return StormLimits(
+        minimum=chosen.breaker_minimum,
+        percent=chosen.breaker_percent,
+        number=chosen.breaker_number,
+        window=timedelta(seconds=chosen.breaker_window_s),
+    )
+
+
+def _rules(settings: Settings) -> Rules:
+    chosen = settings.remediation
+    return Rules(
+        max_attempts=chosen.max_attempts, default_playbook=chosen.default_playbook
+    )
+
+
 def _cadence(settings: Settings) -> Cadence:
     max_age = settings.attestation.max_age_s
     return Cadence(
         tick_s=min(settings.scheduler.tick_s, max_age / 4),
         ahead=timedelta(seconds=max_age / 2),
         quiet=timedelta(seconds=min(30.0, max_age / 4)),
+        longest=timedelta(seconds=max_age),
     )
 
 
@@ -244,7 +285,7 @@ def _dispatcher(use: Resources, at: Addresses) -> Dispatcher:
         trust=at.trust,
         attestation=at.attestation,
         over=lambda run_id: at.dispatcher.tell(RunOver(run_id)),
-        executors={ExecutorType.SHELL: _shell(use)},
+        executors=_executors(use),
         issue_token=lambda run, expires: _run_token(use.tokens, run, expires),
         retry=RetryPolicy(
             limit=chosen.retry_limit,
@@ -265,24 +306,33 @@ def _dispatcher(use: Resources, at: Addresses) -> Dispatcher:
         queue_ttl_s=chosen.queue_ttl_s,
     )
     desk = Desk(use.database, at.trust)
-    return Dispatcher(desk, tools, at.broadcaster, at.runs, settings)
+    return Dispatcher(desk, tools, at.broadcaster, at.holds, at.runs, settings)
 
 
-def _shell(use: Resources) -> ShellExecutor:
-    chosen, data_dir = use.settings.executor, use.settings.data_dir.resolve()
+def _secrets(settings: Settings) -> Secrets:
+    chosen = settings.executor
     values = {name: one.get_secret_value() for name, one in chosen.secrets.items()}
-    return ShellExecutor(
-        ShellSettings(
-            root=data_dir / "runs",
-            hidden=data_dir,
-            url=lambda: use.url,
-            user=chosen.user,
-            unsandboxed=chosen.unsandboxed,
-            path=chosen.path,
-        ),
-        Secrets(values, chosen.secrets_dir),
-        use.blocking,
+    return Secrets(values, chosen.secrets_dir)
+
+
+def _executors(use: Resources) -> dict[ExecutorType, Executor]:
+    chosen, data_dir = use.settings.executor, use.settings.data_dir.resolve()
+    secrets = _secrets(use.settings)
+    settings = ProgramSettings(
+        root=data_dir / "runs",
+        hidden=data_dir,
+        url=lambda: use.url,
+        user=chosen.user,
+        unsandboxed=chosen.unsandboxed,
+        path=chosen.path,
     )
+    workplace = Workplace(settings, secrets, use.blocking)
+    client = PinnedClient(AllowList.of(chosen.allowed_hosts))
+    return {
+        ExecutorType.SHELL: ShellExecutor(workplace),
+        ExecutorType.ANSIBLE: AnsibleExecutor(workplace),
+        ExecutorType.CLOUD_API: CloudExecutor(client, secrets),
+    }
 
 
 def _run_token(tokens: Tokens, run: Run, expires: datetime) -> str:
@@ -300,17 +350,21 @@ def _run_token(tokens: Tokens, run: Run, expires: datetime) -> str:
     )
 
 
-def _face(use: Resources, runtime: Runtime, at: Addresses) -> Face:
+def _face(use: Resources, runtime: Runtime, at: Addresses, counters: Counters) -> Face:
     http = use.settings.http
     return Face(
         database=use.database,
         trust=at.trust,
         broadcaster=at.broadcaster,
         attestation=at.attestation,
+        policies=at.policies,
+        bells=use.attestation.bells,
         servers=at.servers,
         dispatcher=at.dispatcher,
+        holds=at.holds,
         playbooks=at.playbooks,
         refresher=at.refresher,
+        meter=at.meter,
         provisioner=use.provisioner,
         runtime=runtime,
         tokens=use.tokens,
@@ -320,10 +374,15 @@ def _face(use: Resources, runtime: Runtime, at: Addresses) -> Face:
             heartbeat_s=http.heartbeat_s,
             log_tail=use.settings.libvirt.log_tail,
         ),
+        storm_limits=_storm_limits(use.settings),
+        rules=_rules(use.settings),
         chaos=use.settings.chaos.enabled,
         runtime_id=use.runtime_id,
         url=lambda: use.url,
         ear_key=ear_key_of(use.settings.data_dir),
         now=lambda: datetime.now(UTC),
         room=Room(http.stream_room),
+        counters=counters,
+        masker=partial(masker_of, _secrets(use.settings)),
+        metrics_open=http.metrics_open,
     )

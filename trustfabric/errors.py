@@ -15,13 +15,16 @@
     │   ├── ApprovalStaleError
     │   ├── DuplicateKeyError
     │   ├── PlacementBlockedError
-    │   └── AlreadyRunningError
+    │   ├── AlreadyRunningError
+    │   └── AnswerRefusedError        evidence that answers no open challenge
+    │       └── LateAnswerError
     ├── InvalidError                  the request or the configuration is wrong
     │   ├── MalformedError            it could not even be read
     │   ├── UnknownPlaybookError
     │   └── ConfigError
     └── UnavailableError              a dependency is down; the same call may work later
-        └── UnsupportedError          this installation lacks a part; says which
+        ├── UnsupportedError          this installation lacks a part; says which
+        └── BusyError                 too much of this caller's is at work already
 
 An actor that raises a FabricError stays alive and its caller gets the error.
 Any other exception is a bug: the actor dies and its supervisor restarts it.
@@ -142,6 +145,18 @@ class AlreadyRunningError(ConflictError):
     code = "already-running"
 
 
+class AnswerRefusedError(ConflictError):
+    """Evidence was pushed that answers no challenge which waits for it."""
+
+    code = "answer-refused"
+
+
+class LateAnswerError(AnswerRefusedError):
+    """The challenge was ours, and is over: a new one is there to be fetched."""
+
+    code = "answer-late"
+
+
 class InvalidError(FabricError):
     """What was sent, or configured, has the wrong shape or value."""
 
@@ -179,3 +194,9 @@ class UnsupportedError(UnavailableError):
     """This installation lacks a part that was asked for; the text says which."""
 
     code = "unsupported"
+
+
+class BusyError(UnavailableError):
+    """Too much of what this caller asks for is at work already."""
+
+    code = "busy"

@@ -7,6 +7,7 @@ from typing import Any
 from trustfabric.config import LibvirtSettings
 from trustfabric.db.vms import Instance, NewInstance
 from trustfabric.domain.ports import Provisioner
+from trustfabric.domain.seeds import read_seed
 from trustfabric.domain.servers import Server
 from trustfabric.domain.vms import (
     ConsoleKind,
@@ -15,6 +16,7 @@ from trustfabric.domain.vms import (
     GpuPolicy,
     IsolationTier,
     NetworkTemplate,
+    SnpLaunch,
     VmSpec,
     VolumeTemplate,
     fill_console,
@@ -81,18 +83,48 @@ class Launches:
                 image=instance.image,
             ),
             gpu=_gpu(settings),
-            console=fill_console(
-                ConsoleSource(kind=ConsoleKind(settings.console_source)),
-                data_dir=self.data_dir,
-                name=instance.name,
+            console=self._console(instance),
+            seed=read_seed(instance.vm),
+            snp=_snp(settings, self.data_dir),
+            agent_socket=(
+                f"{self.data_dir}/agents/{instance.name}.sock"
+                if instance.attestation.get("source") == "virtio"
+                else None
             ),
             attestation_kind=str(instance.attestation.get("kind", "unknown")),
+            tpm_beside=instance.attestation.get("source") == "swtpm",
         )
+
+    def _console(self, instance: Instance) -> ConsoleSource:
+        console = self.settings.console_source
+        first, last = console.ports
+        source = ConsoleSource(
+            kind=ConsoleKind(console.kind),
+            path=console.path,
+            # By turns: that a port is taken still is told by the one who binds it.
+            port=first + instance.id % (last - first + 1),
+        )
+        return fill_console(source, data_dir=self.data_dir, name=instance.name)
 
 
 def _dump(template: Any) -> Mapping[str, Any]:
     dumped: Mapping[str, Any] = template.model_dump(mode="json")
     return dumped
+
+
+def _snp(settings: LibvirtSettings, data_dir: str) -> SnpLaunch:
+    chosen = settings.snp
+
+    def filled(path: str | None) -> str | None:
+        return path and path.replace("{data_dir}", data_dir)
+
+    return SnpLaunch(
+        cpu_model=chosen.cpu_model,
+        firmware=filled(chosen.firmware),
+        kernel=filled(chosen.kernel),
+        initrd=filled(chosen.initrd),
+        cmdline=chosen.cmdline,
+    )
 
 
 def _gpu(settings: LibvirtSettings) -> GpuPolicy:

@@ -4,12 +4,13 @@ What a local command needs is imported when it runs: `--help` does without.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from trustfabric.cli import attest as attest_commands
 from trustfabric.cli import render
 from trustfabric.cli.ear import ear
 from trustfabric.cli.main import command_table, run
@@ -53,23 +54,26 @@ def serve(session: Session, /, data_dir: Path | None, *, with_demo: bool) -> int
 
 @click.command()
 @data_dir_option
+@click.option("--qemu", is_flag=True, help="Its VMs are real guests, under QEMU.")
 @click.pass_obj
-def demo(session: Session, /, data_dir: Path | None) -> int:
+def demo(session: Session, /, data_dir: Path | None, *, qemu: bool) -> int:
     """Run it with a small fleet that lives the story, again and again."""
     _own_terminal(session)
-    return _demo(data_dir)
+    return _demo(data_dir, qemu=qemu)
 
 
-def _demo(data_dir: Path | None) -> int:
+def _demo(data_dir: Path | None, *, qemu: bool = False) -> int:
     from trustfabric.scenarios import demo as story  # noqa: PLC0415
 
-    return story.main(data_dir)
+    return story.main(data_dir, qemu=qemu)
 
 
 @click.command()
 @click.option("--sub", type=click.IntRange(min=1), required=True, help="User id.")
 @click.option(
-    "--role", type=click.Choice(["viewer", "operator", "user", "admin"]), required=True
+    "--role",
+    type=click.Choice(["viewer", "operator", "user", "admin", "metrics"]),
+    required=True,
 )
 @click.option(
     "--ttl",
@@ -178,25 +182,66 @@ def run_scenarios(
 
 @click.group()
 def attest() -> None:
-    """Verify evidence offline."""
+    """Verdicts and evidence, what they are judged by, and verifying them offline."""
 
 
 @attest.command()
-@click.argument("cases", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.argument(
+    "cases",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    required=False,
+)
+@click.option(
+    "--stored",
+    type=click.IntRange(min=1),
+    metavar="ATTESTATION",
+    help="A verdict that the host recorded, instead of a document.",
+)
 @click.option(
     "--anchors",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     help="Folder of trust anchors; absent: those that come with the product.",
 )
 @click.option("--only", metavar="ID", help="Only the case with this id.")
-def verify(cases: Path, anchors: Path | None, only: str | None) -> int:
-    """Verify each case of a document; one JSON object a line, 1 if one failed."""
+@click.pass_obj
+def verify(
+    session: Session,
+    /,
+    cases: Path | None,
+    stored: int | None,
+    anchors: Path | None,
+    only: str | None,
+) -> Any:
+    """Verify each case of a document; one JSON object a line, 1 if one failed.
+
+    A document is a list of cases, or what `attest download` kept of a verdict; of
+    that it also fails where another code comes out than was recorded.
+    """
+    if (cases is None) == (stored is None):
+        raise click.UsageError("give a document, or --stored")
     from trustfabric.verify import verify_cases  # noqa: PLC0415
 
+    if cases is None:
+        return _verify_stored(session, stored or 0, anchors)
+    return _shown(verify_cases(cases, anchors=anchors, only=only))
+
+
+async def _verify_stored(
+    session: Session, attestation: int, anchors: Path | None
+) -> int:
+    from trustfabric.verify import verify_stored  # noqa: PLC0415
+
+    case = await attest_commands.stored_case(session, attestation)
+    return _shown([verify_stored(case, anchors=anchors)])
+
+
+def _shown(verdicts: Iterable[dict[str, Any]]) -> int:
     accepted = True
-    for verdict in verify_cases(cases, anchors=anchors, only=only):
-        accepted = accepted and bool(verdict["accept"])
+    for verdict in verdicts:
+        accepted = accepted and bool(verdict["accept"] and verdict.get("agrees", True))
         render.jsonl(verdict)
+        if "agrees" in verdict:
+            attest_commands.explain(verdict)
     return 0 if accepted else 1
 
 
@@ -210,7 +255,8 @@ def rotate_key(data_dir: Path | None) -> None:
     click.echo(rotate_ear_key(settings.data_dir))
 
 
-attest.add_command(ear)
+for _command in (ear, *attest_commands.COMMANDS):
+    attest.add_command(_command)
 
 
 def _own_terminal(session: Session) -> None:

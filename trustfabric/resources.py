@@ -8,22 +8,17 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 from trustfabric.actors import attestation
+from trustfabric.believed import Believed, believed_by
 from trustfabric.config import Settings
 from trustfabric.db import runtimes
 from trustfabric.db.embedded import start_embedded
 from trustfabric.db.migrate import migrate
 from trustfabric.db.session import Database
-from trustfabric.domain.attestation.policy import (
-    DEFAULT_POLICY,
-    DEMO_POLICY,
-    AppraisalPolicy,
-    parse_policy,
-)
-from trustfabric.domain.evidence.packaged import packaged_anchors
 from trustfabric.domain.ports import Provisioner
+from trustfabric.domain.vms import VolumeTemplate
+from trustfabric.drivers.agents import AgentSockets
 from trustfabric.drivers.hypervisor import HttpProvisioner
 from trustfabric.drivers.libvirt import LibvirtProvisioner
 from trustfabric.drivers.libvirt_connect import Credentials
@@ -55,6 +50,7 @@ class Resources:
     database: Database
     provisioner: Provisioner
     tpms: SoftTpms
+    agents: AgentSockets
     attestation: attestation.Settings
     verifying: Executor
     blocking: Executor
@@ -74,6 +70,7 @@ class Resources:
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Resources]:
     """Open everything, in order; close it in reverse, whatever happened."""
+    believed = believed_by(settings.attestation)
     async with AsyncExitStack() as stack:
         stack.enter_context(held(settings.data_dir))
         tokens = tokens_of(settings)
@@ -101,12 +98,19 @@ async def opened(settings: Settings) -> AsyncIterator[Resources]:
             database=database,
             provisioner=_provisioner(settings, runtime_id, stack),
             tpms=tpms,
-            attestation=_attestation(settings, runtime_id),
+            agents=_agents(settings),
+            attestation=_attestation(settings, runtime_id, believed),
             verifying=_pool(stack, "verify", VERIFY_THREADS),
             blocking=blocking,
             tokens=tokens,
             listening=listening,
         )
+
+
+def _agents(settings: Settings) -> AgentSockets:
+    folder = settings.data_dir.resolve() / "agents"
+    folder.mkdir(mode=0o711, exist_ok=True)
+    return AgentSockets(folder)
 
 
 def _pool(stack: AsyncExitStack, name: str, threads: int) -> Executor:
@@ -162,28 +166,28 @@ def _provisioner(
             settings.libvirt.username, settings.libvirt.read_password
         ),
         virt=_VIRT[settings.libvirt.virt_type],
+        scratch=_scratch(settings),
         console_dir=settings.data_dir.resolve() / "console-logs",
         console_lines=settings.libvirt.log_tail,
     )
 
 
-def _attestation(settings: Settings, runtime_id: str) -> attestation.Settings:
+def _scratch(settings: Settings) -> VolumeTemplate:
+    """Return where a guest that tries KVM out may have its disk: beside the others."""
+    volume = settings.libvirt.volume
+    path = volume.path_for(settings.data_dir.resolve(), "probe", "probe")
+    return VolumeTemplate(path=str(path), pool=volume.pool)
+
+
+def _attestation(
+    settings: Settings, runtime_id: str, believed: Believed
+) -> attestation.Settings:
     chosen = settings.attestation
     return attestation.Settings(
-        policy=_policy(chosen.policy),
-        anchors=packaged_anchors(),
+        policy=believed.policy,
+        anchors=believed.anchors,
         max_age=timedelta(seconds=chosen.max_age_s),
         timeout_s=chosen.timeout_s,
         runtime_id=runtime_id,
         attempts=chosen.attempts,
     )
-
-
-def _policy(name: str) -> AppraisalPolicy:
-    match name:
-        case "default":
-            return DEFAULT_POLICY
-        case "demo-software-tpm":
-            return DEMO_POLICY
-        case _:
-            return parse_policy(Path(name).read_bytes())

@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from trustfabric.actors.attestation import Attestation
 from trustfabric.actors.dispatch import Dispatcher
 from trustfabric.actors.evaluations import Scheduler
+from trustfabric.actors.holds import Holds
 from trustfabric.actors.hypervisor import Hypervisor
 from trustfabric.actors.intelligence import Scorer
 from trustfabric.actors.listener import Listener
+from trustfabric.actors.metrics import Meter
 from trustfabric.actors.playbooks import Playbooks
+from trustfabric.actors.policies import Policies
 from trustfabric.actors.refreshes import Refresher
 from trustfabric.actors.retention import Retention
 from trustfabric.actors.runs import RunActor
@@ -48,6 +51,7 @@ class Addresses:
     attestation: Address[Attestation] = field(
         default_factory=lambda: Address("attestation")
     )
+    policies: Address[Policies] = field(default_factory=lambda: Address("policies"))
     hypervisor: Address[Hypervisor] = field(default_factory=lambda: Address("link"))
     vms: DynamicAddress[Vm] = field(default_factory=lambda: DynamicAddress("vms"))
     servers: Address[Servers] = field(default_factory=lambda: Address("servers"))
@@ -55,6 +59,7 @@ class Addresses:
         default_factory=lambda: Address("evaluations")
     )
     refresher: Address[Refresher] = field(default_factory=lambda: Address("refreshes"))
+    holds: Address[Holds] = field(default_factory=lambda: Address("holds"))
     playbooks: Address[Playbooks] = field(default_factory=lambda: Address("playbooks"))
     runs: DynamicAddress[RunActor] = field(
         default_factory=lambda: DynamicAddress("runs")
@@ -66,6 +71,7 @@ class Addresses:
         default_factory=lambda: Address("intelligence")
     )
     retention: Address[Retention] = field(default_factory=lambda: Address("retention"))
+    meter: Address[Meter] = field(default_factory=lambda: Address("metrics"))
     api: Address[Site] = field(default_factory=lambda: Address("api"))
 
 
@@ -77,14 +83,17 @@ class Makers:
     listener: Callable[[], Listener]
     trust: Callable[[], TrustRegistry]
     attestation: Callable[[], Attestation]
+    policies: Callable[[], Policies]
     hypervisor: Callable[[], Hypervisor]
     servers: Callable[[], Servers]
     scheduler: Callable[[], Scheduler]
     refresher: Callable[[], Refresher]
+    holds: Callable[[], Holds]
     playbooks: Callable[[], Playbooks]
     dispatcher: Callable[[], Dispatcher]
     intelligence: Callable[[], Scorer]
     retention: Callable[[], Retention]
+    meter: Callable[[], Meter]
     api: Callable[[], Site]
 
 
@@ -107,6 +116,7 @@ def fabric(at: Addresses, make: Makers) -> SupervisorSpec:
             ),
             ChildSpec(address=at.trust, start=make.trust),
             ChildSpec(address=at.attestation, start=make.attestation),
+            ChildSpec(address=at.policies, start=make.policies),
             SupervisorSpec(
                 name="hypervisors",
                 max_restarts=RESTARTS,
@@ -118,6 +128,7 @@ def fabric(at: Addresses, make: Makers) -> SupervisorSpec:
             ChildSpec(address=at.servers, start=make.servers),
             ChildSpec(address=at.scheduler, start=make.scheduler),
             ChildSpec(address=at.refresher, start=make.refresher),
+            ChildSpec(address=at.holds, start=make.holds),
             SupervisorSpec(
                 name="remediation",
                 strategy=Strategy.REST_FOR_ONE,
@@ -130,6 +141,7 @@ def fabric(at: Addresses, make: Makers) -> SupervisorSpec:
             ),
             ChildSpec(address=at.intelligence, start=make.intelligence),
             ChildSpec(address=at.retention, start=make.retention),
+            ChildSpec(address=at.meter, start=make.meter),
             ChildSpec(address=at.api, start=make.api),
         ),
     )

@@ -1,9 +1,18 @@
-"""A document of evidence cases on disk, for whoever verifies it at a terminal."""
+"""Documents of evidence on disk, for whoever verifies them at a terminal.
+
+A document holds cases, or one verdict that a runtime recorded.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from trustfabric.domain.attestation.cases import judge_document
+from trustfabric.domain.attestation.stored import (
+    is_stored,
+    judge_again,
+    parse_stored,
+    verdict_view,
+)
 from trustfabric.domain.evidence.anchors import Anchors
 from trustfabric.domain.evidence.model import JsonValue, Reject
 from trustfabric.domain.evidence.packaged import anchors_from, packaged_anchors
@@ -20,13 +29,24 @@ def verify_cases(
     What is wrong with the document, its files or the anchors is a MalformedError,
     before the first verdict. Without `anchors` those of this package count.
     """
-    folder = document.parent
+    folder, whole = document.parent, _document(document)
+    if is_stored(whole):
+        return iter([verify_stored(whole, anchors=anchors)])
     return judge_document(
-        _document(document),
-        lambda name: _read(folder / name),
-        packaged_anchors() if anchors is None else _anchors(anchors),
-        only,
+        whole, lambda name: _read(folder / name), _believed(anchors), only
     )
+
+
+def verify_stored(
+    document: bytes, *, anchors: Path | None = None
+) -> dict[str, JsonValue]:
+    """Come to a recorded verdict again, with all that it rests on but the roots."""
+    stored = parse_stored(document)
+    return verdict_view(stored, judge_again(stored, _believed(anchors)))
+
+
+def _believed(folder: Path | None) -> Anchors:
+    return packaged_anchors() if folder is None else _anchors(folder)
 
 
 def _anchors(folder: Path) -> Anchors:

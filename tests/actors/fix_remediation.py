@@ -16,27 +16,33 @@ import pytest
 
 from tests.db.fix_runs import add_instance, read_run
 from trustfabric.actors.attestation import Attest
-from trustfabric.actors.dispatch import Dispatcher, RunOver
+from trustfabric.actors.dispatch import CancelRun, Dispatcher, RunOver, _Tick
+from trustfabric.actors.holds import Holds
 from trustfabric.actors.listener import Listener
 from trustfabric.actors.orders import Desk
 from trustfabric.actors.playbooks import Playbooks
 from trustfabric.actors.runs import RunActor, RunTools
 from trustfabric.actors.streams import Broadcaster, Feed, Stream
 from trustfabric.actors.trust import ApplyChange, TrustRegistry
-from trustfabric.db import listen, run_events, runs, trust, trust_events
+from trustfabric.db import holds, listen, run_events, runs, trust, trust_events
 from trustfabric.db.session import Database
 from trustfabric.domain.dispatch import DispatchSettings
+from trustfabric.domain.executors import Executor as JobExecutor
 from trustfabric.domain.ids import InstanceId, RunId
-from trustfabric.domain.runs import RetryPolicy, Run
+from trustfabric.domain.runs import RetryPolicy, Run, RunStatus
 from trustfabric.domain.specs import ExecutorType
+from trustfabric.domain.storms import StormLimits
 from trustfabric.domain.trust import Change, Signal, Snapshot
 from trustfabric.drivers.secrets import Secrets
-from trustfabric.drivers.shell import ShellExecutor, ShellSettings
-from trustfabric.errors import FabricError, UnavailableError
+from trustfabric.drivers.shell import ShellExecutor
+from trustfabric.drivers.subprocesses import marked
+from trustfabric.drivers.workplace import ProgramSettings, Workplace
+from trustfabric.errors import FabricError, NotFoundError, UnavailableError
 from trustfabric.supervision import (
     Actor,
     Address,
     ChildSpec,
+    Clock,
     DynamicAddress,
     DynamicSpec,
     Restart,
@@ -48,8 +54,10 @@ from trustfabric.supervision import (
 FEEDS = (
     Feed(Stream.TRUST, listen.TRUST_CHANNEL, trust_events.events_after),
     Feed(Stream.REMEDIATION, listen.REMEDIATION_CHANNEL, run_events.events_after),
+    Feed(Stream.HOLDS, holds.CHANNEL, holds.events_after),
 )
 SETTINGS = DispatchSettings(runtime_id="here", tick_s=0.2)
+CALM = StormLimits(minimum=10_000)
 RETRY = RetryPolicy(limit=2, base_s=0.05, longest_s=0.1)
 
 
@@ -71,6 +79,7 @@ class Fabric:
     database: Database
     runtime: Runtime
     trust: Address[TrustRegistry]
+    holds: Address[Holds]
     playbooks: Address[Playbooks]
     dispatcher: Address[Dispatcher]
     runs: DynamicAddress[RunActor]
@@ -143,6 +152,48 @@ class Fabric:
 
         await until(look, lambda: "no such line")
 
+    async def quiet(self) -> None:
+        """Return when all that can happen by itself, now, has happened."""
+        nobody = CancelRun(owner=None, run_id=RunId(2**40), by="test")
+        for _ in range(3):
+            self.dispatcher.tell(_Tick())
+            with pytest.raises(NotFoundError):
+                await self.ask(nobody)
+
+    async def count_running(self, most: int) -> list[Run]:
+        """Follow all runs to their ends; fail where more run at once than `most`."""
+
+        async def look() -> list[Run] | None:
+            async with self.database.reading() as conn:
+                found = await runs.list_runs(conn, runs.RunFilter())
+            assert sum(run.status is RunStatus.RUNNING for run in found) <= most
+            return None if any(run.status.active for run in found) else found
+
+        ended: list[Run] = await until(look, lambda: "some are active")
+        return ended
+
+    async def until_printed(self, run_id: RunId, lines: int) -> None:
+        """Wait until so much of its log is there, or the run is over."""
+
+        async def look() -> bool | None:
+            try:
+                run = await self.read(run_id)
+                printed = len(await self.lines(run_id))
+            except UnavailableError:
+                return None
+            return (not run.status.active or printed >= lines) or None
+
+        await until(look, lambda: "too few lines")
+
+    async def until_gone(self, run_id: RunId) -> None:
+        """Wait until no process of the run is left."""
+        mark = f"{self.executor._workplace.installation}-{run_id}"
+
+        async def look() -> bool | None:
+            return None if marked(mark) else True
+
+        await until(look, lambda: marked(mark))
+
     async def read_anyway(self, run_id: RunId) -> Run:
         """Read a run while its database's connections keep dying."""
         while True:
@@ -178,13 +229,13 @@ def a_data_dir() -> Iterator[Path]:
 
 
 def an_executor(data_dir: Path, threads: Executor) -> ShellExecutor:
-    settings = ShellSettings(
+    settings = ProgramSettings(
         root=data_dir / "runs",
         hidden=data_dir,
         url=lambda: "http://127.0.0.1:1",
         unsandboxed=os.geteuid() != 0,
     )
-    return ShellExecutor(settings, Secrets(), threads)
+    return ShellExecutor(Workplace(settings, Secrets(), threads))
 
 
 @asynccontextmanager
@@ -193,10 +244,17 @@ async def a_fabric(
     database_url: str,
     settings: DispatchSettings = SETTINGS,
     lease_s: float = 30.0,
+    *,
     data_dir: Path | None = None,
+    limits: StormLimits = CALM,
+    clock: Clock | None = None,
+    programs: JobExecutor | None = None,
 ) -> AsyncIterator[Fabric]:
-    """Start the tree; whatever ends the block, nothing goes on running."""
-    runtime = Runtime(answers=(FabricError,))
+    """Start the tree; whatever ends the block, nothing goes on running.
+
+    `programs` carries out shell playbooks instead of the real thing.
+    """
+    runtime = Runtime(answers=(FabricError,), clock=clock)
     broadcaster: Address[Broadcaster] = Address("broadcaster")
     challenger: Address[Any] = Address("attestation")
     with ThreadPoolExecutor(1) as threads, a_data_dir() as fresh:
@@ -205,6 +263,7 @@ async def a_fabric(
             database=database,
             runtime=runtime,
             trust=Address("trust"),
+            holds=Address("holds"),
             playbooks=Address("playbooks"),
             dispatcher=Address("dispatcher"),
             runs=DynamicAddress("runs"),
@@ -215,7 +274,7 @@ async def a_fabric(
             trust=fabric.trust,
             attestation=challenger,
             over=lambda run_id: fabric.dispatcher.tell(RunOver(run_id)),
-            executors={ExecutorType.SHELL: executor},
+            executors={ExecutorType.SHELL: programs or executor},
             issue_token=_token,
             retry=RETRY,
             lease_s=lease_s,
@@ -226,7 +285,9 @@ async def a_fabric(
 
         def dispatcher() -> Dispatcher:
             desk = Desk(database, fabric.trust)
-            return Dispatcher(desk, tools, broadcaster, fabric.runs, settings)
+            return Dispatcher(
+                desk, tools, broadcaster, fabric.holds, fabric.runs, settings
+            )
 
         root = SupervisorSpec(
             name="fabric",
@@ -243,6 +304,12 @@ async def a_fabric(
                     ),
                 ),
                 ChildSpec(address=fabric.trust, start=lambda: TrustRegistry(database)),
+                ChildSpec(
+                    address=fabric.holds,
+                    start=lambda: Holds(
+                        database, limits, settings.runtime_id, tick_s=settings.tick_s
+                    ),
+                ),
                 ChildSpec(address=challenger, start=lambda: Challenger(fabric.asked)),
                 SupervisorSpec(
                     name="remediation",

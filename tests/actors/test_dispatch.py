@@ -43,12 +43,13 @@ from trustfabric.actors.playbooks import (
 from trustfabric.db import run_events, runs
 from trustfabric.db.run_writes import ClaimRun
 from trustfabric.db.session import Database
+from trustfabric.domain.approvals import Ruling
 from trustfabric.domain.executors import LogStream, RemediationLogEvent
 from trustfabric.domain.failures import FailureReason
 from trustfabric.domain.ids import InstanceId, OwnerId, RunId
 from trustfabric.domain.playbooks import Author, PlaybookEdit
 from trustfabric.domain.run_events import begins, log_event
-from trustfabric.domain.runs import ApprovalState, Ruling, Run, RunStatus
+from trustfabric.domain.runs import ApprovalState, Run, RunStatus
 from trustfabric.domain.trust import Lifecycle, Signal, Snapshot, Tag
 from trustfabric.drivers.subprocesses import Launch, Program
 from trustfabric.errors import (
@@ -62,6 +63,7 @@ from trustfabric.errors import (
     VersionConflictError,
     VersionRequiredError,
 )
+from trustfabric.supervision import ManualClock
 
 ADMIN = Author(owner_id=OwnerId(1), is_admin=True)
 
@@ -90,11 +92,6 @@ def an_order(instance: InstanceId, **changes: Any) -> EnqueueRun:
 def a_decision(run: Run, *, approve: bool = True, by: OwnerId = BOB) -> DecideApproval:
     ruling = Ruling(approve=approve, by=by, expected_version=run.version)
     return DecideApproval(owner=None, run_id=run.id, ruling=ruling)
-
-
-async def quiet(fabric: Fabric) -> None:
-    """Let a few ticks pass in which nothing may happen."""
-    await asyncio.sleep(SETTINGS.tick_s * 3)
 
 
 # --- staging --------------------------------------------------------------------
@@ -141,7 +138,7 @@ async def test_without_a_playbook_that_is_noted_once(fabric: Fabric) -> None:
     instance = await fabric.quarantined()
     noted = await fabric.until_posture(instance, tagged(Tag.NO_PLAYBOOK))
 
-    await quiet(fabric)
+    await fabric.quiet()
 
     assert await fabric.posture(instance) == noted
     assert noted.lifecycle is Lifecycle.QUARANTINED
@@ -191,7 +188,7 @@ async def test_a_hold_keeps_from_staging_until_it_is_released(fabric: Fabric) ->
         )
     instance = await fabric.quarantined()
     held = await fabric.until_posture(instance, tagged(Tag.HELD))
-    await quiet(fabric)
+    await fabric.quiet()
     assert (await fabric.posture(instance)).version == held.version
 
     async with fabric.database.writing() as conn:
@@ -300,7 +297,7 @@ async def test_a_rejection_returns_the_instance_and_nothing_is_staged_again(
     run = await fabric.run_of(instance, lambda _: True)
 
     rejected = await fabric.ask(a_decision(run, approve=False))
-    await quiet(fabric)
+    await fabric.quiet()
 
     assert rejected.status is RunStatus.CANCELLED
     posture = await fabric.posture(instance)
@@ -392,12 +389,13 @@ async def test_what_this_runtime_left_running_is_ended_and_its_program_killed(
     run = await claimed(database, "here", 300)
     await begun(database, run)
     with a_data_dir() as data_dir, ThreadPoolExecutor(1) as threads:
+        installation = an_executor(data_dir, threads)._workplace.installation
         orphan = Program.start(
             Launch(
                 argv=["sleep", "60"],
                 cwd=data_dir,
                 env={"PATH": os.environ["PATH"]},
-                mark=f"{an_executor(data_dir, threads)._installation}-{run.id}-1",
+                mark=f"{installation}-{run.id}-1",
             )
         )
 
@@ -435,13 +433,17 @@ async def test_what_another_never_began_is_tried_again(
 async def test_anothers_run_is_left_alone_until_its_lease_runs_out(
     database: Database, database_url: str
 ) -> None:
-    run = await claimed(database, "there", 1.0)
+    clock = ManualClock(datetime.now(UTC))
+    run = await claimed(database, "there", 60)
     await begun(database, run)
 
-    async with a_fabric(database, database_url) as fabric:
-        await asyncio.sleep(0.5)
+    async with a_fabric(database, database_url, clock=clock) as fabric:
+        clock.advance(59)
+        await fabric.quiet()
         assert (await fabric.read(run.id)).status is RunStatus.RUNNING
-        after = await fabric.run_of(run.instance_id, lambda r: not r.status.active)
+        clock.advance(2)
+        await fabric.quiet()
+        after = await fabric.read(run.id)
         posture = await fabric.posture(run.instance_id)
 
     assert after.failure_reason is FailureReason.TRANSIENT_INFRASTRUCTURE
@@ -472,35 +474,12 @@ async def test_a_remediating_instance_without_a_run_is_attested(
             "UPDATE runtime_vm_trust_registry SET lifecycle_state = 'remediating'"
         )
 
-    while not fabric.asked:
-        await asyncio.sleep(0.01)
+    await fabric.until_posture(instance, lambda _: fabric.asked)
 
     assert (fabric.asked[0].instance_id, fabric.asked[0].purpose) == (
         instance,
         "post-run",
     )
-
-
-@pytest.mark.parametrize(
-    ("ttl", "reason"),
-    [
-        ({"approval_ttl_s": 0.0}, FailureReason.APPROVAL_EXPIRED),
-        ({"queue_ttl_s": 0.0, "concurrency": 0}, FailureReason.QUEUE_EXPIRED),
-    ],
-)
-async def test_what_waits_too_long_is_called_off(
-    database: Database, database_url: str, ttl: dict[str, Any], reason: FailureReason
-) -> None:
-    gated = reason is FailureReason.APPROVAL_EXPIRED
-    await add_playbook(database, approval_required=gated)
-
-    async with a_fabric(database, database_url, replace(SETTINGS, **ttl)) as fabric:
-        instance = await fabric.quarantined()
-        run = await fabric.run_of(instance, lambda r: not r.status.active)
-        posture = await fabric.posture(instance)
-
-    assert (run.status, run.failure_reason) == (RunStatus.CANCELLED, reason)
-    assert posture.lifecycle is Lifecycle.QUARANTINED
 
 
 async def test_a_killed_dispatcher_loses_nothing(fabric: Fabric) -> None:
@@ -527,20 +506,13 @@ async def test_no_more_runs_at_once_than_allowed(
     database: Database, database_url: str
 ) -> None:
     settings = replace(SETTINGS, concurrency=2, owner_concurrency=2)
-    await add_playbook(database, metadata={"script": "sleep 0.2"})
-    most = 0
+    await add_playbook(database, metadata={"script": "sleep 0.1"})
     async with a_fabric(database, database_url, settings) as fabric:
         instances = [await fabric.quarantined() for _ in range(5)]
-        while True:
-            async with database.reading() as conn:
-                found = await runs.list_runs(conn, runs.RunFilter())
-            most = max(most, sum(r.status is RunStatus.RUNNING for r in found))
-            if len(found) == 5 and all(not r.status.active for r in found):
-                break
-            await asyncio.sleep(0.01)
+        await fabric.run_of(instances[-1], lambda _: True)
+        found = await fabric.count_running(2)
 
     assert {run.instance_id for run in found} == set(instances)
-    assert most == 2
 
 
 # --- the catalogue -----------------------------------------------------------------

@@ -10,9 +10,11 @@ import pytest_asyncio
 from tests.fix_fabric import ASK_S, Fabric, held, until
 from tests.fix_machines import CADENCE, Machines, some_machines
 from trustfabric.actors.attestation import InFlight
+from trustfabric.actors.placement import explain
+from trustfabric.db import trust
 from trustfabric.db.session import Database
 from trustfabric.domain.ids import InstanceId
-from trustfabric.domain.trust import AttestationStatus, Lifecycle, Signal
+from trustfabric.domain.trust import AttestationStatus, Lifecycle, Signal, is_stale
 
 EXPIRED = "freshness deadline passed"
 TICK = "fabric/evaluations"
@@ -85,7 +87,8 @@ async def test_one_that_speaks_again_is_restored(scheduled: Machines) -> None:
     await pass_time(scheduled, 400)
 
     await scheduled.tpms.start(instance.name)
-    await pass_time(scheduled, 50)
+    for _ in range(20):  # the longer it was silent, the longer it is left alone
+        await pass_time(scheduled, 30)
 
     row = await scheduled.posture(instance.id)
     assert row.lifecycle is Lifecycle.RESTORED
@@ -104,6 +107,46 @@ async def test_a_deadline_that_passed_while_nobody_lived_is_found(
 
     await scheduled.until_posture(instance, lifecycle=Lifecycle.SUSPECT)
     assert await expiries(scheduled, instance) == 1
+
+
+@pytest.mark.libvirt
+async def test_a_deadline_that_passed_while_no_process_lived_counts_at_once(
+    database: Database, database_url: str, tpm_dir: Path
+) -> None:
+    async with some_machines(database, database_url, tpm_dir, schedules=True) as first:
+        server = await first.server()
+        instance = await first.instance_of(server.id)
+        await first.change(instance, Signal.TRUSTED_VERDICT)
+
+    name = "an heir"
+    async with some_machines(
+        database, database_url, tpm_dir, schedules=True, name=name
+    ) as heir:
+        await pass_time(heir, 20)
+        heir.runtime.suspend(TICK)
+        heir.clock.advance(3600)
+        async with database.writing() as conn:
+            await conn.execute(
+                "UPDATE runtime_vm_instances SET power_state = 'running'"
+            )
+        row = await heir.posture(instance)
+        async with database.reading() as conn:
+            stale = await trust.list_postures(
+                conn, trust.PostureFilter(stale=True), heir.clock.now()
+            )
+
+        # Nobody has written it yet, and nobody takes it for trusted.
+        assert row.lifecycle is Lifecycle.RESTORED
+        assert is_stale(row.freshness_deadline, heir.clock.now())
+        assert [one.snapshot.instance_id for one in stale] == [instance]
+        decision, _ = await explain(database, server.id, heir.clock.now())
+        assert not decision.allowed
+        assert decision.stale
+
+        heir.runtime.resume(TICK)
+        await pass_time(heir, 30)
+        await heir.until_posture(instance, lifecycle=Lifecycle.SUSPECT)
+        assert await expiries(heir, instance) == 1
 
 
 @pytest.mark.libvirt

@@ -1,6 +1,5 @@
 """A run's actor: its program, its log, its lease, and its end."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -109,6 +108,7 @@ async def test_a_transient_failure_is_tried_again_up_to_its_limit(
     assert run.failure_reason is FailureReason.DEPENDENCY_UNAVAILABLE
     posture = await fabric.posture(instance)
     assert posture.remediation_state is Tag.TRANSIENT_FAILURE
+    assert posture.remediation_attempts == 1  # one run started, and was tried thrice
 
 
 async def test_an_executor_that_is_not_there_is_never_another_one(
@@ -170,7 +170,7 @@ async def test_a_killed_actor_takes_its_program_along_and_the_run_goes_on_or_end
 
     await fabric.runtime.kill(f"fabric/remediation/runs/run:{run.id}")
 
-    assert marked(f"{fabric.executor._installation}-{run.id}-1") == []
+    assert marked(f"{fabric.executor._workplace.installation}-{run.id}-1") == []
     after = await fabric.run_of(instance, lambda r: not r.status.active)
     expected = RunStatus.FAILED if on_lost == "fail" else RunStatus.COMPLETED
     assert after.status is expected
@@ -197,9 +197,7 @@ async def test_a_run_that_was_ended_from_outside_loses_its_program(
     )
 
     assert (await fabric.read(run.id)).status is RunStatus.CANCELLED
-    async with asyncio.timeout(3):
-        while marked(f"{fabric.executor._installation}-{run.id}"):
-            await asyncio.sleep(0.05)
+    await fabric.until_gone(run.id)
 
 
 @pytest.mark.slow
@@ -215,9 +213,7 @@ async def test_a_lease_that_can_not_be_renewed_ends_the_program_in_time(
                 "SELECT 1 FROM runtime_vm_remediation_runs WHERE id = %s FOR UPDATE",
                 [run.id],
             )
-            async with asyncio.timeout(3):
-                while marked(f"{fabric.executor._installation}-{run.id}"):
-                    await asyncio.sleep(0.05)
+            await fabric.until_gone(run.id)
 
         after = await fabric.run_of(instance, lambda r: not r.status.active)
     assert after.failure_reason is FailureReason.TRANSIENT_INFRASTRUCTURE
@@ -254,8 +250,9 @@ async def test_a_breached_deadline_is_an_event(fabric: Fabric) -> None:
             [datetime.now(UTC) - timedelta(seconds=1)],
         )
 
-    while not any(m == "sla-breached" for _, _, m in await events(fabric, run)):
-        await asyncio.sleep(0.02)
+    await fabric.run_of(instance, lambda r: r.sla_breached_at)
+    told = [message for _, _, message in await events(fabric, run)]
+    assert told == ["queued", "sla-breached"]
 
 
 @pytest.mark.slow
@@ -271,13 +268,15 @@ async def test_no_log_line_is_lost_or_doubled_when_connections_die(
     async with await psycopg.AsyncConnection.connect(
         database_url, autocommit=True
     ) as conn:
-        while (await fabric.read_anyway(run.id)).status.active:
+        for cut in range(10):
+            await fabric.until_printed(run.id, 15 * cut)
             await conn.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
-            await asyncio.sleep(0.1)
 
+        while (await fabric.read_anyway(run.id)).status.active:
+            await fabric.until_printed(run.id, 200)
     assert (await fabric.read_anyway(run.id)).status is RunStatus.COMPLETED
     assert await fabric.lines(run.id) == [str(n) for n in range(1, 201)]
 
@@ -289,9 +288,9 @@ async def test_runs_end_once_while_the_actors_around_them_are_killed(
     await add_playbook(fabric.database, metadata={"script": "echo on; sleep 0.3"})
     instances = [await fabric.quarantined() for _ in range(4)]
 
-    for path in ("trust", "remediation/dispatcher", "broadcaster") * 3:
+    for at, path in enumerate(("trust", "remediation/dispatcher", "broadcaster") * 3):
         await fabric.runtime.kill(f"fabric/{path}")
-        await asyncio.sleep(0.1)
+        await fabric.run_of(instances[at % 4], lambda _: True)
 
     for instance in instances:
         run = await fabric.run_of(instance, lambda r: not r.status.active)

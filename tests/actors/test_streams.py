@@ -209,7 +209,7 @@ async def test_a_follower_is_offered_what_it_accepts(fabric: Fabric) -> None:
 
 
 def _of(instance: InstanceId) -> Callable[[Event], bool]:
-    return lambda event: event.instance_id == instance
+    return lambda event: getattr(event, "instance_id", None) == instance
 
 
 async def test_following_twice_is_following_once(fabric: Fabric) -> None:

@@ -476,7 +476,10 @@ async def test_who_waited_for_another_runtime_decides_on_what_that_one_wrote(
         # The other runtime stages a run meanwhile, as its registry would.
         await insert_run(conn, instance)
         await conn.execute(
-            "UPDATE runtime_vm_trust_registry SET lifecycle_state = 'remediating'"
+            """
+            UPDATE runtime_vm_trust_registry
+               SET lifecycle_state = 'remediating', version = version + 1
+            """
         )
 
     assert (await verdict).lifecycle is Lifecycle.REMEDIATING

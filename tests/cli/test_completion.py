@@ -60,7 +60,7 @@ async def offered(completer: ShellCompleter, text: str) -> list[str]:
         ("qu", ["quit"]),
         ("mcpctl tr", ["trust"]),
         ("help rem", ["remediation"]),
-        ("trust h", ["history"]),
+        ("trust h", ["history", "hold", "holds"]),
         (
             "trust transition 7 --remediation-",
             ["--remediation-state", "--remediation-attempts"],

@@ -113,3 +113,34 @@ def test_a_wrong_key_of_a_template_is_named(
 )
 def test_a_template_that_is_no_object_is_refused(text: str, said: str) -> None:
     assert said in fault({"LIBVIRT_NETWORK_TEMPLATE": text})
+
+
+def test_a_snp_launch_is_read_whole() -> None:
+    snp = load_settings(
+        template(
+            "SNP_TEMPLATE",
+            cpu_model="EPYC-Milan",
+            firmware="{data_dir}/fw.fd",
+            kernel="/boot/vmlinuz",
+            cmdline="quiet",
+        )
+    ).libvirt.snp
+
+    assert (snp.cpu_model, snp.firmware) == ("EPYC-Milan", "{data_dir}/fw.fd")
+    assert load_settings({}).libvirt.snp.cpu_model == "EPYC-v4"
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"frmware": "/x"}, 'did you mean "firmware"?'),
+        ({"firmware": "fw.fd"}, "begins with /"),
+        ({"firmware": "/a/../b"}, '".."'),
+        ({"firmware": "/{instance_id}.fd"}, "{instance_id}"),
+        ({"cmdline": "quiet"}, "need a kernel"),
+        ({"kernel": "/k"}, "needs a firmware"),
+        ({"firmware": "/f", "kernel": "/k", "cmdline": "a\nb"}, "printable"),
+    ],
+)
+def test_a_snp_launch_with_a_fault_is_named(keys: dict[str, str], said: str) -> None:
+    assert said in fault(template("SNP_TEMPLATE", **keys))

@@ -39,6 +39,7 @@ class FakeRuntime:
     runs: dict[int, Json] = field(default_factory=dict)
     lines: dict[int, list[Json]] = field(default_factory=dict)
     actors: list[Json] = field(default_factory=list)
+    incidents: list[Json] = field(default_factory=list)
     placement: dict[int, Json] = field(default_factory=dict)
     decisions: list[Json] = field(default_factory=list)
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
@@ -238,6 +239,9 @@ class FakeRuntime:
         )
         return _json(self.runs[run])
 
+    async def list_incidents(self, _request: web.Request) -> web.Response:
+        return _json(self.incidents)
+
     async def get_actors(self, _request: web.Request) -> web.Response:
         return _json(self.actors)
 
@@ -352,6 +356,7 @@ async def serving(runtime: FakeRuntime) -> AsyncIterator[FakeRuntime]:
             web.get(remediation + r"/runs/{id:\d+}/logs", runtime.get_logs),
             web.post(remediation + r"/runs/{id:\d+}/approval", runtime.decide),
             web.get("/api/system/actors", runtime.get_actors),
+            web.get("/api/trust/incidents", runtime.list_incidents),
         ]
     )
     runner = web.AppRunner(app, shutdown_timeout=0.1)

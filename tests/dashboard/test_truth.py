@@ -146,3 +146,17 @@ async def test_a_large_fleet_is_paged_and_stays_live(
     await page.until(f"{ROWS}.length === 1 && {ROWS}[0].dataset.id === '12345'")
 
     assert await page.evaluate("document.querySelectorAll('*').length") < 2500
+
+
+async def test_a_storm_is_told_while_it_lasts(page: Page, runtime: FakeRuntime) -> None:
+    summary = "30 of 50 living VMs were quarantined; 30 have image <b>bad</b>"
+    runtime.incidents = [{"id": 1, "summary": summary}, {"id": 2, "summary": "more"}]
+    await sign_in(page, runtime)
+
+    told = f"Automatic runs are held: {summary} (and 1 more)"
+    await page.until(f"{text('#incident-text')} === {told!r}")
+    assert not await page.evaluate("document.querySelector('#incident-banner').hidden")
+
+    runtime.incidents = []
+
+    await page.until("document.querySelector('#incident-banner').hidden")

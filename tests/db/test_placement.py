@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from tests.builders import OWNER, insert_run
-from tests.fix_fabric import Fabric, count
-from trustfabric.actors.placement import ask_gate, explain
+from tests.fix_fabric import Fabric
 from trustfabric.db import placement, servers, vms
 from trustfabric.domain.ids import InstanceId, ServerId
 from trustfabric.domain.placement import Accelerator, Failure, Situation
@@ -281,42 +280,3 @@ async def test_a_release_is_seen(fabric: Fabric) -> None:
         )
 
     assert (await of(fabric, instance)).released_at == fabric.clock.now()
-
-
-# --- asking ------------------------------------------------------------------------
-
-
-async def test_each_decision_is_kept_with_its_notes(fabric: Fabric) -> None:
-    instance = await fabric.instance()
-    await fabric.change(instance, Signal.UNTRUSTED_VERDICT)
-    server = (await fabric.posture(instance)).server_id
-    now = fabric.clock.now()
-
-    decision = await ask_gate(
-        fabric.database, server, now, backend="libvirt", tier="standard"
-    )
-    explained, policy = await explain(fabric.database, server, now)
-
-    assert not decision.allowed
-    assert explained == decision
-    kept = await count(
-        fabric.database,
-        """
-        SELECT count(*) FROM runtime_policy_decisions
-         WHERE server_id = %s AND NOT allowed AND tier = 'standard' AND notes = %s
-        """,
-        server,
-        [*decision.notes, *policy],
-    )
-    assert kept == 1
-
-
-async def test_a_gate_that_cannot_be_asked_refuses(fabric: Fabric) -> None:
-    with pytest.raises(NotFoundError):
-        await ask_gate(
-            fabric.database,
-            ServerId(999),
-            fabric.clock.now(),
-            backend="libvirt",
-            tier="standard",
-        )

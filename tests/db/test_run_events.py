@@ -1,6 +1,7 @@
 """A run's events: numbered without gaps, frozen, read on from any point."""
 
 import asyncio
+from datetime import timedelta
 
 import psycopg
 import pytest
@@ -18,7 +19,10 @@ from trustfabric.domain.runs import Run
 @pytest.fixture
 async def run(database: Database) -> Run:
     playbook = await add_playbook(
-        database, metadata={"script": "true", "tag": "book"}, owner_id=None
+        database,
+        metadata={"script": "true", "tag": "book"},
+        owner_id=None,
+        sla_duration_s=5,
     )
     instance = await add_instance(database)
     return await add_run(database, instance, playbook, metadata={"tag": "run"})
@@ -41,7 +45,7 @@ async def test_numbers_have_no_gaps_under_concurrent_writers(
 ) -> None:
     async def breach() -> None:
         async with database.writing() as conn:
-            await tell_breach(conn, run.id, NOON)
+            await tell_breach(conn, run.id, NOON + timedelta(seconds=5))
 
     await asyncio.gather(
         *(say(database, run, f"{n}a", f"{n}b") for n in range(8)), breach()

@@ -18,16 +18,17 @@ from tests.db.fix_runs import (
     write,
 )
 from trustfabric.db import accelerators, dispatch, playbooks, run_events, runs
+from trustfabric.db.approvals import DecideRun
 from trustfabric.db.artifacts import execution_log
 from trustfabric.db.run_writes import (
     CancelActiveRun,
     ClaimRun,
-    DecideRun,
     FinishRun,
     request_cancel,
     tell_breach,
 )
 from trustfabric.db.session import Database
+from trustfabric.domain.approvals import Ruling, after_ruling
 from trustfabric.domain.executors import ExitStatus
 from trustfabric.domain.failures import FailureReason
 from trustfabric.domain.ids import OwnerId, RunId
@@ -35,9 +36,9 @@ from trustfabric.domain.playbooks import PlaybookEdit, edited
 from trustfabric.domain.runs import (
     ApprovalState,
     RetryPolicy,
-    Ruling,
     Run,
     RunStatus,
+    called_off,
     outcome,
 )
 from trustfabric.errors import (
@@ -45,6 +46,7 @@ from trustfabric.errors import (
     ConflictError,
     NotFoundError,
     RunActiveError,
+    SelfApprovalError,
     UnknownPlaybookError,
 )
 
@@ -95,7 +97,8 @@ def an_end(run: Run, reason: FailureReason | None, **changes: Any) -> FinishRun:
 
 def a_ruling(run: Run, *, approve: bool = True, by: OwnerId = BOB) -> DecideRun:
     ruling = Ruling(approve=approve, by=by, expected_version=run.version, notes="ok")
-    return DecideRun(run_id=run.id, ruling=ruling, now=NOON)
+    becomes = after_ruling(run, ruling)
+    return DecideRun(run_id=run.id, ruling=ruling, becomes=becomes, now=NOON)
 
 
 async def messages(database: Database, run: Run) -> list[str]:
@@ -460,10 +463,65 @@ async def test_a_breached_deadline_is_told_once(database: Database) -> None:
     async with database.writing() as conn:
         assert await dispatch.list_breached(conn, NOON, limit=9) == []
         assert await dispatch.list_breached(conn, LATER, limit=9) == [run.id]
-        await tell_breach(conn, run.id, LATER)
+        assert await tell_breach(conn, run.id, NOON) is False
+        assert await tell_breach(conn, run.id, LATER) is True
+        assert await tell_breach(conn, run.id, LATER) is False
         assert await dispatch.list_breached(conn, LATER, limit=9) == []
 
     assert await messages(database, run) == ["queued", "sla-breached"]
+    after = await read_run(database, run.id)
+    assert (after.sla_breached_at, after.version) == (LATER, run.version)
+
+
+async def test_what_ends_late_says_so_itself(database: Database) -> None:
+    run = await a_ready_run(database, sla_duration_s=5)
+    late = called_off(run, FailureReason.CANCELLED, "too late")
+
+    await write(
+        database,
+        run.instance_id,
+        FinishRun(run_id=run.id, outcome=late, now=LATER, by="test"),
+    )
+
+    assert await messages(database, run) == ["queued", "sla-breached", "too late"]
+    assert (await read_run(database, run.id)).sla_breached_at == LATER
+
+
+async def test_it_takes_as_many_people_as_the_playbook_says(database: Database) -> None:
+    metadata = {"script": "true", "approvals_required": 2}
+    run = await a_ready_run(database, approval_required=True, metadata=metadata)
+
+    await write(database, run.instance_id, a_ruling(run))
+    half = await read_run(database, run.id)
+    with pytest.raises(ConflictError, match="approved already"):
+        await write(database, run.instance_id, a_ruling(half))
+    with pytest.raises(SelfApprovalError):
+        await write(database, run.instance_id, a_ruling(half, by=ALICE))
+    await write(database, run.instance_id, a_ruling(half, by=OwnerId(9)))
+    whole = await read_run(database, run.id)
+
+    assert (half.approval_state, half.approvals_given) == (ApprovalState.PENDING, 1)
+    assert (whole.approval_state, whole.approvals_given) == (ApprovalState.APPROVED, 2)
+    assert await messages(database, run) == [
+        "queued",
+        "approved by user:8 (1 of 2)",
+        "approved by user:9 (2 of 2)",
+    ]
+
+
+async def test_one_rejection_outweighs_what_was_given(database: Database) -> None:
+    metadata = {"script": "true", "approvals_required": 2}
+    run = await a_ready_run(database, approval_required=True, metadata=metadata)
+    await write(database, run.instance_id, a_ruling(run))
+    half = await read_run(database, run.id)
+
+    await write(database, run.instance_id, a_ruling(half, approve=False, by=OwnerId(9)))
+
+    after = await read_run(database, run.id)
+    assert (after.status, after.approval_state) == (
+        RunStatus.CANCELLED,
+        ApprovalState.REJECTED,
+    )
 
 
 async def test_an_unknown_run_is_not_found(database: Database) -> None:

@@ -52,9 +52,9 @@ async def test_what_was_written_past_the_lock_is_left_alone(fabric: Fabric) -> N
     await fabric.change(instance, Signal.ANNOTATED)
 
     async with fabric.database.writing() as conn:
-        saved = await trust.save(conn, [Transition(before, before, change)])
+        missed = await trust.save(conn, [Transition(before, before, change)])
 
-    assert saved == set()
+    assert missed == {instance}
     assert len(await fabric.history(instance)) == 2
 
 
@@ -260,8 +260,9 @@ async def test_no_list_of_a_large_fleet_reads_all_of_it(crowd: Database) -> None
             plan = await plan_of(conn, read())
             assert plan
             for line in plan.splitlines():
-                # Runs are few here; each of their reads is by its instance.
-                assert "Seq Scan" not in line or "remediation_runs" in line, plan
+                # Those are few here; each of their reads is by its instance.
+                few = "remediation_runs" in line or "attestation_silences" in line
+                assert "Seq Scan" not in line or few, plan
 
 
 async def test_lists_of_a_large_fleet_are_quick_in_themselves(crowd: Database) -> None:

@@ -94,7 +94,12 @@ def test_shell_metadata_that_could_not_run_is_refused_by_name(
     ("executor_type", "metadata", "field"),
     [
         (ExecutorType.ANSIBLE, {}, "playbook or project_dir"),
-        (ExecutorType.ANSIBLE, {"playbook": "a", "extra_vars": 1}, "extra_vars"),
+        (ExecutorType.ANSIBLE, {"playbook": "a"}, "list of plays"),
+        (
+            ExecutorType.ANSIBLE,
+            {"playbook": [{"hosts": "all"}], "extra_vars": 1},
+            "extra_vars",
+        ),
         (ExecutorType.CLOUD_API, {"method": "GET"}, "metadata.url"),
         (ExecutorType.CLOUD_API, {"method": "GET", "url": "file:///x"}, "url"),
     ],

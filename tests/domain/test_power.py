@@ -7,6 +7,7 @@ from trustfabric.domain.power import (
     Hold,
     Step,
     next_step,
+    told,
 )
 from trustfabric.domain.vms import PowerState
 
@@ -148,7 +149,7 @@ def test_a_boot_that_is_still_to_be_noted_covers_its_reboots(
 
 def test_a_hypervisor_that_only_echoes_us_is_not_taken_to_have_lost_anything() -> None:
     def step(desired: Desired, recorded: PowerState) -> Step:
-        return next_step(desired, recorded, None, volatile=False, observes=False)
+        return next_step(desired, recorded, told(recorded, None), volatile=False)
 
     assert step(Desired.RUNNING, P.RUNNING) is Step.NOTHING
     assert step(Desired.STOPPED, P.RUNNING) is Step.STOP

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.domain.test_playbooks import a_playbook
 from trustfabric.domain.accelerators import Accelerator
+from trustfabric.domain.approvals import Ruling, check_ruling
 from trustfabric.domain.dispatch import pick
 from trustfabric.domain.executors import ExitStatus, LogStream, RemediationLogEvent
 from trustfabric.domain.failures import FailureClass, FailureReason, classification_of
@@ -20,13 +21,11 @@ from trustfabric.domain.runs import (
     TRANSITIONS,
     ApprovalState,
     RetryPolicy,
-    Ruling,
     Run,
     RunOrder,
     RunSignal,
     RunStatus,
     advance,
-    check_ruling,
     enqueue,
     outcome,
     outcome_of_lost,

@@ -6,6 +6,7 @@ serial port panics (p), resets (r), floods (f) or sends bytes that are no text (
 """
 
 import asyncio
+import grp
 import os
 import shutil
 import signal
@@ -37,16 +38,23 @@ class PrivateLibvirtd:
     """Started by `start`, ended with all its guests by `stop`."""
 
     root: Path
+    groups: tuple[str, ...] = ()
+    """Which its user belongs to, beside its own."""
     process: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def make(cls) -> Self:
+    def make(cls, *, groups: tuple[str, ...] = (), sasl: bool = False) -> Self:
+        """Make one that asks nobody who he is, or everybody by SASL."""
         root = Path(tempfile.mkdtemp(prefix="tfq", dir="/tmp"))
-        host = cls(root)
-        for name in ("run", "config", "cache", "data"):
+        host = cls(root, groups)
+        for name in ("run", "config", "cache", "data", "consoles"):
             (root / name).mkdir()
+        auth = "sasl" if sasl else "none"
         (root / "libvirtd.conf").write_text(
-            'auth_unix_rw = "none"\nkeepalive_interval = -1\n', "utf-8"
+            f'auth_unix_rw = "{auth}"\nkeepalive_interval = -1\n', "utf-8"
+        )
+        (root / "config/libvirt.conf").write_text(
+            f"mech_list: scram-sha-256\nsasldb_path: {root}/sasl.db\n", "utf-8"
         )
         host._build_guest()
         if os.getuid() == 0:
@@ -77,8 +85,22 @@ class PrivateLibvirtd:
             attestation_kind="unknown",
         )
 
+    def set_password(self, user: str, password: str) -> None:
+        """Give a user of SASL a password; links that are open stay so."""
+        database = self.root / "sasl.db"
+        subprocess.run(
+            ["saslpasswd2", "-p", "-c", "-f", database, "-a", "libvirt", "-u", "vm"]
+            + [user],
+            input=password.encode(),
+            check=True,
+        )
+        if os.getuid() == 0:
+            os.chown(database, NOBODY, NOBODY)
+
     def start(self) -> None:
-        drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        numbers = [str(grp.getgrnam(name).gr_gid) for name in self.groups]
+        groups = f"--groups={','.join(numbers)}" if numbers else "--clear-groups"
+        drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", groups]
         command = ["libvirtd", "--config", str(self.root / "libvirtd.conf")]
         with (self.root / "libvirtd.log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -151,6 +173,7 @@ class PrivateLibvirtd:
             "XDG_CONFIG_HOME": str(self.root / "config"),
             "XDG_CACHE_HOME": str(self.root / "cache"),
             "XDG_DATA_HOME": str(self.root / "data"),
+            "SASL_CONF_PATH": str(self.root / "config"),
         }
 
     def _build_guest(self) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import signal
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +25,6 @@ from trustfabric.domain.vms import (
     is_structural,
 )
 from trustfabric.drivers.libvirt import LibvirtProvisioner
-from trustfabric.drivers.libvirt_events import EventLoop
-from trustfabric.drivers.libvirt_xml import VirtType
 from trustfabric.errors import (
     FabricError,
     InvalidError,
@@ -54,21 +51,6 @@ async def test_a_guest_is_asked_to_stop_and_its_last_words_are_kept(
     assert (await qemu_driver.observe())[spec.name] is PowerState.STOPPED
     await heard.until_heard(spec.name, PowerChange.SHUT_DOWN)
     assert (await qemu_driver.console_tail(spec.name, 1)).lines == ("OFF",)
-
-
-async def test_without_kvm_for_its_user_guests_are_emulated(
-    host: PrivateLibvirtd, events: EventLoop, executor: ThreadPoolExecutor
-) -> None:
-    driver = LibvirtProvisioner(
-        host.uri, events=events, executor=executor, runtime="tests"
-    )
-    await driver.open(lambda _: None, lambda _: None)
-
-    conn = libvirt.open(host.uri)
-    offers_kvm = "<domain type='kvm'" in conn.getCapabilities()
-    conn.close()
-    assert driver._virt is (VirtType.KVM if offers_kvm else VirtType.QEMU)
-    await driver.close()
 
 
 async def test_a_killed_qemu_is_a_crash(

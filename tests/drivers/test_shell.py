@@ -25,8 +25,9 @@ from trustfabric.domain.ids import InstanceId, OwnerId, RunId, ServerId
 from trustfabric.drivers.confinement import ProgramLimits
 from trustfabric.drivers.output import OutputLimits
 from trustfabric.drivers.secrets import Secrets
-from trustfabric.drivers.shell import ShellExecutor, ShellSettings
+from trustfabric.drivers.shell import ShellExecutor
 from trustfabric.drivers.subprocesses import marked
+from trustfabric.drivers.workplace import ProgramSettings, Workplace
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 TOKEN = "token-of-this-run-0123456789"
@@ -42,8 +43,8 @@ def root() -> Iterator[Path]:
 
 
 @pytest.fixture
-def settings(root: Path) -> ShellSettings:
-    return ShellSettings(
+def settings(root: Path) -> ProgramSettings:
+    return ProgramSettings(
         root=root / "runs",
         hidden=root,
         url=lambda: "http://127.0.0.1:3000",
@@ -52,15 +53,16 @@ def settings(root: Path) -> ShellSettings:
 
 
 @pytest_asyncio.fixture
-async def executor(settings: ShellSettings) -> AsyncIterator[ShellExecutor]:
+async def executor(settings: ProgramSettings) -> AsyncIterator[ShellExecutor]:
     with ThreadPoolExecutor(1) as threads:
-        yield ShellExecutor(settings, Secrets({"db": "hunter2-hunter2"}), threads)
+        secrets = Secrets({"db": "hunter2-hunter2"})
+        yield ShellExecutor(Workplace(settings, secrets, threads))
 
 
 def with_settings(executor: ShellExecutor, **changes: Any) -> ShellExecutor:
-    return ShellExecutor(
-        replace(executor._settings, **changes), executor._secrets, executor._threads
-    )
+    place = executor._workplace
+    settings = replace(place.settings, **changes)
+    return ShellExecutor(Workplace(settings, place.secrets, place._threads))
 
 
 def a_job(run_id: int = 1, **spec: Any) -> Job:
@@ -283,7 +285,7 @@ async def test_s24_what_ignores_term_and_left_the_group_is_gone(
     )
 
     assert status.failure_reason is FailureReason.TIMEOUT
-    assert marked(f"{executor._installation}-1") == []
+    assert marked(f"{executor._workplace.installation}-1") == []
 
 
 @as_root
@@ -298,7 +300,7 @@ async def test_s24_a_fork_bomb_ends_with_its_run(executor: ShellExecutor) -> Non
     )
 
     assert status.failure_reason is not None
-    assert marked(f"{executor._installation}-1") == []
+    assert marked(f"{executor._workplace.installation}-1") == []
 
 
 async def test_s24_files_are_bounded(executor: ShellExecutor) -> None:
@@ -332,7 +334,7 @@ async def test_the_private_directory_does_not_outlive_the_run(
 ) -> None:
     await execute(executor, script="touch here")
 
-    assert list(executor._settings.root.iterdir()) == []
+    assert list(executor._workplace.settings.root.iterdir()) == []
 
 
 async def test_when_the_execution_itself_is_cancelled_the_program_is_gone(
@@ -347,18 +349,18 @@ async def test_when_the_execution_itself_is_cancelled_the_program_is_gone(
     with pytest.raises(asyncio.CancelledError):
         await work
 
-    assert marked(f"{executor._installation}-1") == []
+    assert marked(f"{executor._workplace.installation}-1") == []
 
 
 async def test_reaping_kills_what_a_dead_runtime_left(
-    executor: ShellExecutor, settings: ShellSettings
+    executor: ShellExecutor, settings: ProgramSettings
 ) -> None:
     log = Log()
     job = a_job(run_id=5, script="echo on; sleep 60")
     work = asyncio.ensure_future(executor.execute(job, log.emit, asyncio.Event()))
     await log.grew.wait()
     with ThreadPoolExecutor(1) as threads:
-        successor = ShellExecutor(settings, Secrets(), threads)
+        successor = ShellExecutor(Workplace(settings, Secrets(), threads))
 
         killed = await successor.reap(RunId(5))
 
@@ -401,17 +403,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tests.drivers.test_shell import a_job
 from trustfabric.drivers.secrets import Secrets
-from trustfabric.drivers.shell import ShellExecutor, ShellSettings
+from trustfabric.drivers.shell import ShellExecutor
+from trustfabric.drivers.workplace import ProgramSettings, Workplace
 
 async def emit(event):
     print(event.message, flush=True)
 
 async def main(root):
-    settings = ShellSettings(
+    settings = ProgramSettings(
         root=root / "runs", hidden=root, url=lambda: "", unsandboxed=True
     )
     with ThreadPoolExecutor(1) as threads:
-        executor = ShellExecutor(settings, Secrets(), threads)
+        executor = ShellExecutor(Workplace(settings, Secrets(), threads))
         job = a_job(script="(sleep 60 &); echo on; exec sleep 60")
         await executor.execute(job, emit, asyncio.Event())
 
@@ -428,15 +431,15 @@ async def test_a_runtime_killed_with_9_takes_the_program_along_and_the_rest_is_r
     )
     assert host.stdout is not None
     assert await host.stdout.readline() == b"on\n"
-    before = marked(f"{executor._installation}-1")
+    before = marked(f"{executor._workplace.installation}-1")
 
     host.kill()
     await host.wait()
     async with asyncio.timeout(5):
-        while len(marked(f"{executor._installation}-1")) > 1:
+        while len(marked(f"{executor._workplace.installation}-1")) > 1:
             await asyncio.sleep(0.01)
     await executor.reap(RunId(1))
 
     assert len(before) >= 2
-    assert marked(f"{executor._installation}-1") == []
+    assert marked(f"{executor._workplace.installation}-1") == []
     assert list((root / "runs").iterdir()) == []

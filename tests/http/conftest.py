@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from tests.fix_runtime import Served
 from tests.http.client import Caller, Json
+from tests.http.guests import Guest, a_guest
 
 Meet = Callable[..., Caller]
 
@@ -192,3 +193,23 @@ async def a_run(by: Caller, instance: Still, playbook: str, **fields: Any) -> Js
     )
     run: Json = answer["run"]
     return run
+
+
+async def run_becomes(by: Caller, run_id: int, *statuses: str) -> Json:
+    """Return the run once its stream has told that it is one of these."""
+    path = f"/api/trust/remediation/runs/{run_id}"
+    async with by.stream(
+        "/api/trust/remediation/stream", last_event_id="0-0", run_id=run_id
+    ) as stream:
+        while True:
+            told = (await stream.event(30)).data["event"]
+            if told.get("status") in statuses:
+                run: Json = (await by.get(path)).json()
+                return run
+
+
+@pytest_asyncio.fixture
+async def guest(alice: Caller) -> AsyncIterator[Guest]:
+    found = await a_guest(alice)
+    yield found
+    await alice.call("DELETE", f"/api/servers/{found.server}")

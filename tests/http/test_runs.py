@@ -14,6 +14,7 @@ from tests.http.conftest import (
     Still,
     a_playbook,
     a_run,
+    run_becomes,
     still_instance,
 )
 
@@ -317,12 +318,10 @@ async def printed(alice: Caller, boss: Caller, vm: Still) -> str:
         approval_required=False,
         metadata={"script": script, "timeout_seconds": 30},
     )
-    path = f"{PATH}/{(await a_run(alice, vm, key))['id']}"
-    async with asyncio.timeout(30):
-        while (now := (await alice.get(path)).json())["status"] != "completed":
-            assert now["status"] in ("pending", "running"), now
-            await asyncio.sleep(0.05)
-    return path
+    run = await a_run(alice, vm, key)
+    ended = await run_becomes(alice, run["id"], "completed", "failed", "cancelled")
+    assert ended["status"] == "completed", ended
+    return f"{PATH}/{run['id']}"
 
 
 async def test_a_log_is_read_on_from_any_line(alice: Caller, printed: str) -> None:

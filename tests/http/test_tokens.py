@@ -58,6 +58,7 @@ def test_the_list_of_routes_is_whole() -> None:
 PUBLIC = {
     ("GET", "/healthz"),
     ("GET", "/readyz"),
+    ("GET", "/.well-known/jwks.json"),
     ("POST", "/api/session"),
     ("DELETE", "/api/session"),
 }

@@ -4,79 +4,60 @@ One appraisal per instance at a time. A challenge is consumed in the transaction
 that records its verdict; silence is `unknown`, never a failure and never trust.
 Whatever is lost here on a crash is found again by the scheduler, which asks the
 database who lacks evidence.
+
+Where an instance's agent pushes, a challenge waits in the database until it is
+fetched and answered; nobody waits for it here but a timer.
 """
 
-import asyncio
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Protocol
-from uuid import UUID
+from typing import Any, assert_never
 
 import structlog
 
-from trustfabric.actors.trust import ApplyChange, TrustRegistry
-from trustfabric.db import attestations, memory, vms
+from trustfabric.actors.appraisals import CHALLENGE_TTL, Appraiser, Question, Settings
+from trustfabric.actors.inquiries import EvidenceSource, Inquiries, Outcome
+from trustfabric.actors.trust import TrustRegistry
+from trustfabric.db import agents, attestations, policies
 from trustfabric.db.session import Database
-from trustfabric.domain.attestation.appraisal import Expected, unreachable, verify
-from trustfabric.domain.attestation.binding import expected_of
-from trustfabric.domain.attestation.memory import Memory, Patience, fresh_clock
-from trustfabric.domain.attestation.model import Appraisal, Challenge
-from trustfabric.domain.attestation.policy import AppraisalPolicy
-from trustfabric.domain.attestation.provenance import Exchange, digest, provenance
-from trustfabric.domain.evidence.anchors import Anchors
-from trustfabric.domain.evidence.keys import EnrolledKey
-from trustfabric.domain.evidence.model import EvidenceKind
-from trustfabric.domain.ids import InstanceId
-from trustfabric.domain.trust import AttestationStatus, Change, Lifecycle, Signal
-from trustfabric.domain.vms import PowerState
-from trustfabric.errors import ConflictError, FabricError, UnavailableError
+from trustfabric.domain.attestation.versions import Scope
+from trustfabric.domain.ids import ChallengeId, InstanceId
+from trustfabric.errors import BusyError, FabricError
 from trustfabric.supervision import Actor, Address, AskError, Notice, Request
+
+__all__ = [
+    "CHALLENGE_TTL",
+    "Answer",
+    "Attest",
+    "Attestation",
+    "EvidenceSource",
+    "InFlight",
+    "Reconsider",
+    "Settings",
+    "Stray",
+]
 
 log = structlog.get_logger(__name__)
 
-ASK_S = 10.0
-CHALLENGE_TTL = timedelta(seconds=90)
 LOST = 500
 """Asked again at a start; what is beyond it the scheduler finds."""
-
-RETRY = timedelta(seconds=30)
-"""After the first challenge that nothing answered; longer after each further one."""
 
 AT_ONCE = 32
 """Appraisals in flight; the rest waits here, one entry per instance."""
 
-_SIGNALS: Mapping[AttestationStatus, Signal] = {
-    AttestationStatus.TRUSTED: Signal.TRUSTED_VERDICT,
-    AttestationStatus.UNTRUSTED: Signal.UNTRUSTED_VERDICT,
-    AttestationStatus.UNKNOWN: Signal.UNKNOWN_VERDICT,
-}
+PUSHED_AT_ONCE = 256
+"""With pushed answers; what comes beyond is asked to come again."""
 
+CONCERNED = 50_000
+"""Instances challenged at most after a document changed."""
 
-class EvidenceSource(Protocol):
-    """Where an instance's evidence comes from."""
+PENALTY_S = 5.0
+"""After an answer that nothing asked for, none of that sort is heard so long."""
 
-    async def collect(self, name: str, extra_data: bytes) -> bytes:
-        """Answer a challenge. UnavailableError where nothing answers."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How evidence is asked for and judged."""
-
-    policy: AppraisalPolicy
-    anchors: Anchors
-    max_age: timedelta
-    timeout_s: float
-    runtime_id: str
-    """Whose instances are asked again when this actor starts."""
-    attempts: int
-    """Re-attestations after a run that may come to nothing before it is given up."""
+_KEPT_PENALTIES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +66,38 @@ class Attest(Notice["Attestation"]):
 
     instance_id: InstanceId
     purpose: str
-    """`boot`, `scheduled`, `manual`, `post-run` or `release`."""
+    """`boot`, `scheduled`, `manual`, `post-run`, `release` or `policy`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reconsider(Notice["Attestation"]):
+    """Challenge every running instance that a changed document is about."""
+
+    scope: Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Request["Attestation", None]):
+    """Judge what an agent pushed; answered when it is in hand.
+
+    BusyError where an appraisal of the instance is in flight already.
+    """
+
+    asked: agents.Asked
+    nonce: bytes
+    evidence: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Stray(Request["Attestation", None]):
+    """Record an answer to no open challenge, as `Answer` is answered.
+
+    Late ones are `unknown` and challenged anew; the others are untrusted.
+    """
+
+    instance_id: InstanceId
+    late: agents.Asked | None
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +108,23 @@ class InFlight(Request["Attestation", frozenset[InstanceId]]):
 @dataclass(frozen=True, slots=True)
 class _Done(Notice["Attestation"]):
     instance_id: InstanceId
-    error: BaseException | None
+    outcome: Outcome | BaseException
 
 
 @dataclass(frozen=True, slots=True)
-class _Evidence:
-    challenge: Challenge
-    issued: attestations.IssuedChallenge
-    raw: bytes | None
-    appraisal: Appraisal
-    memory: Memory
+class _Found(Notice["Attestation"]):
+    outcome: Sequence[InstanceId] | BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class _Expired(Notice["Attestation"]):
+    """Nobody answered a challenge that was there to be fetched."""
+
+    instance_id: InstanceId
+    question: Question
+
+
+Message = Attest | Reconsider | Answer | Stray | InFlight | _Done | _Found | _Expired
 
 
 class Attestation(Actor):
@@ -120,13 +139,17 @@ class Attestation(Actor):
     ) -> None:
         super().__init__()
         self._database = database
-        self._trust = trust
-        self._sources = sources
         self._settings = settings
-        self._executor = executor
-        self._entropy = entropy
+        self._inquiries = Inquiries(
+            Appraiser(database, trust, settings, executor, entropy),
+            sources,
+            now=self.now,
+            jitter=self.random.random,
+        )
         self._in_flight: set[InstanceId] = set()
         self._waiting: dict[InstanceId, str] = {}
+        self._timed: set[ChallengeId] = set()
+        self._penalties: dict[InstanceId, float] = {}
 
     async def on_start(self) -> None:
         """Ask again what a fallen incarnation had asked, or had been told to ask."""
@@ -145,22 +168,46 @@ class Attestation(Actor):
         for instance_id, purpose in lost:
             self.address.tell(Attest(instance_id, purpose))
 
-    async def handle(
-        self, message: Attest | InFlight | _Done
-    ) -> frozenset[InstanceId] | None:
+    async def handle(self, message: Message) -> frozenset[InstanceId] | None:
         match message:
             case Attest(instance_id, purpose):
-                # The newest reason wins; a challenge in flight is not repeated
-                # beside itself but after itself: the boot may have changed.
-                self._waiting[instance_id] = purpose
+                self._want(instance_id, purpose)
+            case Reconsider(scope):
+                _ = self.run(self._concerned(scope), _Found)
+            case Answer() | Stray():
+                self._pushed(message)
             case InFlight():
                 return frozenset({*self._in_flight, *self._waiting})
-            case _Done(instance_id, error):
+            case _Done(instance_id, outcome):
                 self._in_flight.discard(instance_id)
-                if error is not None:
-                    self._failed(instance_id, error)
+                self._settle(instance_id, outcome)
+            case _Found(outcome):
+                self._found(outcome)
+            case _Expired():
+                self._expire(message)
+            case _:
+                assert_never(message)
         self._start_waiting()
         return None
+
+    def _pushed(self, message: Answer | Stray) -> None:
+        if isinstance(message, Answer):
+            asked = message.asked
+            work = self._inquiries.answered(asked, message.nonce, message.evidence)
+            self._take(asked.instance_id, work)
+            return
+        self._punish(message)
+        work = self._inquiries.stray(message.instance_id, message.late, message.why)
+        self._take(message.instance_id, work)
+
+    def _want(self, instance_id: InstanceId, purpose: str) -> None:
+        """Have an instance challenged: the newest reason wins, but over a run's end.
+
+        A challenge in flight is not repeated beside itself but after itself: the
+        boot may have changed.
+        """
+        if self._waiting.get(instance_id) != "post-run":
+            self._waiting[instance_id] = purpose
 
     def _start_waiting(self) -> None:
         for instance_id in list(self._waiting):
@@ -168,229 +215,82 @@ class Attestation(Actor):
                 return
             if instance_id not in self._in_flight:
                 purpose = self._waiting.pop(instance_id)
-                self._in_flight.add(instance_id)
-                _ = self.run(
-                    self._attest(instance_id, purpose), partial(_done, instance_id)
+                self._start(instance_id, self._inquiries.attest(instance_id, purpose))
+
+    def _start(
+        self, instance_id: InstanceId, work: Coroutine[Any, Any, Outcome]
+    ) -> None:
+        self._in_flight.add(instance_id)
+        _ = self.run(work, partial(_Done, instance_id))
+
+    def _take(
+        self, instance_id: InstanceId, work: Coroutine[Any, Any, Outcome]
+    ) -> None:
+        """Start on what was pushed, or refuse it: nothing of it waits here."""
+        full = len(self._in_flight) >= PUSHED_AT_ONCE
+        if full or instance_id in self._in_flight:
+            work.close()
+            raise BusyError("an appraisal is in flight already: try again")
+        self._start(instance_id, work)
+
+    def _punish(self, message: Stray) -> None:
+        """Refuse to record more of the same at once: each would be a verdict."""
+        if message.late is not None:
+            return
+        now = self.monotonic()
+        if self._penalties.get(message.instance_id, now) > now:
+            raise BusyError("answers to no challenge come too fast")
+        if len(self._penalties) >= _KEPT_PENALTIES:
+            kept = {at: until for at, until in self._penalties.items() if until > now}
+            self._penalties = kept
+        self._penalties[message.instance_id] = now + PENALTY_S
+
+    def _settle(
+        self, instance_id: InstanceId, outcome: Outcome | BaseException
+    ) -> None:
+        match outcome:
+            case Outcome(again, waits):
+                if again is not None:
+                    self._want(instance_id, again)
+                if waits is not None:
+                    self._wait_for_agent(instance_id, waits)
+            case FabricError() | AskError():
+                # Its challenge stays open; the scheduler finds who lacks evidence.
+                log.warning(
+                    "attestation.failed", instance_id=instance_id, error=str(outcome)
                 )
+            case _:
+                raise outcome
 
-    def _failed(self, instance_id: InstanceId, error: BaseException) -> None:
-        if not isinstance(error, FabricError | AskError):
-            raise error
-        # Its challenge stays unanswered; the scheduler finds who lacks evidence.
-        log.warning("attestation.failed", instance_id=instance_id, error=str(error))
+    def _wait_for_agent(self, instance_id: InstanceId, question: Question) -> None:
+        self._settings.bells.ring(instance_id)
+        if question.issued.id in self._timed:
+            return
+        self._timed.add(question.issued.id)
+        left = question.challenge.expires_at - self.now()
+        self.after(left.total_seconds(), _Expired(instance_id, question))
 
-    async def _attest(self, instance_id: InstanceId, purpose: str) -> None:
+    def _expire(self, message: _Expired) -> None:
+        if message.instance_id in self._in_flight:
+            self.after(1.0, message)  # it may be the answer to this very one
+            return
+        self._timed.discard(message.question.issued.id)
+        work = self._inquiries.unanswered(message.instance_id, message.question)
+        self._start(message.instance_id, work)
+
+    def _found(self, outcome: Sequence[InstanceId] | BaseException) -> None:
+        match outcome:
+            case FabricError():
+                # They are judged anew when they are due.
+                log.warning("attestation.not-reconsidered", error=str(outcome))
+            case BaseException():
+                raise outcome
+            case concerned:
+                for instance_id in concerned:
+                    self._want(instance_id, "policy")
+
+    async def _concerned(self, scope: Scope) -> Sequence[InstanceId]:
         async with self._database.reading() as conn:
-            instance = await vms.get_instance(conn, None, instance_id)
-            keys = await attestations.list_keys(conn, instance_id)
-            known = await memory.get_memory(conn, instance_id)
-        if instance is None or instance.terminated_at is not None:
-            return
-        if instance.power_state is not PowerState.RUNNING and purpose != "post-run":
-            return
-        challenge, issued = await self._issue(instance, purpose)
-        raw = await self._collect(instance, challenge)
-        appraisal = await self._judge(challenge, raw, keys, known)
-        evidence = _Evidence(challenge, issued, raw, appraisal, known)
-        if appraisal.accepted and known.saw_reboot(appraisal, challenge.boot_id):
-            await self._note_reboot(instance, purpose, appraisal)
-        else:
-            await self._record(instance, purpose, evidence)
-
-    async def _note_reboot(
-        self, instance: vms.Instance, purpose: str, appraisal: Appraisal
-    ) -> None:
-        """Begin the new boot that only its TPM told of: nobody attested it yet."""
-        boot_id = UUID(bytes=self._entropy(16), version=4)
-        change = Change(
-            signal=Signal.BOOTED, actor="actor:attestation", reason="TPM was reset"
-        )
-        companions = (
-            memory.NoteReboot(was=instance.boot_id, boot_id=boot_id, now=self.now()),
-            memory.KeepClock(clock=fresh_clock(appraisal), boot_id=boot_id),
-        )
-        with suppress(ConflictError):  # it booted once more: that boot asks for itself
-            await self._trust.ask(
-                ApplyChange(
-                    instance_id=instance.id, change=change, companions=companions
-                ),
-                within_s=ASK_S,
+            return await policies.list_concerned(
+                conn, self._settings.runtime_id, scope, limit=CONCERNED
             )
-        again = purpose if purpose == "post-run" else "boot"
-        self.address.tell(Attest(instance.id, again))
-
-    async def _judge(
-        self,
-        challenge: Challenge,
-        raw: bytes | None,
-        keys: Sequence[EnrolledKey],
-        known: Memory,
-    ) -> Appraisal:
-        now, policy = self.now(), self._settings.policy
-        if raw is None:
-            return unreachable(challenge.kind, policy, now, "nothing answered")
-        judge = partial(
-            verify,
-            challenge.kind,
-            raw,
-            expected=Expected(
-                binding=expected_of(challenge),
-                last_seen=known.clock,
-                launch=known.launch,
-            ),
-            anchors=replace(self._settings.anchors, keys=tuple(keys)),
-            policy=policy,
-            now=now,
-        )
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, judge)
-
-    async def _issue(
-        self, instance: vms.Instance, purpose: str
-    ) -> tuple[Challenge, attestations.IssuedChallenge]:
-        now = self.now()
-        challenge = Challenge(
-            kind=_kind_of(instance),
-            instance_id=instance.name,
-            boot_id=str(instance.boot_id),
-            nonce=self._entropy(32),
-            issued_at=now,
-            expires_at=now + CHALLENGE_TTL,
-        )
-        async with self._database.writing() as conn:
-            issued = await attestations.issue_challenge(
-                conn,
-                attestations.NewChallenge(
-                    instance_id=instance.id,
-                    kind=challenge.kind,
-                    purpose=purpose,
-                    boot_id=instance.boot_id,
-                    nonce_digest=hashlib.sha256(challenge.nonce).digest(),
-                    issued_at=challenge.issued_at,
-                    expires_at=challenge.expires_at,
-                ),
-            )
-        return challenge, issued
-
-    async def _collect(
-        self, instance: vms.Instance, challenge: Challenge
-    ) -> bytes | None:
-        source = self._sources.get(str(instance.attestation.get("source", "agent")))
-        if source is None:
-            return None
-        try:
-            async with asyncio.timeout(self._settings.timeout_s):
-                return await source.collect(instance.name, expected_of(challenge))
-        except (UnavailableError, TimeoutError) as error:
-            log.info(
-                "attestation.unreachable", instance_id=instance.id, error=str(error)
-            )
-            return None
-
-    async def _record(
-        self, instance: vms.Instance, purpose: str, evidence: _Evidence
-    ) -> None:
-        appraisal, challenge = evidence.appraisal, evidence.challenge
-        deadline = None
-        if appraisal.accepted:
-            deadline = appraisal.fresh_until(challenge.issued_at, self._max_age())
-        exchange = Exchange(
-            challenge_id=evidence.issued.id,
-            issued_at=challenge.issued_at,
-            received_at=appraisal.verified_at,
-            evidence_bytes=len(evidence.raw or b""),
-            deadline=deadline,
-        )
-        document = provenance(appraisal, exchange)
-        verdict = attestations.RecordVerdict(
-            challenge=evidence.issued,
-            kind=appraisal.kind,
-            status=appraisal.status,
-            code=appraisal.code,
-            evidence=evidence.raw,
-            claims=appraisal.claims,
-            signer=appraisal.endorsements,
-            nonce_digest=hashlib.sha256(challenge.nonce).digest(),
-            deadline=deadline,
-            notes=appraisal.notes(),
-            remedies=[appraisal.consequence.remedy] if not appraisal.accepted else [],
-            now=appraisal.verified_at,
-        )
-        try:
-            applied = await self._trust.ask(
-                ApplyChange(
-                    instance_id=instance.id,
-                    change=Change(
-                        signal=_SIGNALS[appraisal.status],
-                        actor="actor:attestation",
-                        reason=appraisal.reason,
-                        deadline=deadline,
-                        provenance_ref=f"attestation:{appraisal.kind}:{evidence.issued.attestation_id}",
-                        provenance=document,
-                        attestation_id=evidence.issued.attestation_id,
-                        challenge_issued_at=challenge.issued_at,
-                        metadata={"purpose": purpose, "digest": digest(document)},
-                    ),
-                    companions=(verdict, self._kept(instance, purpose, evidence)),
-                ),
-                within_s=ASK_S,
-            )
-        except ConflictError as error:
-            # A new boot came between question and answer: ask it instead.
-            log.info("attestation.late", instance_id=instance.id, error=str(error))
-            self.address.tell(Attest(instance.id, purpose))
-            return
-        if appraisal.status is AttestationStatus.UNKNOWN and (
-            applied.after.lifecycle is Lifecycle.REMEDIATING
-        ):
-            await self._give_up_after_retries(instance.id, applied.after.version)
-
-    def _kept(
-        self, instance: vms.Instance, purpose: str, evidence: _Evidence
-    ) -> memory.KeepClock | memory.KeepSilence:
-        max_age = self._max_age()
-        return memory.keep(
-            evidence.memory,
-            evidence.appraisal,
-            instance.boot_id,
-            purpose=purpose,
-            patience=Patience(
-                first=min(RETRY, max_age / 4),
-                longest=max_age,
-                margin=timedelta(seconds=self._settings.timeout_s) + max_age / 8,
-            ),
-            jitter=self.random.random(),
-        )
-
-    async def _give_up_after_retries(
-        self, instance_id: InstanceId, version: int
-    ) -> None:
-        async with self._database.reading() as conn:
-            count = await attestations.count_unknown_since_run(conn, instance_id)
-        if count < self._settings.attempts:
-            return
-        await self._trust.ask(
-            ApplyChange(
-                instance_id=instance_id,
-                change=Change(
-                    signal=Signal.UNVERIFIED,
-                    actor="actor:attestation",
-                    reason=f"no verdict in {count} re-attestations after the run",
-                ),
-                expected_version=version,
-            ),
-            within_s=ASK_S,
-        )
-
-    def _max_age(self) -> timedelta:
-        return min(
-            self._settings.max_age, timedelta(seconds=self._settings.policy.max_age_s)
-        )
-
-
-def _kind_of(instance: vms.Instance) -> EvidenceKind:
-    return EvidenceKind(str(instance.attestation.get("kind", "tpm")))
-
-
-def _done(instance_id: InstanceId, result: object) -> _Done:
-    return _Done(instance_id, result if isinstance(result, BaseException) else None)

@@ -5,8 +5,7 @@ lost, or a start after a crash, costs a little time and nothing else. It is the 
 door for people's orders about runs.
 """
 
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, assert_never
@@ -14,22 +13,21 @@ from typing import Any, assert_never
 import structlog
 
 from trustfabric.actors import orders
-from trustfabric.actors.orders import Desk
+from trustfabric.actors.claims import Claims
+from trustfabric.actors.holds import Holds
+from trustfabric.actors.orders import ASK_S, Desk, settled
 from trustfabric.actors.runs import LookAtLease, RunActor, RunTools
+from trustfabric.actors.staging import Staging
 from trustfabric.actors.streams import ActorFollower, Broadcaster, Event, Follow, Stream
 from trustfabric.actors.upkeep import Upkeep
-from trustfabric.db import dispatch, playbooks
-from trustfabric.db.run_writes import ClaimRun, InsertRun
-from trustfabric.domain.dispatch import DispatchSettings, Distrusted, pick, remedy
-from trustfabric.domain.events import TrustEvent
+from trustfabric.db import dispatch
+from trustfabric.domain.approvals import Ruling
+from trustfabric.domain.dispatch import DispatchSettings
+from trustfabric.domain.events import HeldEvent, TrustEvent
 from trustfabric.domain.ids import InstanceId, OwnerId, RunId
-from trustfabric.domain.runs import (
-    Ruling,
-    Run,
-    RunOrder,
-)
-from trustfabric.domain.trust import Change, Lifecycle, Signal, Tag
-from trustfabric.errors import FabricError, UnavailableError
+from trustfabric.domain.runs import Run, RunOrder
+from trustfabric.domain.trust import AttestationStatus, Lifecycle, Tag
+from trustfabric.errors import FabricError
 from trustfabric.supervision import (
     Actor,
     Address,
@@ -42,9 +40,6 @@ from trustfabric.supervision import (
 )
 
 log = structlog.get_logger(__name__)
-
-ASK_S = 10.0
-BATCH = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +87,9 @@ class RetryRun(Request["Dispatcher", Run]):
 @dataclass(frozen=True, slots=True)
 class TrustMoved(Notice["Dispatcher"]):
     """Something happened to trust that may be work."""
+
+    mended: tuple[InstanceId, ...] = ()
+    """Untrusted before, and trusted now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +139,7 @@ class Dispatcher(Actor):
         desk: Desk,
         tools: RunTools,
         broadcaster: Address[Broadcaster],
+        holds: Address[Holds],
         running: DynamicAddress[RunActor],
         settings: DispatchSettings,
     ) -> None:
@@ -151,7 +150,10 @@ class Dispatcher(Actor):
         self._running = running
         self._settings = settings
         self._pass_due = False
+        self._mended: set[InstanceId] = set()
         self._retry_timer: Timer | None = None
+        self._staging = Staging(desk, holds, settings)
+        self._claims = Claims(desk, settings, tools.lease_s, self._start_actor)
         self._upkeep = Upkeep(desk, tools, settings)
 
     def on_start(self) -> None:
@@ -165,13 +167,17 @@ class Dispatcher(Actor):
                 return await self._carry_out(message)
             case RunOver(run_id):
                 await self._running.stop_child(_key(run_id))
-            case _RunGone() | TrustMoved():
+            case TrustMoved(mended):
+                self._mended.update(mended)
+                self._soon()
+            case _RunGone():
                 self._soon()
             case _Nothing():
                 pass
             case _Pass():
                 self._pass_due = False
-                await self._guarded(self._recover, self._stage, self._claim)
+                await self._guarded(self._recover, self._spare)
+                await self._guarded(self._stage, self._claim)
             case _Tick():
                 await self._guarded(self._follow, self._recover, self._tend)
                 await self._guarded(self._stage, self._claim)
@@ -218,8 +224,9 @@ class Dispatcher(Actor):
 
     async def _follow(self) -> None:
         # Repeated, since the Broadcaster forgets its followers when it restarts.
-        follower = ActorFollower(Stream.TRUST, self.address, wake_for)
-        await self._broadcaster.ask(Follow(follower), within_s=ASK_S)
+        for stream in (Stream.TRUST, Stream.HOLDS):
+            follower = ActorFollower(stream, self.address, wake_for)
+            await self._broadcaster.ask(Follow(follower), within_s=ASK_S)
 
     def _soon(self) -> None:
         if not self._pass_due:
@@ -240,63 +247,14 @@ class Dispatcher(Actor):
             except (FabricError, AskError) as error:
                 log.warning("dispatch.waits", step=step.__name__, error=str(error))
 
-    # --- staging -------------------------------------------------------------------
+    # --- staging and giving out ---------------------------------------------------
 
     async def _stage(self) -> None:
-        async with self._desk.database.reading() as conn:
-            found = await dispatch.list_distrusted(conn, self.now(), limit=BATCH)
-        for one in found:
-            await self._settled(self._decide(one))
-        if len(found) == BATCH:
+        if await self._staging.stage(self.now()):
             self._soon()
 
-    async def _decide(self, found: Distrusted) -> None:
-        async with self._desk.database.reading() as conn:
-            playbook = await playbooks.find_playbook(
-                conn, found.owner_id, self._settings.default_playbook
-            )
-        decided = remedy(
-            found,
-            playbook,
-            max_attempts=self._settings.max_attempts,
-            now=self.now(),
-        )
-        await self._desk.apply(
-            found.instance_id,
-            decided.change,
-            *(() if decided.run is None else (InsertRun(decided.run),)),
-            expected_version=found.version,
-        )
-
-    async def _settled(self, work: Awaitable[None]) -> None:
-        """Let one instance's refusal be: the world moved on, and the rest goes on."""
-        try:
-            await work
-        except UnavailableError:
-            raise
-        except FabricError as error:
-            log.info("dispatch.overtaken", error=str(error))
-
-    # --- giving out ------------------------------------------------------------------
-
     async def _claim(self) -> None:
-        now = self.now()
-        per_owner = self._settings.owner_concurrency
-        async with self._desk.database.reading() as conn:
-            ready = await dispatch.list_ready(
-                conn, now, per_owner=per_owner, limit=BATCH
-            )
-            running = await dispatch.list_running(conn)
-            retry_at = await dispatch.next_retry(conn, now)
-        mine = sum(run.lease_owner == self._settings.runtime_id for run in running)
-        chosen = pick(
-            ready,
-            Counter(run.owner_id for run in running),
-            free=self._settings.concurrency - mine,
-            per_owner=per_owner,
-        )
-        for run in chosen:
-            await self._settled(self._start(run))
+        retry_at = await self._claims.claim(self.now())
         if retry_at is not None:
             self._pass_at(retry_at)
 
@@ -306,26 +264,6 @@ class Dispatcher(Actor):
         delay_s = max(0.0, (when - self.now()).total_seconds())
         if delay_s < self._settings.tick_s:
             self._retry_timer = self.after(delay_s, TrustMoved())
-
-    async def _start(self, run: Run) -> None:
-        applied = await self._desk.apply(
-            run.instance_id,
-            Change(
-                signal=Signal.RUN_STARTED,
-                actor=f"run:{run.id}",
-                reason=f"run {run.id} of playbook {run.playbook} started",
-                metadata={"run_id": run.id},
-            ),
-            ClaimRun(
-                run_id=run.id,
-                lease_owner=self._settings.runtime_id,
-                lease_s=self._tools.lease_s,
-                now=self.now(),
-            ),
-        )
-        (epoch,) = applied.written
-        assert epoch is not None
-        await self._start_actor(run.id, epoch)
 
     async def _start_actor(self, run_id: RunId, epoch: int) -> None:
         address = await self._running.start_child(
@@ -354,27 +292,48 @@ class Dispatcher(Actor):
                 end = self._upkeep.end_lost(
                     run, now, mine=orphaned, jitter=self.random.random()
                 )
-                await self._settled(end)
+                await settled(end)
         for key in self._running.children().keys() - {_key(run.id) for run in running}:
             child = self._running.child(key)
             if child is not None:
                 child.tell(LookAtLease())
 
+    async def _spare(self) -> None:
+        """Call off what waits for instances that were mended, as events told."""
+        mended, self._mended = self._mended, set()
+        if mended:
+            await self._call_off_mended(mended)
+
+    async def _call_off_mended(self, among: Collection[InstanceId] | None) -> None:
+        for run in await self._upkeep.mended(among):
+            await settled(self._upkeep.spare(run, self.now()))
+
     async def _tend(self) -> None:
-        """See to what only the clock can tell."""
+        """See to what only the clock can tell, and to what events did not."""
         now = self.now()
+        await self._call_off_mended(None)
         for run in await self._upkeep.overdue(now):
-            await self._settled(self._upkeep.call_off(run, now))
+            await settled(self._upkeep.call_off(run, now))
         await self._upkeep.tell_breaches(now)
         await self._upkeep.ask_for_evidence(now)
 
 
 def wake_for(events: tuple[Event, ...]) -> TrustMoved | _Nothing:
     """Return what the Dispatcher is told of events: that there may be work, or not."""
-    return TrustMoved() if any(map(_is_work, events)) else _Nothing()
+    mended = tuple(
+        event.instance_id
+        for event in events
+        if isinstance(event, TrustEvent)
+        and event.previous_status is AttestationStatus.UNTRUSTED
+        and event.status is AttestationStatus.TRUSTED
+    )
+    is_work = bool(mended) or any(map(_is_work, events))
+    return TrustMoved(mended) if is_work else _Nothing()
 
 
 def _is_work(event: Event) -> bool:
+    if isinstance(event, HeldEvent):
+        return event.event.kind.lets_go
     return isinstance(event, TrustEvent) and (
         event.lifecycle is Lifecycle.QUARANTINED
         or event.remediation_state is Tag.AWAITING_EXECUTOR

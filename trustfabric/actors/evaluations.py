@@ -34,6 +34,8 @@ class Cadence:
     """How long before its deadline evidence is asked for anew."""
     quiet: timedelta
     """How long a challenged instance is left alone."""
+    longest: timedelta | None = None
+    """That evidence holds. A deadline beyond it: our clock went back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class Scheduler(Actor):
                 self.now(),
                 ahead=self._cadence.ahead,
                 quiet=self._cadence.quiet,
+                longest=self._cadence.longest,
                 limit=BATCH,
             )
         for instance_id, purpose in due:

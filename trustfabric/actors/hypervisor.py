@@ -5,7 +5,7 @@ changes. Events are hints; the snapshot taken after every opening and at interva
 wins. A lost link means that nothing is known, never that something stopped.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, assert_never
 
@@ -101,7 +101,7 @@ class Hypervisor(Actor):
     def __init__(
         self,
         provisioner: Provisioner,
-        write_reboots: Callable[[Mapping[str, int]], Awaitable[None]],
+        write_reboots: Callable[[Mapping[str, int]], Coroutine[Any, Any, None]],
     ) -> None:
         """`write_reboots` keeps how often guests, by name, rebooted.
 

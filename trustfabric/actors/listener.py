@@ -34,6 +34,9 @@ HORIZON_S = 0.02
 above the snapshot horizon as yet. Doubled with each look, up to the poll."""
 
 BATCH = 1000
+UNSAVED = 10 * BATCH
+"""Events that the next start may have to read again after a flood."""
+
 RECONNECT_S = (0.05, 5.0)
 ASK_S = 5.0
 
@@ -114,9 +117,13 @@ class Listener(Actor):
 
     async def _read_on(self, heard: frozenset[str]) -> None:
         try:
-            counts = [await self._drain(feed) for feed in self._feeds]
+            counts = [
+                await self._drain(feed)
+                for feed in self._feeds
+                if not heard or feed.channel in heard
+            ]
             for stream, unsaved in self._unsaved.items():
-                if unsaved >= BATCH or (unsaved and not heard):
+                if unsaved >= UNSAVED or (unsaved and not heard):
                     await self._save(stream)
         except (FabricError, AskError) as error:
             self.address.tell(_Lost(error))

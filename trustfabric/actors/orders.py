@@ -4,13 +4,16 @@ What may be done is decided on the locked rows, in the transaction that writes i
 (`db/run_writes.py`); what is read here beforehand only shapes the change.
 """
 
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+import structlog
+
 from trustfabric.actors.trust import Applied, ApplyChange, TrustRegistry
 from trustfabric.db import playbooks, runs
+from trustfabric.db.approvals import DecideRun
 from trustfabric.db.run_writes import (
-    DecideRun,
     FinishRun,
     InsertRun,
     request_cancel,
@@ -18,14 +21,15 @@ from trustfabric.db.run_writes import (
 from trustfabric.db.session import Database
 from trustfabric.db.trust import Companion
 from trustfabric.domain.accelerators import read_accelerators
+from trustfabric.domain.approvals import Ruling, after_ruling
 from trustfabric.domain.documents import check_document, plain
 from trustfabric.domain.failures import FailureReason
 from trustfabric.domain.ids import InstanceId, OwnerId, RunId
 from trustfabric.domain.playbooks import NAME_LIMIT
 from trustfabric.domain.runs import (
     NOTES_LIMIT,
+    ApprovalState,
     Outcome,
-    Ruling,
     Run,
     RunOrder,
     RunSignal,
@@ -37,12 +41,15 @@ from trustfabric.domain.runs import (
 from trustfabric.domain.trust import Change, Signal, Tag
 from trustfabric.errors import (
     ConflictError,
+    FabricError,
     ForbiddenError,
     NotFoundError,
     UnavailableError,
     UnknownPlaybookError,
 )
 from trustfabric.supervision import Address, AskError
+
+log = structlog.get_logger(__name__)
 
 ASK_S = 10.0
 TRIES = 3
@@ -147,22 +154,35 @@ async def decide_approval(
     """Approve a run, or reject it, which ends it."""
     run = await desk.read(owner, run_id)
     notes = f": {plain(ruling.notes, NOTES_LIMIT)}" if ruling.notes else ""
-    word = "approved" if ruling.approve else "rejected"
+    becomes = after_ruling(run, ruling)
+    signal, tag, word = _RULINGS[becomes]
     change = Change(
-        signal=Signal.RUN_APPROVED if ruling.approve else Signal.RUN_ENDED,
+        signal=signal,
         actor=ruling.actor,
         reason=f"run {run_id} {word}{notes}",
-        tag=Tag.AWAITING_EXECUTOR if ruling.approve else Tag.APPROVAL_REJECTED,
+        tag=tag,
         metadata={"run_id": run_id},
     )
     decide = DecideRun(
         run_id=run_id,
         ruling=ruling,
+        becomes=becomes,
         now=now,
         requester_may_approve=requester_may_approve,
     )
     await desk.apply(run.instance_id, change, decide, owner=owner)
     return await desk.read(owner, run_id)
+
+
+_RULINGS: Mapping[ApprovalState, tuple[Signal, Tag, str]] = {
+    ApprovalState.PENDING: (
+        Signal.ANNOTATED,
+        Tag.PENDING_APPROVAL,
+        "approved by one more",
+    ),
+    ApprovalState.APPROVED: (Signal.RUN_APPROVED, Tag.AWAITING_EXECUTOR, "approved"),
+    ApprovalState.REJECTED: (Signal.RUN_ENDED, Tag.APPROVAL_REJECTED, "rejected"),
+}
 
 
 async def cancel_run(
@@ -212,6 +232,16 @@ def ended(run: Run, decided: Outcome, by: str) -> Change:
         tag=decided.tag,
         metadata={"run_id": run.id},
     )
+
+
+async def settled(work: Awaitable[None]) -> None:
+    """Let one instance's refusal be: the world moved on, and the rest goes on."""
+    try:
+        await work
+    except UnavailableError:
+        raise
+    except FabricError as error:
+        log.info("dispatch.overtaken", error=str(error))
 
 
 def _made(applied: Applied) -> RunId:

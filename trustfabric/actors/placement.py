@@ -49,27 +49,13 @@ async def judge(conn: Connection, launch: Launch, now: datetime) -> Decision:
             tier=launch.tier,
             verb=launch.verb,
             notes=(*decision.notes, *policy_notes(situation)),
+            blocking=decision.blocking,
             inputs=situation.inputs,
             allowed=decision.allowed,
             decided_at=now,
         ),
     )
     return decision
-
-
-async def ask_gate(
-    database: Database,
-    server_id: ServerId,
-    now: datetime,
-    *,
-    backend: str,
-    tier: str,
-) -> Decision:
-    """Decide by itself, without anything being launched in the same commit."""
-    launch = Launch(server_id=server_id, verb=RELAUNCH, backend=backend, tier=tier)
-    async with database.writing() as conn:
-        await placement.take_turn(conn)
-        return await judge(conn, launch, now)
 
 
 def blocked(server_id: ServerId, decision: Decision) -> PlacementBlockedError:

@@ -16,7 +16,7 @@ from trustfabric.actors.attestation import Attest, Attestation
 from trustfabric.actors.hypervisor import Hypervisor, Unwatch
 from trustfabric.actors.placement import RELAUNCH, Launch, PassGate, keep_down
 from trustfabric.actors.trust import ApplyChange, TrustRegistry
-from trustfabric.db import attestations, boots, servers, vms
+from trustfabric.db import attestations, boots, launches, servers, vms
 from trustfabric.db.session import Connection, Database
 from trustfabric.db.trust import Companion
 from trustfabric.db.vms import Instance
@@ -135,6 +135,9 @@ class Power:
         if instance.defined_at is not None and not provisioner.observes:
             return instance  # made once; such a hypervisor can't be asked for it
         defined = await provisioner.define(self._use.spec_of(instance))
+        if defined.launch is not None:
+            async with self._writing() as conn:
+                await launches.set_launch(conn, self._id, defined.launch, self._now())
         if instance.defined_at is None:
             async with self._writing() as conn:
                 await boots.set_defined(conn, self._id, defined, self._now())

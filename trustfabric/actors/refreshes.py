@@ -49,6 +49,9 @@ ASK_S = 10.0
 PAGE = 100
 """Certifications seen to between two looks into the mailbox."""
 
+SEARCH = 5000
+"""Certifications found by one search at most; the next one goes on from there."""
+
 STEPS = 8
 """At most these follow from each other in one go: conclude, block, enqueue, claim …"""
 
@@ -83,11 +86,12 @@ class _Pass(Notice["Refresher"]):
 
 @dataclass(frozen=True, slots=True)
 class _Page(Notice["Refresher"]):
-    """Go on beyond this id."""
+    """Go on with what was found, then with what comes after it."""
 
-    after: int
+    found: tuple[CertificationId, ...]
     servers: frozenset[ServerId] | None
     """Theirs; None: all."""
+    goes_on_after: CertificationId | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,7 @@ class Refresher(Actor):
         self._broadcaster = broadcaster
         self._rhythm = rhythm
         self._changed: set[ServerId] = set()
+        self._sweeping = False
 
     def on_start(self) -> None:
         self.address.tell(_Tick())
@@ -138,14 +143,18 @@ class Refresher(Actor):
             case _Pass():
                 changed, self._changed = frozenset(self._changed), set()
                 await self._see_to(changed)
-            case _Page(after, servers):
-                await self._see_to(servers, after)
+            case _Page():
+                await self._go_on(message)
             case _Tick():
                 self.after(self._rhythm.tick_s, message)
-                await self._follow()
-                await self._see_to(None)
+                await self._tick()
             case _:
                 assert_never(message)
+
+    async def _tick(self) -> None:
+        await self._follow()
+        if not self._sweeping:  # else the last tick's work isn't done yet
+            await self._see_to(None)
 
     async def _follow(self) -> None:
         # Repeated, since the Broadcaster forgets its followers when it restarts.
@@ -166,20 +175,35 @@ class Refresher(Actor):
             look_ahead=self._rhythm.refresh.look_ahead,
             servers=servers,
             after=after,
-            limit=PAGE,
+            limit=SEARCH,
         )
         try:
             async with self._database.reading() as conn:
                 found = await refreshes.list_candidates(conn, search, self.now())
-            for certification_id in found:
-                # Whoever sweeps leaves be what another runtime has in hand. An event
-                # may tell more than that runtime has read, so it waits its turn.
-                await self._settled(certification_id, skip=servers is None)
         except UnavailableError as error:
+            self._sweeping = self._sweeping and servers is not None
             log.warning("refresh.waits", error=str(error))
             return
-        if len(found) == PAGE:
-            self.address.tell(_Page(found[-1], servers))
+        last = found[-1] if len(found) == SEARCH else None
+        self._sweeping = self._sweeping or servers is None
+        await self._go_on(_Page(tuple(found), servers, last))
+
+    async def _go_on(self, page: _Page) -> None:
+        now, later = page.found[:PAGE], page.found[PAGE:]
+        try:
+            for certification_id in now:
+                # Whoever sweeps leaves be what another runtime has in hand. An event
+                # may tell more than that runtime has read, so it waits its turn.
+                await self._settled(certification_id, skip=page.servers is None)
+        except UnavailableError as error:
+            log.warning("refresh.waits", error=str(error))
+            later, page = (), replace(page, goes_on_after=None)
+        if later:
+            self.address.tell(replace(page, found=later))
+        elif page.goes_on_after is not None:
+            await self._see_to(page.servers, page.goes_on_after)
+        elif page.servers is None:
+            self._sweeping = False
 
     async def _settled(self, certification_id: CertificationId, *, skip: bool) -> None:
         """Let one refusal be: the others' turn comes all the same."""

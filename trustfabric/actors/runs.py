@@ -30,6 +30,8 @@ from trustfabric.domain.executors import (
 )
 from trustfabric.domain.failures import FailureReason
 from trustfabric.domain.ids import RunId
+from trustfabric.domain.observed import observe
+from trustfabric.domain.rules import is_observe_only
 from trustfabric.domain.run_events import begins, log_event
 from trustfabric.domain.runs import Outcome, RetryPolicy, Run, RunStatus, outcome
 from trustfabric.domain.specs import ExecutorType, budget_s
@@ -178,6 +180,8 @@ class RunActor(Actor):
         self._beat_later()
 
     async def _execute(self, run: Run) -> ExitStatus:
+        if is_observe_only(run.spec):
+            return await self._observe(run)
         executor = self._tools.executors.get(run.executor_type)
         if executor is None:
             return ExitStatus(
@@ -188,6 +192,12 @@ class RunActor(Actor):
             )
         log.info("run.started", run_id=run.id, attempt=run.attempt)
         return await executor.execute(self._job(run), self._emit, self._cancelled)
+
+    async def _observe(self, run: Run) -> ExitStatus:
+        observed = observe(run)
+        for line in observed.lines:
+            await self._emit(line)
+        return observed.exit
 
     def _job(self, run: Run) -> Job:
         longest = timedelta(seconds=budget_s(run.spec) + self._tools.lease_s)
@@ -201,7 +211,7 @@ class RunActor(Actor):
             attempt=run.attempt,
             lease_epoch=run.lease_epoch,
             spec=run.spec,
-            payload=run.automation_payload,
+            payload=run.parameters,
             metadata=run.metadata,
             token=self._tools.issue_token(run, self.now() + longest),
         )
@@ -343,17 +353,22 @@ class RunActor(Actor):
         decided = outcome(
             self._row, self._exit, self._tools.retry, self.now(), self.random.random()
         )
+        by, is_last = f"run:{self._run_id}", decided.status is not RunStatus.PENDING
         async with self._tools.database.reading() as conn:
-            text = await artifacts.execution_log(
-                conn, self._run_id, recorded_by=f"run:{self._run_id}"
-            )
+            text = await artifacts.execution_log(conn, self._run_id, recorded_by=by)
         finish = FinishRun(
             run_id=self._run_id,
             outcome=decided,
             now=self.now(),
-            by=f"run:{self._run_id}",
+            by=by,
             lease_epoch=self._epoch,
-            log=None if decided.status is RunStatus.PENDING else text,
+            log=text if is_last else None,
+            files=tuple(
+                artifacts.file_artifact(
+                    self._run_id, file, by, attempt=self._row.attempt
+                )
+                for file in (self._exit.files if is_last else ())
+            ),
         )
         try:
             await self._apply(decided, decided.signal, finish)

@@ -13,20 +13,21 @@ import structlog
 
 from trustfabric.actors.placement import Opening, Order, blocked, may_resume
 from trustfabric.actors.power import Equipment
-from trustfabric.actors.settling import Unsettled, find, order_end, order_stop
-from trustfabric.actors.streams import (
-    ActorFollower,
-    Broadcaster,
-    Event,
-    Follow,
-    Stream,
+from trustfabric.actors.settling import (
+    Release,
+    Unsettled,
+    find,
+    order_end,
+    order_release,
+    order_stop,
 )
+from trustfabric.actors.streams import ActorFollower, Broadcaster, Event, Follow, Stream
 from trustfabric.actors.trust import OpenInstance, TrustRegistry
 from trustfabric.actors.vms import Look, Vm
 from trustfabric.db import servers, vms
 from trustfabric.db.session import Database
 from trustfabric.db.vms import NewInstance
-from trustfabric.domain.events import TrustEvent
+from trustfabric.domain.events import HeldEvent, TrustEvent
 from trustfabric.domain.ids import InstanceId, OwnerId, RunId, ServerId
 from trustfabric.domain.servers import LaunchVerb, Server
 from trustfabric.domain.trust import Lifecycle
@@ -173,10 +174,9 @@ class Servers(Actor):
         self._orders = Unsettled(fleet.database, fleet.runtime_id)
 
     async def on_start(self) -> None:
-        async with self._fleet.database.writing() as conn:
-            living = await vms.adopt_living(
-                conn, self._fleet.runtime_id, self._fleet.epoch
-            )
+        fleet = self._fleet
+        async with fleet.database.writing() as conn:
+            living = await vms.adopt_living(conn, fleet.runtime_id, fleet.epoch)
         for instance_id, is_unsettled in living:
             vm = await self._watch_over(instance_id)
             if is_unsettled:
@@ -236,29 +236,27 @@ class Servers(Actor):
             async with self._fleet.database.reading() as conn:
                 server, instance = await find(conn, server_id, caller.owner_id)
             new = self._new_instance(server)
+            again = instance if verb is LaunchVerb.START else None
             order = Order(
                 server_id=server_id,
                 owner_id=caller.owner_id,
                 verb=verb,
                 backend=new.driver,
-                tier=new.isolation_tier,
+                tier=(again or new).isolation_tier,
                 now=self.now,
                 for_run=caller.run_id,
                 resumes=resumes,
             )
-            if verb is LaunchVerb.START and instance is not None:
+            if again is not None:
                 await self._settle(order)
-                await self._nudge(instance)
-                return
+                return await self._nudge(again)
             opening = Opening(order, new, None if instance is None else instance.id)
             try:
                 await self._open(opening, caller)
             except PlacementBlockedError:
                 await self._settle(order)  # which keeps the refusal
             else:
-                if instance is not None:
-                    await self._nudge(instance)
-                return
+                return None if instance is None else await self._nudge(instance)
         raise ConflictError(f"server {server_id}: its gate opens and closes; try again")
 
     def _new_instance(self, server: Server) -> NewInstance:
@@ -292,16 +290,9 @@ class Servers(Actor):
             await self._nudge(instance)
 
     async def _release(self, message: ReleaseServer) -> None:
-        async with self._fleet.database.writing() as conn:
-            who = message.server_id, message.caller.owner_id
-            server, _ = await find(conn, *who)
-            await servers.release_server(
-                conn,
-                server.id,
-                by=message.caller.actor,
-                reason=message.reason,
-                now=self.now(),
-            )
+        who = message.server_id, message.caller.owner_id
+        seen = Release(message.caller.actor, message.reason, self.now())
+        await order_release(self._fleet.database, *who, seen)
         self.address.tell(_TryAgain(message.server_id))
 
     async def _read(self, message: Verb) -> Server:
@@ -322,6 +313,8 @@ class Servers(Actor):
 
     async def _follow_trust(self, events: Sequence[Event]) -> None:
         """Launch what waited for trust that is back; have VMs look at their own."""
+        if any(isinstance(event, HeldEvent) for event in events):
+            self.address.tell(_Waiting())
         changes = [event for event in events if isinstance(event, TrustEvent)]
         for event in changes:
             vm = self._fleet.vms.child(str(event.instance_id))
@@ -334,7 +327,8 @@ class Servers(Actor):
         opened = {each.server_id for each in changes if each.lifecycle in _OPENS}
         if opened:
             async with self._fleet.database.reading() as conn:
-                waiting = await servers.list_waiting(conn, self.now(), opened)
+                now, most = self.now(), len(opened)
+                waiting = await servers.list_waiting(conn, now, opened, limit=most)
             for server_id in waiting:
                 await self._try_again(server_id)
 
@@ -361,18 +355,16 @@ class Servers(Actor):
     async def _follow(self) -> None:
         # Following again is harmless, and repairs what a broadcaster's death broke.
         try:
-            await self._fleet.broadcaster.ask(
-                Follow(ActorFollower(Stream.TRUST, self.address, _changed)),
-                within_s=ASK_S,
-            )
+            for stream in (Stream.TRUST, Stream.HOLDS):
+                follow = Follow(ActorFollower(stream, self.address, _changed))
+                await self._fleet.broadcaster.ask(follow, within_s=ASK_S)
         except AskError as error:
             log.warning("servers.not-following", error=str(error))
 
     async def _try_waiting(self, after: int) -> None:
         async with self._fleet.database.reading() as conn:
-            waiting = await servers.list_waiting(
-                conn, self.now(), after=after, limit=PAGE
-            )
+            now = self.now()
+            waiting = await servers.list_waiting(conn, now, after=after, limit=PAGE)
         for server_id in waiting:
             await self._try_again(server_id)
         if len(waiting) == PAGE:

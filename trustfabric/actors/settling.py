@@ -63,6 +63,25 @@ async def order_end(
     return instance
 
 
+class Release(NamedTuple):
+    """Somebody has seen to it."""
+
+    by: str
+    reason: str
+    at: datetime
+
+
+async def order_release(
+    database: Database, server_id: ServerId, owner_id: OwnerId | None, seen: Release
+) -> None:
+    """Let a server launch although its last instance ended distrusted."""
+    async with database.writing() as conn:
+        server, _ = await find(conn, server_id, owner_id)
+        await servers.release_server(
+            conn, server.id, by=seen.by, reason=seen.reason, now=seen.at
+        )
+
+
 class Orders(NamedTuple):
     """One page of them."""
 

@@ -20,10 +20,15 @@ from trustfabric.db.listen import (
     read_position,
 )
 from trustfabric.db.session import Connection, Database
-from trustfabric.domain.events import Position, RemediationEvent, TrustEvent
+from trustfabric.domain.events import (
+    HeldEvent,
+    Position,
+    RemediationEvent,
+    TrustEvent,
+)
 from trustfabric.supervision import Actor, Address, Notice, Request
 
-Event = TrustEvent | RemediationEvent
+Event = TrustEvent | RemediationEvent | HeldEvent
 Accepts = Callable[[Event], bool]
 """Which events a follower wants. Those with equal ones share the work of choosing."""
 
@@ -33,6 +38,7 @@ class Stream(StrEnum):
 
     TRUST = "trust"
     REMEDIATION = "remediation"
+    HOLDS = "hold"
 
 
 class Follower(Protocol):

@@ -1,65 +1,44 @@
 """The trust registry actor: the one writer of trust in this process.
 
-While a transaction is in flight, changes queue in the mailbox; the next one takes
-them all. Nobody is answered before the commit. Across processes the row locks and
-the version column decide, not this actor.
+While a batch is being written, the changes that queue in the mailbox meanwhile are
+taken and decided, to be written next. Nobody is answered before the commit. Across
+processes the version column decides, not this actor: where another runtime was first,
+it is read and decided anew.
 """
 
+import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import assert_never
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, assert_never
 
-import structlog
-
+from trustfabric.actors.changes import Applied, ApplyChange, Outcome, Round
+from trustfabric.actors.counters import BATCH_SIZE, COMMIT, Counters
 from trustfabric.db import trust, trust_events
-from trustfabric.db.faults import CommitUnknownError
-from trustfabric.db.session import Connection, Database, savepoint
-from trustfabric.domain.ids import InstanceId, OwnerId
-from trustfabric.domain.trust import Change, Facts, Snapshot, advance
-from trustfabric.domain.wishes import Wish, order
+from trustfabric.db.faults import CommitUnknownError, ContentionError
+from trustfabric.db.session import Database
+from trustfabric.domain.ids import InstanceId
 from trustfabric.errors import (
     ConflictError,
     FabricError,
     InvalidError,
-    NotFoundError,
     UnavailableError,
-    VersionConflictError,
-    VersionRequiredError,
 )
-from trustfabric.supervision import Actor, MailboxSpec, Overflow, Request
+from trustfabric.supervision import Actor, MailboxSpec, Notice, Overflow, Request
 
-log = structlog.get_logger(__name__)
+__all__ = ("Applied", "ApplyChange", "OpenInstance", "TrustRegistry")
 
 LOOK_BACK, LOOK_BACK_S = 10, 0.3
 """After a commit whose answer was lost: how often to look whether it was made."""
 
+ATTEMPTS, CONTENDED_S = 3, 0.05
+"""How often a batch is tried that others are in the way of, and the rest between."""
+
+SMALL = 32
+"""Changes that are not worth two batches."""
+
 BATCH = 1000
 """Changes in one transaction at most; the rest waits for the next (postgres.md §2b)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Applied:
-    """A committed change; `before` and `after` are the same where nothing moved."""
-
-    before: Snapshot
-    after: Snapshot
-    written: tuple[int | None, ...] = ()
-    """What each companion returned."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApplyChange(Request["TrustRegistry", Applied]):
-    """Change one instance's trust, with whatever must be one commit with it."""
-
-    instance_id: InstanceId
-    change: Change | Wish
-    owner_id: OwnerId | None = None
-    """Narrow to this owner's instances; None: the caller may see all."""
-    expected_version: int | None = None
-    requires_version: bool = False
-    """Refuse when no expected_version is given: people must say what they saw."""
-    companions: tuple[trust.Companion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,22 +50,66 @@ class OpenInstance(Request["TrustRegistry", InstanceId]):
 
 
 Message = ApplyChange | OpenInstance
-Outcome = Applied | FabricError
+
+
+class _InHand(Protocol):
+    """A change that somebody waits to be answered about."""
+
+    @property
+    def message(self) -> ApplyChange: ...
+
+    def answer(self, value: object) -> None: ...
+
+    def refuse(self, error: BaseException) -> None: ...
+
+
+_Group = Sequence[_InHand]
+
+
+@dataclass(slots=True)
+class _Own:
+    """The change being handled, which is answered by returning."""
+
+    message: ApplyChange
+    _outcome: Any = None
+
+    def answer(self, value: object) -> None:
+        self._outcome = value
+
+    refuse = answer
+
+    def outcome(self) -> Applied:
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        assert isinstance(self._outcome, Applied)
+        return self._outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _GoOn(Notice["TrustRegistry"]):
+    """Write what was decided ahead, though nobody asks for more."""
 
 
 class TrustRegistry(Actor):
     mailbox = MailboxSpec(limit=4 * BATCH, overflow=Overflow.WAIT)
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, counters: Counters | None = None) -> None:
         super().__init__()
         self._database = database
+        self._counters = counters or Counters()
+        self._ahead: _Batch | None = None
 
-    async def handle(self, message: Message) -> Applied | InstanceId:
+    async def handle(self, message: Message | _GoOn) -> Applied | InstanceId | None:
         match message:
             case ApplyChange():
                 return await self._apply(message)
             case OpenInstance():
                 return await self._open(message)
+            case _GoOn():
+                self._ahead = await self._write_on(self.take(ApplyChange, BATCH))
+                if self._ahead is not None:
+                    self.address.tell(_GoOn())
+                return None
             case _:
                 assert_never(message)
 
@@ -97,18 +120,87 @@ class TrustRegistry(Actor):
         return instance_id
 
     async def _apply(self, first: ApplyChange) -> Applied:
-        queued = self.take(ApplyChange, BATCH - 1)
-        outcomes = await self._commit_all([first, *(item.message for item in queued)])
-        for item, outcome in zip(queued, outcomes[1:], strict=True):
-            if isinstance(outcome, FabricError):
-                item.refuse(outcome)
-            else:
-                item.answer(outcome)
-        if isinstance(outcomes[0], FabricError):
-            raise outcomes[0]
-        return outcomes[0]
+        """Write what was decided before, then this and what came with it."""
+        own = _Own(first)
+        group: _Group = [own, *self.take(ApplyChange, BATCH - 1)]
+        rest: _Group = []
+        if self._ahead is None and len(group) > 2 * SMALL:
+            # In two halves: one is decided while the other is being written.
+            group, rest = group[: len(group) // 2], group[len(group) // 2 :]
+        self._ahead = await self._write_on(group)
+        await asyncio.sleep(0)  # whoever was answered just now may ask again
+        more = self.take(ApplyChange, BATCH - len(rest))
+        self._ahead = await self._write_on([*rest, *more])
+        if self._ahead is not None:
+            self.address.tell(_GoOn())
+        return own.outcome()
 
-    async def _commit_all(self, orders: Sequence[ApplyChange]) -> list[Outcome]:
+    async def _write_on(self, group: "_Group") -> "_Batch | None":
+        """Write the batch that is decided, if any, and decide on `group` meanwhile."""
+        decided, self._ahead = self._ahead, None
+        if decided is None:
+            return await self._decide(group) if group else None
+        if not group:
+            await self._write(decided)
+            return None
+        async with asyncio.TaskGroup() as tasks:
+            deciding = tasks.create_task(self._decide(group))
+            await self._write(decided)
+        return deciding.result()
+
+    async def _decide(self, group: "_Group") -> "_Batch":
+        """Decide on the rows as they are; companions have to wait for the writing."""
+        if any(one.message.companions for one in group):
+            return _Batch(group, None)
+        ids = {one.message.instance_id for one in group}
+        round_ = Round(self.now())
+        try:
+            rows = await self._database.glance(partial(trust.read, ids=ids))
+        except FabricError as error:
+            round_.outcomes = [error] * len(group)
+        else:
+            for one in group:
+                await round_.take(None, one.message, rows)
+        return _Batch(group, round_)
+
+    async def _write(self, batch: "_Batch") -> None:
+        """Write a batch, and answer everyone in it."""
+        group, round_ = batch.group, batch.round_
+        outcomes: list[Outcome | None] = [None] * len(group)
+        if round_ is not None:
+            outcomes = await self._write_at_once(round_)
+        late = [at for at, outcome in enumerate(outcomes) if outcome is None]
+        written = await self._write_under_lock([group[at].message for at in late])
+        for at, made in zip(late, written, strict=True):
+            outcomes[at] = made
+        for one, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, FabricError):
+                one.refuse(outcome)
+            else:
+                one.answer(outcome)
+
+    async def _write_at_once(self, round_: "Round") -> list[Outcome | None]:
+        """Write with one statement; None: that has to be decided anew, under lock.
+
+        It waits for an earlier change of the same instance, or the row was changed by
+        another runtime since; or one change spoils it for all, and is to be found.
+        """
+        if not round_.moves:
+            return round_.outcomes
+        save, begun = partial(trust.save, batch=round_.moves), self.monotonic()
+        try:
+            round_.put_off(await self._database.at_once(save))
+        except CommitUnknownError as error:
+            if not await self._was_committed(round_.moves):
+                return [error] * len(round_.outcomes)
+        except (ContentionError, ConflictError, InvalidError):
+            return [None] * len(round_.outcomes)
+        except FabricError as error:
+            return [error] * len(round_.outcomes)
+        self._made(round_, begun)
+        return round_.outcomes
+
+    async def _write_under_lock(self, orders: Sequence[ApplyChange]) -> list[Outcome]:
         """Commit in rounds: what follows a change of the same instance waits for it."""
         outcomes: dict[int, Outcome] = {}
         waiting = list(range(len(orders)))
@@ -125,41 +217,50 @@ class TrustRegistry(Actor):
     async def _commit_or_part(
         self, orders: Sequence[ApplyChange]
     ) -> list[Outcome | None]:
-        """Commit together; where one change spoils it for all, half and half again."""
-        try:
-            return await self._commit(orders, self.now())
-        except FabricError as error:
-            spoilt = isinstance(error, ConflictError | InvalidError)
-            if len(orders) == 1 or not spoilt:
+        """Commit together; where one change spoils it for all, half and half again.
+
+        Others who are in the way go away as a rule: that is tried a few times first.
+        """
+        spoilt: FabricError
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return await self._commit(orders)
+            except ContentionError as error:
+                spoilt = error
+                await self.sleep(self.random.uniform(0, CONTENDED_S) * attempt)
+            except (ConflictError, InvalidError) as error:
+                spoilt = error
+                break
+            except FabricError as error:
                 return [error] * len(orders)
+        if len(orders) == 1:
+            return [spoilt]
         half = len(orders) // 2
         return [
             *await self._commit_or_part(orders[:half]),
             *await self._commit_or_part(orders[half:]),
         ]
 
-    async def _commit(
-        self, orders: Sequence[ApplyChange], now: datetime
-    ) -> list[Outcome | None]:
+    async def _commit(self, orders: Sequence[ApplyChange]) -> list[Outcome | None]:
         """Decide and write in one transaction; None: its turn is in the next round."""
-        round_ = _Round(now)
+        round_, begun = Round(self.now()), self.monotonic()
         try:
-            await self._write(orders, round_)
+            async with self._database.writing() as conn:
+                rows = await trust.lock(conn, {one.instance_id for one in orders})
+                for one in orders:
+                    await round_.take(conn, one, rows)
+                if round_.moves and await trust.save(conn, round_.moves):
+                    raise ContentionError("the registry was written past its lock")
         except CommitUnknownError:
             if not await self._was_committed(round_.moves):
                 raise
-        for move in round_.moves:
-            _tell(move)
+        self._made(round_, begun)
         return round_.outcomes
 
-    async def _write(self, orders: Sequence[ApplyChange], round_: "_Round") -> None:
-        async with self._database.writing() as conn:
-            rows = await trust.lock(conn, {one.instance_id for one in orders})
-            for one in orders:
-                await round_.take(conn, one, rows)
-            moves = round_.moves
-            if moves and len(await trust.save(conn, moves)) != len(moves):
-                raise ConflictError("the registry was written past its lock")
+    def _made(self, round_: Round, begun: float) -> None:
+        round_.tell()
+        self._counters.measure(COMMIT, self.monotonic() - begun)
+        self._counters.measure(BATCH_SIZE, len(round_.moves))
 
     async def _was_committed(self, moves: Sequence[trust.Transition]) -> bool:
         """Look for a row that the lost commit would have left: all came, or none.
@@ -179,90 +280,9 @@ class TrustRegistry(Actor):
         return False
 
 
-@dataclass(slots=True)
-class _Round:
-    """The decisions of one transaction; at most one change for each instance."""
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Changes that are decided but for the writing; without a round, not even that."""
 
-    now: datetime
-    outcomes: list[Outcome | None] = field(default_factory=list)
-    moves: list[trust.Transition] = field(default_factory=list)
-    _touched: set[InstanceId] = field(default_factory=set)
-
-    async def take(
-        self,
-        conn: Connection,
-        one: ApplyChange,
-        rows: dict[InstanceId, tuple[Snapshot, Facts]],
-    ) -> None:
-        """Decide one more, unless what was read of its instance is no longer true."""
-        if one.instance_id in self._touched:
-            self.outcomes.append(None)
-            return
-        try:
-            applied, change = await _decide(conn, one, rows, self.now)
-        except FabricError as error:
-            self.outcomes.append(error)
-            return
-        self.outcomes.append(applied)
-        moved = applied.after is not applied.before
-        if moved:
-            self.moves.append(trust.Transition(applied.before, applied.after, change))
-        if moved or one.companions:
-            self._touched.add(one.instance_id)
-
-
-def _tell(move: trust.Transition) -> None:
-    """Log what changed; trust confirmed once more is only in the history."""
-    before, after = move.before, move.after
-    is_news = (before.lifecycle, before.attestation_status) != (
-        after.lifecycle,
-        after.attestation_status,
-    )
-    if is_news:
-        log.info(
-            "trust.changed",
-            instance_id=after.instance_id,
-            signal=move.change.signal,
-            lifecycle=after.lifecycle,
-            status=after.attestation_status,
-            version=after.version,
-        )
-
-
-async def _decide(
-    conn: Connection,
-    message: ApplyChange,
-    rows: dict[InstanceId, tuple[Snapshot, Facts]],
-    now: datetime,
-) -> tuple[Applied, Change]:
-    found = rows.get(message.instance_id)
-    if found is None or message.owner_id not in (None, found[0].owner_id):
-        raise NotFoundError(f"no instance {message.instance_id}")
-    before, facts = found
-    _check_version(message, before)
-    change = message.change
-    if isinstance(change, Wish):
-        change = order(before, change)
-    after = advance(before, facts, change, now)
-    if not message.companions:
-        return Applied(before=before, after=after), change
-    async with savepoint(conn):
-        with trust.storable():
-            written = [await each.write(conn, before) for each in message.companions]
-    return Applied(before=before, after=after, written=tuple(written)), change
-
-
-def _check_version(message: ApplyChange, before: Snapshot) -> None:
-    expected, current = message.expected_version, before.version
-    if expected is None and message.requires_version:
-        raise VersionRequiredError(
-            "expected_version is required: send the version you decided on",
-            expected=None,
-            current=current,
-        )
-    if expected is not None and expected != current:
-        raise VersionConflictError(
-            f"instance {before.instance_id} is at version {current}, not {expected}",
-            expected=expected,
-            current=current,
-        )
+    group: _Group
+    round_: Round | None

@@ -1,5 +1,6 @@
 """What the Dispatcher sees to by the clock: runs that were lost, forgotten or late."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -14,6 +15,7 @@ from trustfabric.db.artifacts import execution_log
 from trustfabric.db.run_writes import FinishRun, tell_breach
 from trustfabric.domain.dispatch import DISPATCHER, DispatchSettings
 from trustfabric.domain.failures import FailureReason
+from trustfabric.domain.ids import InstanceId
 from trustfabric.domain.runs import (
     ApprovalState,
     Run,
@@ -90,14 +92,26 @@ class Upkeep:
         decided = called_off(run, reason, text)
         await orders.end_run(self.desk, run, decided, DISPATCHER, now)
 
+    async def mended(self, among: Collection[InstanceId] | None) -> list[Run]:
+        """Return runs that wait for what was mended meanwhile."""
+        async with self.desk.database.reading() as conn:
+            return await dispatch.list_mended(conn, among, limit=BATCH)
+
+    async def spare(self, run: Run, now: datetime) -> None:
+        """End a run that nobody needs any more."""
+        text = "not needed any more: the evidence was found good meanwhile"
+        decided = called_off(run, FailureReason.CANCELLED, text)
+        await orders.end_run(self.desk, run, decided, DISPATCHER, now)
+
     async def tell_breaches(self, now: datetime) -> None:
         """Say of each run, once, that its SLA deadline has passed."""
         async with self.desk.database.reading() as conn:
             breached = await dispatch.list_breached(conn, now, limit=BATCH)
         for run_id in breached:
             async with self.desk.database.writing() as conn:
-                await tell_breach(conn, run_id, now)
-            log.warning("run.sla-breached", run_id=run_id)
+                told = await tell_breach(conn, run_id, now)
+            if told:
+                log.warning("run.sla-breached", run_id=run_id)
 
     async def ask_for_evidence(self, now: datetime) -> None:
         """Have instances re-attested whose run ended while nobody could ask for it."""

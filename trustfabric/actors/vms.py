@@ -13,7 +13,7 @@ from trustfabric.actors.hypervisor import PowerOf, Watcher
 from trustfabric.actors.power import ASK_S, Equipment, Power
 from trustfabric.db import trust, vms
 from trustfabric.domain.ids import InstanceId
-from trustfabric.domain.power import Desired, Hold, Step, next_step
+from trustfabric.domain.power import Desired, Hold, Step, next_step, told
 from trustfabric.domain.restarts import relaunch_wait
 from trustfabric.domain.trust import Lifecycle
 from trustfabric.domain.vms import PowerState, is_structural
@@ -95,7 +95,8 @@ class Vm(Actor):
                 wait_s = relaunch_wait(instance.crashes, self.now())
             case Step.END_VANISHED:
                 now = self.monotonic()
-                self._missing_since = self._missing_since or now
+                if self._missing_since is None:
+                    self._missing_since = now
                 wait_s = self._missing_since + MISSING_S - now
             case _:
                 return False
@@ -130,12 +131,13 @@ class Vm(Actor):
     def _step(
         self, instance: vms.Instance, observed: PowerState | None, hold: Hold
     ) -> Step:
+        if not self._use.provisioner.observes:
+            observed = told(instance.power_state, observed)
         return next_step(
             Desired(instance.desired_state),
             instance.power_state,
             observed,
             volatile=self._use.provisioner.volatile,
-            observes=self._use.provisioner.observes,
             hold=hold,
             rebooted=instance.reboots_due > 0,
         )

@@ -14,7 +14,11 @@ _MAX_SOCKET_PATH = 107
 _PAUSE_S = 0.01
 
 
-class TpmUnreachableError(Exception):
+class UnreachableError(Exception):
+    """A source of evidence that isn't there, or doesn't answer."""
+
+
+class TpmUnreachableError(UnreachableError):
     """No TPM there, or it doesn't answer."""
 
 

@@ -29,6 +29,11 @@ GROUPS: Mapping[str, Lazy] = {
     ),
     "servers": Lazy("trustfabric.cli.servers", "servers", "Servers and their VMs."),
     "system": Lazy("trustfabric.cli.system", "system", "The runtime's own actors."),
+    "why": Lazy(
+        "trustfabric.cli.why",
+        "why",
+        "Say why an instance is not trusted, not remediated or not placed.",
+    ),
     "shell": Lazy(
         "trustfabric.cli.shell", "shell", "All of this interactively, with a live line."
     ),

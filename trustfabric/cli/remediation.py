@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from trustfabric.cli.holds import breaker, incidents, release_breaker
 from trustfabric.cli.options import INSTANCE, RUN
 from trustfabric.cli.playbooks import playbooks
 from trustfabric.cli.render import cell
@@ -24,6 +25,9 @@ def remediation() -> None:
 
 remediation.add_command(playbooks)
 remediation.add_command(runs)
+remediation.add_command(incidents)
+remediation.add_command(breaker)
+remediation.add_command(release_breaker)
 
 
 @remediation.command()
@@ -53,6 +57,11 @@ def describe(data: Mapping[str, Any]) -> list[str]:
         cell(event.get("status")),
         cell(event.get("approval_state")),
     ]
+    if event.get("approvals_required"):
+        given, required = event.get("approvals_given"), event["approvals_required"]
+        parts.append(f"{cell(given)}/{cell(required)}")
+    if event.get("sla_breached"):
+        parts.append("SLA BREACHED")
     parts += [cell(event[k]) for k in ("failure_reason", "message") if event.get(k)]
     return ["  ".join(parts), *(f"    {line}" for line in _governance(data))]
 

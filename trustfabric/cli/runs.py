@@ -38,9 +38,10 @@ _COLUMNS = (
     ("playbook", "PLAYBOOK"),
     ("status", "STATUS"),
     ("approval_state", "APPROVAL"),
+    ("approvals", "GIVEN"),
     ("attempt", "ATTEMPT"),
     ("failure_reason", "FAILURE"),
-    ("sla_deadline", "SLA"),
+    ("sla", "SLA"),
     ("version", "VERSION"),
     ("queued_at", "QUEUED"),
     ("started_at", "STARTED"),
@@ -59,6 +60,7 @@ _OUTCOME = (
     ("id", "run"),
     ("status", ""),
     ("approval_state", "approval"),
+    ("approvals", "given"),
     ("version", "version"),
 )
 _expected_version = click.option(
@@ -88,7 +90,21 @@ async def list_(
 ) -> None:
     """List runs."""
     found = await session.client.rows(RUNS, filters, limit)
-    render.show_rows(found.rows, _COLUMNS, as_json=as_json, more=found.more)
+    rows = found.rows if as_json else [_badged(row) for row in found.rows]
+    render.show_rows(rows, _COLUMNS, as_json=as_json, more=found.more)
+
+
+def _badged(row: Any) -> Any:
+    """Add how many approvals of how many, and the badge of a breached deadline."""
+    if not isinstance(row, Mapping):
+        return row
+    required, deadline = row.get("approvals_required"), row.get("sla_deadline")
+    badges: dict[str, object] = {}
+    if required:
+        badges["approvals"] = f"{cell(row.get('approvals_given'))}/{cell(required)}"
+    if deadline:
+        badges["sla"] = f"BREACHED {deadline}" if row.get("sla_breached") else deadline
+    return {**row, **badges}
 
 
 @runs.command()
@@ -196,7 +212,8 @@ async def _decide(
     body = {"new_state": state, "expected_version": expected}
     body |= given({"approval_notes": notes})
     answer = await session.client.send("POST", f"{path}/approval", body)
-    render.show_outcome(answer, _OUTCOME, as_json=as_json)
+    shown = answer if as_json else _badged(answer)
+    render.show_outcome(shown, _OUTCOME, as_json=as_json)
 
 
 @runs.command()

@@ -13,6 +13,7 @@ from trustfabric.cli.render import cell
 from trustfabric.cli.session import Session
 from trustfabric.cli.watch import Until
 from trustfabric.cli.watch import watch as watch_stream
+from trustfabric.cli.why import why_server
 
 SERVERS = "/api/servers"
 
@@ -52,6 +53,9 @@ _TIERS = click.Choice(["standard", "sev", "sev-es", "sev-snp", "tdx"])
 @click.group(help="Servers and their VMs.")
 def servers() -> None:
     pass
+
+
+servers.add_command(why_server)
 
 
 @servers.command("list")

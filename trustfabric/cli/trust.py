@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from trustfabric.cli import render, versions
+from trustfabric.cli.holds import hold, list_holds, release_hold, watch_holds
 from trustfabric.cli.options import (
     INSTANCE,
     NOT_NEGATIVE,
@@ -20,6 +21,7 @@ from trustfabric.cli.session import Session
 from trustfabric.cli.watch import Until
 from trustfabric.cli.watch import options as watch_options
 from trustfabric.cli.watch import watch as watch_stream
+from trustfabric.cli.why import why
 from trustfabric.domain.trust import AttestationStatus, Lifecycle
 
 REGISTRY = "/api/trust/registry"
@@ -204,14 +206,8 @@ async def release(
     render.show_outcome(after, _OUTCOME, as_json=as_json)
 
 
-@trust.command()
-@click.argument("instance", type=INSTANCE)
-@as_json
-@click.pass_obj
-async def why(session: Session, /, instance: int, *, as_json: bool) -> None:
-    """Say why an instance is not trusted, not remediated or not placed."""
-    reasons = await session.client.get(f"{REGISTRY}/{instance}/why")
-    render.show_record(reasons, as_json=as_json)
+for _command in (why, list_holds, hold, release_hold, watch_holds):
+    trust.add_command(_command)
 
 
 @trust.command()

@@ -171,6 +171,7 @@ def _between_sections(read: Mapping[str, Any], data_dir: Path) -> Iterator[str]:
             f"({remediation.retry_base_s:g})"
         )
     yield from read["libvirt"].volume_faults(data_dir)
+    yield from read["libvirt"].console_faults(data_dir)
 
 
 def _unreachable(
@@ -188,6 +189,8 @@ def _exposed(http: HttpSettings, auth: AuthSettings) -> Iterator[str]:
         yield f"JWT_SECRET: is needed {where}"
     if auth.secret_is_short:
         yield f"JWT_SECRET: is shorter than {SECRET_BYTES} bytes, too short {where}"
+    if http.metrics_open:
+        yield f"METRICS_OPEN: tells of every owner; it can't be true {where}"
 
 
 def _warnings(settings: Settings) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Settings of remediation runs and of the programs that they start."""
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Annotated
@@ -94,17 +95,35 @@ class RemediationSettings(Section):
             "Share of the living VMs that it begins above, in percent",
         ),
     ] = 20.0
+    breaker_number: Annotated[
+        Count | None,
+        Variable(
+            "REMEDIATION_BREAKER_NUMBER",
+            "Quarantines within the window that are too many whatever their share",
+            unset="no such limit",
+        ),
+    ] = None
     breaker_window_s: Annotated[
         Seconds, Variable("REMEDIATION_BREAKER_WINDOW_SECONDS", "That window")
     ] = 600.0
 
 
+def _is_network(name: str) -> bool:
+    try:
+        ipaddress.ip_network(name.replace("[", "").replace("]", ""), strict=False)
+    except ValueError:
+        return False
+    return "/" in name or name.startswith("[")
+
+
 def _hosts(value: tuple[str, ...]) -> tuple[str, ...]:
     for host in value:
-        if not re.fullmatch(
-            r"[A-Za-z0-9.-]+(:\d{1,5})?|\[[0-9a-fA-F:]+\](:\d{1,5})?", host
-        ):
-            raise ValueError(f'"{host}" is not a host name, with or without a port')
+        name = re.sub(r":\d{1,5}$", "", host)
+        if not re.fullmatch(r"[A-Za-z0-9.-]+", name) and not _is_network(name):
+            raise ValueError(
+                f'"{host}" is not a host name, an address or a network, '
+                "with or without a port"
+            )
     return tuple(host.lower() for host in value)
 
 
@@ -134,7 +153,8 @@ class ExecutorSettings(Section):
         AfterValidator(_hosts),
         Variable(
             "EXECUTOR_ALLOWED_HOSTS",
-            "Hosts that `cloud_api` playbooks may call, with commas between",
+            "Hosts that `cloud_api` playbooks may call, with commas between: names, "
+            "addresses and networks, each with or without a port",
             unset="none",
         ),
     ] = ()

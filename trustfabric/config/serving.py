@@ -75,6 +75,14 @@ class HttpSettings(Section):
         Variable("SSE_HEARTBEAT_SECONDS", "Pause between a stream's heartbeats"),
     ] = 15.0
 
+    metrics_open: Annotated[
+        bool,
+        Variable(
+            "METRICS_OPEN",
+            "Whether `/metrics` asks for no token; on loopback only",
+        ),
+    ] = False
+
     @property
     def on_loopback(self) -> bool:
         """Whether only this machine can reach the front end."""

@@ -1,4 +1,4 @@
-"""The JSON templates that shape a VM's network, disk and GPUs."""
+"""The JSON templates that shape a VM's network, disk, launch and GPUs."""
 
 import re
 from pathlib import Path, PurePosixPath
@@ -12,6 +12,8 @@ from pydantic import (
     Field,
     model_validator,
 )
+
+from trustfabric.config.faults import nearest
 
 _PLACEHOLDERS = frozenset({"{data_dir}", "{instance_id}", "{server_id}"})
 
@@ -154,6 +156,35 @@ def _filled(path: str, data_dir: Path, instance_id: str, server_id: str) -> Path
     )
 
 
+def _host_file(value: str) -> str:
+    if unknown := set(re.findall(r"\{[^{}]*\}", value)) - {"{data_dir}"}:
+        raise ValueError(f"{min(unknown)} is not {{data_dir}}")
+    return _disk_path(value)
+
+
+HostFile = Annotated[str, AfterValidator(_host_file)]
+
+
+class SnpTemplate(Template):
+    """What SEV-SNP guests are launched with; their launch digest follows from it."""
+
+    cpu_model: Word = "EPYC-v4"
+    firmware: HostFile | None = None
+    kernel: HostFile | None = None
+    initrd: HostFile | None = None
+    cmdline: (
+        Annotated[str, _matching(r"[\x20-\x7e]{0,2000}", "printable ASCII")] | None
+    ) = None
+
+    @model_validator(mode="after")
+    def _boot_is_whole(self) -> Self:
+        if self.kernel is None and (self.initrd or self.cmdline):
+            raise ValueError("initrd and cmdline need a kernel")
+        if self.kernel is not None and self.firmware is None:
+            raise ValueError("a kernel needs a firmware that measures it")
+        return self
+
+
 class GpuDevice(Template):
     """One PCI function of the host."""
 
@@ -184,3 +215,53 @@ class GpuPolicy(Template):
         if self.enabled and not self.devices:
             raise ValueError("enabled without any devices")
         return self
+
+
+class ConsoleTemplate(Template):
+    """Where a guest's serial port goes: a word, and what belongs to it."""
+
+    kind: Literal["pty", "tcp", "unix", "file"] = "pty"
+    path: DiskPath | None = None
+    """Of the socket or file; it names the instance."""
+    ports: tuple[int, int] = (20_000, 29_999)
+    """The first and the last that VMs are given by turns."""
+
+    def path_for(self, data_dir: Path, instance_id: str, server_id: str) -> Path | None:
+        """Return the console of one instance where it has a path of its own."""
+        if self.path is None:
+            return None
+        return _filled(self.path, data_dir, instance_id, server_id)
+
+
+_PORTS = (1024, 65535)
+_CONSOLE_KINDS = ("pty", "tcp", "unix", "file")
+
+
+def console_template(value: object) -> object:
+    """Read `pty`, `tcp[:FIRST-LAST]`, `unix[:PATH]` or `file[:PATH]`."""
+    if not isinstance(value, str):
+        return value
+    kind, colon, rest = value.partition(":")
+    if kind not in _CONSOLE_KINDS:
+        known = ", ".join(_CONSOLE_KINDS)
+        hint = nearest(kind, _CONSOLE_KINDS)
+        raise ValueError(f'"{kind}" is not one of {known}{hint}')
+    if not colon:
+        return {"kind": kind}
+    match kind:
+        case "pty":
+            raise ValueError("pty has no attribute")
+        case "tcp":
+            return {"kind": kind, "ports": _ports(rest)}
+        case _:
+            if "{instance_id}" not in rest:
+                raise ValueError("the path has no {instance_id}: VMs would share it")
+            return {"kind": kind, "path": rest}
+
+
+def _ports(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,5})-([0-9]{1,5})", text)
+    first, last = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not _PORTS[0] <= first <= last <= _PORTS[1]:
+        raise ValueError(f'"{text}" is not a range of ports such as 20000-29999')
+    return first, last

@@ -10,13 +10,21 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from trustfabric.config.faults import nearest
 from trustfabric.config.secrets import SecretFileError, read_secret
 from trustfabric.config.serving import http_url
-from trustfabric.config.templates import GpuPolicy, NetworkTemplate, VolumeTemplate
+from trustfabric.config.templates import (
+    ConsoleTemplate,
+    GpuPolicy,
+    NetworkTemplate,
+    SnpTemplate,
+    VolumeTemplate,
+    console_template,
+)
 from trustfabric.config.variable import Count, Seconds, Section, Variable
 from trustfabric.errors import ConfigError
 
 IsolationTier = Literal["standard", "sev", "sev-es", "sev-snp", "tdx"]
 
 _HYPERVISORS = ("test", "qemu", "xen", "ch", "lxc", "esx", "vbox", "bhyve", "hyperv")
+_CONSOLE_ROOTS = ("/run/libvirt", "/var/lib/libvirt", "/var/log/libvirt")
 _TRANSPORTS = ("unix", "ssh", "libssh", "libssh2", "tcp", "tls", "ext")
 
 
@@ -184,6 +192,16 @@ class LibvirtSettings(Section):
             "Folders that disks and base images may lie in, with colons between",
         ),
     ] = ("{data_dir}/volumes", "{data_dir}/images", "/var/lib/libvirt/images")
+    snp: Annotated[
+        SnpTemplate,
+        Variable(
+            "LIBVIRT_SNP_TEMPLATE",
+            "What SEV-SNP guests are launched with, as JSON: with a firmware named "
+            "here their launch digest is derived and their evidence must show it",
+            unset='`{"cpu_model":"EPYC-v4"}`; the hypervisor chooses the firmware',
+            template=SnpTemplate,
+        ),
+    ] = Field(default_factory=SnpTemplate)
     gpu: Annotated[
         GpuPolicy,
         Variable(
@@ -194,12 +212,15 @@ class LibvirtSettings(Section):
         ),
     ] = Field(default_factory=GpuPolicy)
     console_source: Annotated[
-        Literal["pty", "tcp", "unix", "file"],
+        ConsoleTemplate,
+        BeforeValidator(console_template),
         Variable(
             "LIBVIRT_CONSOLE_SOURCE",
-            "What the serial console is: `pty`, `tcp`, `unix` or `file`",
+            "What the serial console is: `pty`, `tcp[:FIRST-LAST]` (ports of "
+            "loopback), `unix[:PATH]` or `file[:PATH]`",
+            unset="`pty`",
         ),
-    ] = "pty"
+    ] = Field(default_factory=ConsoleTemplate)
 
     def read_password(self) -> SecretStr | None:
         """Return the password as it is now: the file's, else the variable's.
@@ -229,3 +250,12 @@ class LibvirtSettings(Section):
             for key, path in named.items()
             if not any(path.is_relative_to(root) for root in roots)
         ]
+
+    def console_faults(self, data_dir: Path) -> list[str]:
+        """Name the console's path where it is outside the allowed folders."""
+        path = self.console_source.path_for(data_dir, "x", "x")
+        roots = [data_dir / "consoles", *map(Path, _CONSOLE_ROOTS)]
+        if path is None or any(path.is_relative_to(root) for root in roots):
+            return []
+        allowed = ", ".join(str(root) for root in roots)
+        return [f"LIBVIRT_CONSOLE_SOURCE: {path} is not in {allowed}"]

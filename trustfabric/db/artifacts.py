@@ -1,7 +1,9 @@
 """Artifacts of runs: what an execution left behind.
 
 The `execution-log` is the run's own log rows, rendered: they are append-only and in
-the database, so that every runtime can serve it and nothing is kept twice.
+the database, so that every runtime can serve it and nothing is kept twice. Files are
+large objects of the database, for the same reason. What is recorded by its address
+alone is kept elsewhere.
 """
 
 import hashlib
@@ -15,11 +17,18 @@ from psycopg.types.json import Jsonb
 
 from trustfabric.db.run_events import list_log
 from trustfabric.db.session import Connection
+from trustfabric.domain.executors import ProducedFile
 from trustfabric.domain.ids import OwnerId, RunId
 from trustfabric.domain.run_events import render_log
-from trustfabric.errors import NotFoundError
+from trustfabric.errors import ConflictError, NotFoundError
 
 EXECUTION_LOG = "execution-log"
+LARGE_OBJECT = "large-object:"
+RESERVED_URIS = ("run-log:", LARGE_OBJECT)
+"""Addresses that only we give; what is at them, we serve."""
+RUN_LIMIT = 100
+RUN_BYTES = 32 << 20
+"""Of one run, that many artifacts of that size together; the log is beside it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +43,25 @@ class NewArtifact:
     size: int
     recorded_by: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    content: bytes | None = field(default=None, repr=False)
+    """What is to be kept; its address is given by the database then."""
+
+
+def file_artifact(
+    run_id: RunId, file: ProducedFile, recorded_by: str, **metadata: object
+) -> NewArtifact:
+    """Describe a file that a run left, ready to be recorded."""
+    return NewArtifact(
+        run_id=run_id,
+        artifact_type=file.artifact_type,
+        uri=LARGE_OBJECT,
+        media_type=file.media_type,
+        sha256=hashlib.sha256(file.content).hexdigest(),
+        size=len(file.content),
+        recorded_by=recorded_by,
+        metadata={**metadata, "name": file.name},
+        content=file.content,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +93,10 @@ async def execution_log(
 _INSERT_SQL: LiteralString = """
 INSERT INTO runtime_vm_remediation_artifacts
        (run_id, artifact_type, uri, media_type, sha256, size, metadata, recorded_by)
-VALUES (%(run_id)s, %(artifact_type)s, %(uri)s, %(media_type)s, %(sha256)s, %(size)s,
+VALUES (%(run_id)s, %(artifact_type)s,
+        CASE WHEN %(content)s::bytea IS NULL THEN %(uri)s
+             ELSE 'large-object:' || lo_from_bytea(0, %(content)s::bytea) END,
+        %(media_type)s, %(sha256)s, %(size)s,
         %(metadata)s, %(recorded_by)s)
 RETURNING id
 """
@@ -84,11 +115,35 @@ async def insert_artifact(conn: Connection, artifact: NewArtifact) -> int:
             "size": artifact.size,
             "metadata": Jsonb(dict(artifact.metadata)),
             "recorded_by": artifact.recorded_by,
+            "content": artifact.content,
         },
     )
     row = await cursor.fetchone()
     assert row is not None
     return int(row[0])
+
+
+_ROOM_SQL: LiteralString = """
+SELECT count(*), coalesce(sum(size), 0) FROM runtime_vm_remediation_artifacts
+ WHERE run_id = %(run_id)s AND artifact_type <> 'execution-log'
+"""
+
+
+async def add_artifact(conn: Connection, artifact: NewArtifact) -> int:
+    """Record one from outside; ConflictError where the run has enough of them.
+
+    The caller holds the lock on the run's row.
+    """
+    cursor = await conn.execute(_ROOM_SQL, {"run_id": artifact.run_id})
+    row = await cursor.fetchone()
+    assert row is not None
+    kept = 0 if artifact.content is None else artifact.size
+    if row[0] >= RUN_LIMIT or row[1] + kept > RUN_BYTES:
+        raise ConflictError(
+            f"run {artifact.run_id} has artifacts enough: at most {RUN_LIMIT}, "
+            f"of {RUN_BYTES} bytes together"
+        )
+    return await insert_artifact(conn, artifact)
 
 
 _SELECT_SQL: LiteralString = """
@@ -139,11 +194,19 @@ async def get_artifact(
     return None if row is None else Artifact(**row)
 
 
+_CONTENT_SQL: LiteralString = "SELECT lo_get(%(oid)s::oid)"
+
+
 async def read_artifact(conn: Connection, artifact: Artifact) -> bytes:
     """Return an artifact's content, as it was when its digest was taken."""
-    if artifact.artifact_type != EXECUTION_LOG:
+    if artifact.artifact_type == EXECUTION_LOG:
+        through = int(artifact.metadata["through_seq"])
+        return render_log(
+            await list_log(conn, None, artifact.run_id, through=through, limit=None)
+        )
+    if not artifact.uri.startswith(LARGE_OBJECT):
         raise NotFoundError(f"artifact {artifact.id}: its content is not kept here")
-    through = int(artifact.metadata["through_seq"])
-    return render_log(
-        await list_log(conn, None, artifact.run_id, through=through, limit=None)
-    )
+    oid = int(artifact.uri.removeprefix(LARGE_OBJECT))
+    row = await (await conn.execute(_CONTENT_SQL, {"oid": oid})).fetchone()
+    assert row is not None
+    return bytes(row[0])

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -114,15 +114,31 @@ _RECORD_SQL: LiteralString = """
 INSERT INTO runtime_vm_attestations
        (id, runtime_vm_instance_id, attestation_kind, verification_status, raw_quote,
         parsed_claims, signer_metadata, nonce_digest, freshness_expires_at,
-        verification_notes, remediation_notes)
+        verification_notes, remediation_notes, code, challenge_id, policy_id,
+        policy_version, basis_sha256, binding, inputs, verified_at)
 VALUES (%(id)s, %(instance_id)s, %(kind)s, %(status)s, %(raw_quote)s, %(claims)s,
-        %(signer)s, %(nonce_digest)s, %(deadline)s, %(notes)s, %(remedies)s)
+        %(signer)s, %(nonce_digest)s, %(deadline)s, %(notes)s, %(remedies)s, %(code)s,
+        %(challenge_id)s, %(policy_id)s, %(policy_version)s, %(basis)s, %(binding)s,
+        %(inputs)s, %(now)s)
 """
 
 _LOG_SQL: LiteralString = """
 INSERT INTO runtime_vm_events (runtime_vm_instance_id, event_type, payload)
 VALUES (%(id)s, 'attested', %(payload)s)
 """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedBy:
+    """What a verdict rests on beside its evidence, so that it can be judged again."""
+
+    policy_id: str
+    policy_version: int
+    basis_sha256: bytes | None = None
+    """Kept already, or by a companion before this one."""
+    binding: bytes | None = None
+    """What the evidence had to carry."""
+    inputs: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,11 +155,13 @@ class RecordVerdict:
     evidence: bytes | None
     claims: Mapping[str, Any]
     signer: Mapping[str, Any]
-    nonce_digest: bytes
+    nonce_digest: bytes | None
+    """Of the nonce that was answered; None: nothing was."""
     deadline: datetime | None
     notes: Sequence[str]
     remedies: Sequence[str]
     now: datetime
+    judged_by: JudgedBy | None = None
 
     async def write(self, conn: Connection, before: Snapshot) -> int:
         consumed = await conn.execute(
@@ -172,6 +190,10 @@ class RecordVerdict:
                 "deadline": self.deadline,
                 "notes": list(self.notes),
                 "remedies": list(self.remedies),
+                "code": self.code,
+                "challenge_id": self.challenge.id,
+                "now": self.now,
+                **_columns(self.judged_by),
             },
         )
         await conn.execute(
@@ -182,6 +204,30 @@ class RecordVerdict:
             },
         )
         return self.challenge.attestation_id
+
+
+def _columns(by: JudgedBy | None) -> dict[str, Any]:
+    names = ("policy_id", "policy_version", "basis", "binding", "inputs")
+    if by is None:
+        return dict.fromkeys(names)
+    inputs = None if by.inputs is None else Jsonb(dict(by.inputs))
+    values = (by.policy_id, by.policy_version, by.basis_sha256, by.binding, inputs)
+    return dict(zip(names, values, strict=True))
+
+
+_OPEN_SQL: LiteralString = """
+SELECT c.used_at IS NULL AND NOT EXISTS (
+           SELECT 1 FROM attestation_challenges n
+            WHERE n.runtime_vm_instance_id = c.runtime_vm_instance_id AND n.id > c.id)
+  FROM attestation_challenges c WHERE c.id = %(id)s
+"""
+
+
+async def is_newest_and_open(conn: Connection, challenge_id: ChallengeId) -> bool:
+    """Tell whether nothing was answered or asked since this challenge."""
+    cursor = await conn.execute(_OPEN_SQL, {"id": challenge_id})
+    row = await cursor.fetchone()
+    return row is not None and bool(row[0])
 
 
 _UNKNOWN_SINCE_SQL: LiteralString = """
@@ -225,6 +271,8 @@ async def list_unanswered(
     return [(InstanceId(row[0]), row[1]) for row in await cursor.fetchall()]
 
 
+_END_OF_TIME = datetime.max.replace(tzinfo=UTC)
+
 _DUE_SQL: LiteralString = """
 SELECT i.id, r.lifecycle_state
   FROM runtime_vm_instances i
@@ -233,22 +281,26 @@ SELECT i.id, r.lifecycle_state
    AND i.desired_state = 'running' AND i.power_state = 'running'
    AND (r.lifecycle_state = 'suspect'
         OR (r.lifecycle_state = 'restored' AND r.freshness_deadline <= %(before)s)
+        OR (r.lifecycle_state = 'restored' AND r.freshness_deadline > %(beyond)s
+            AND r.provenance_ref LIKE 'attestation:%%')
         OR (r.lifecycle_state = 'remediating' AND NOT EXISTS (
             SELECT 1 FROM runtime_vm_remediation_runs a
              WHERE a.runtime_vm_instance_id = i.id
                AND a.status IN ('pending', 'running'))))
    AND NOT EXISTS (
        SELECT 1 FROM attestation_challenges c
-        WHERE c.runtime_vm_instance_id = i.id AND c.issued_at > %(quiet_since)s)
+        WHERE c.runtime_vm_instance_id = i.id
+          AND c.issued_at > %(quiet_since)s AND c.issued_at <= %(now)s)
    AND NOT EXISTS (
        SELECT 1 FROM attestation_silences s
-        WHERE s.runtime_vm_instance_id = i.id AND s.ask_after > %(now)s)
+        WHERE s.runtime_vm_instance_id = i.id
+          AND s.ask_after > %(now)s AND s.ask_after <= %(beyond)s)
  ORDER BY r.freshness_deadline NULLS FIRST
  LIMIT %(limit)s
 """
 
 
-async def list_due(
+async def list_due(  # noqa: PLR0913 (each bound is a time of its own)
     conn: Connection,
     runtime: str,
     now: datetime,
@@ -256,11 +308,14 @@ async def list_due(
     ahead: timedelta,
     quiet: timedelta,
     limit: int,
+    longest: timedelta | None = None,
 ) -> list[tuple[InstanceId, str]]:
     """Return this runtime's running instances that need evidence; id and purpose.
 
     Those whose evidence runs out within `ahead`, and those that have none, unless
-    they were challenged within `quiet`, or fell silent and are left alone.
+    they were challenged within `quiet`, or fell silent and are left alone. And
+    those whose evidence would hold for more than the `longest` time from now: our
+    clock went back, and nothing may stay fresh for longer by that.
     """
     cursor = await conn.execute(
         _DUE_SQL,
@@ -269,6 +324,7 @@ async def list_due(
             "before": now + ahead,
             "quiet_since": now - quiet,
             "now": now,
+            "beyond": _END_OF_TIME if longest is None else now + longest,
             "limit": limit,
         },
     )

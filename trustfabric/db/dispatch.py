@@ -1,11 +1,11 @@
 """What the dispatcher looks for: distrust without a run, and runs without progress."""
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import LiteralString
 
 from psycopg.rows import dict_row
 
-from trustfabric.db.run_writes import SLA_BREACHED
 from trustfabric.db.runs import RUN_COLUMNS, RUN_TABLES, read_run
 from trustfabric.db.session import Connection
 from trustfabric.domain.dispatch import Distrusted
@@ -42,6 +42,10 @@ SELECT r.runtime_vm_instance_id AS instance_id, s.owner_id, r.version,
    AND r.remediation_state NOT IN (
        'remediation:no-playbook', 'remediation:attempts-exhausted')
    AND NOT (o.held AND r.remediation_state = 'remediation:held')
+   AND NOT (r.remediation_state = 'remediation:held' AND EXISTS (
+       SELECT 1 FROM trust_holds n
+        WHERE n.scope = 'all' AND n.released_at IS NULL
+          AND (n.until IS NULL OR n.until > %(now)s)))
  ORDER BY r.runtime_vm_instance_id
  LIMIT %(limit)s
 """
@@ -74,7 +78,9 @@ _READY_SQL: LiteralString = (
    AND NOT EXISTS (SELECT 1 FROM trust_holds o
         WHERE o.released_at IS NULL AND (o.until IS NULL OR o.until > %(now)s)
           AND (o.scope = 'all' OR o.owner_id = s.owner_id
-               OR o.runtime_vm_instance_id = i.id))
+               OR o.runtime_vm_instance_id = i.id)
+          AND (o.incident_id IS NULL OR r.requested_by = 'actor:dispatcher'
+               AND (r.approval_decided_at < o.created_at) IS NOT FALSE))
 ) ready
  WHERE turn <= %(per_owner)s
  ORDER BY sla_deadline NULLS LAST, priority, id
@@ -177,21 +183,51 @@ async def list_overdue(
         return [read_run(row) for row in await cursor.fetchall()]
 
 
+_MENDED_SQL: LiteralString = (
+    "SELECT"
+    + RUN_COLUMNS
+    + RUN_TABLES
+    + """
+  JOIN runtime_vm_trust_registry g ON g.runtime_vm_instance_id = i.id
+ WHERE r.status = 'pending' AND g.attestation_status = 'trusted'
+   AND (%(ids)s::bigint[] IS NULL OR r.runtime_vm_instance_id = ANY (%(ids)s))
+   AND EXISTS (SELECT 1 FROM runtime_vm_trust_history h
+        WHERE h.runtime_vm_instance_id = i.id AND h.previous_status = 'untrusted'
+          AND h.current_status = 'trusted'
+          AND h.triggered_at >
+              CASE r.attempt WHEN 0 THEN r.queued_at ELSE r.updated_at END)
+ ORDER BY r.id
+ LIMIT %(limit)s
+"""
+)
+
+
+async def list_mended(
+    conn: Connection, among: Collection[InstanceId] | None, *, limit: int
+) -> list[Run]:
+    """Return waiting runs whose instance was found trusted since they began to wait.
+
+    Only where it was untrusted before: evidence that was never bad mends nothing, and
+    a person may want the run all the same. `among` None: of all instances.
+    """
+    ids = None if among is None else list(among)
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(_MENDED_SQL, {"ids": ids, "limit": limit})
+        return [read_run(row) for row in await cursor.fetchall()]
+
+
 _BREACHED_SQL: LiteralString = """
 SELECT r.id FROM runtime_vm_remediation_runs r
- WHERE r.status IN ('pending', 'running') AND r.sla_deadline <= %(now)s
-   AND NOT EXISTS (SELECT 1 FROM runtime_vm_remediation_events e
-        WHERE e.run_id = r.id AND e.kind = 'status' AND e.message = %(breached)s)
- ORDER BY r.id
+ WHERE r.status IN ('pending', 'running') AND r.sla_breached_at IS NULL
+   AND r.sla_deadline <= %(now)s
+ ORDER BY r.sla_deadline
  LIMIT %(limit)s
 """
 
 
 async def list_breached(conn: Connection, now: datetime, *, limit: int) -> list[RunId]:
     """Return active runs past their SLA deadline whose events don't say so yet."""
-    cursor = await conn.execute(
-        _BREACHED_SQL, {"now": now, "breached": SLA_BREACHED, "limit": limit}
-    )
+    cursor = await conn.execute(_BREACHED_SQL, {"now": now, "limit": limit})
     return [RunId(row[0]) for row in await cursor.fetchall()]
 
 

@@ -75,6 +75,10 @@ CONSTRAINTS: dict[str, Callable[[], FabricError]] = {
     "runtime_vm_remediation_playbooks_owner_id_fkey": lambda: NotFoundError(
         "no such owner"
     ),
+    "one_active_policy": lambda: ConflictError(
+        "another policy is active for this owner, image and tier: deprecate it first"
+    ),
+    "attestation_documents_owner_id_fkey": lambda: NotFoundError("no such owner"),
     "trust_holds_runtime_vm_instance_id_fkey": lambda: NotFoundError(
         "no such instance"
     ),

@@ -22,7 +22,8 @@ from trustfabric.domain.holds import (
     HoldScope,
     HoldState,
 )
-from trustfabric.domain.ids import HoldId, IncidentId, InstanceId, OwnerId
+from trustfabric.domain.ids import HoldId, IncidentId, InstanceId, OwnerId, RunId
+from trustfabric.domain.times import rfc3339
 from trustfabric.domain.trust import Snapshot
 from trustfabric.errors import HeldError, NotFoundError
 
@@ -309,7 +310,7 @@ async def tell(
         "owner_id": hold.owner_id,
         "reason": hold.reason,
         "by": hold.by,
-        "until": hold.until,
+        "until": None if hold.until is None else rfc3339(hold.until),
         "message": message,
     }
     await conn.execute(
@@ -380,9 +381,10 @@ SELECT o.scope, o.id FROM trust_holds o
  WHERE o.released_at IS NULL AND (o.until IS NULL OR o.until > %(now)s)
    AND (o.scope = 'all' OR o.owner_id = %(owner_id)s
         OR o.runtime_vm_instance_id = %(instance_id)s)
-   AND (o.incident_id IS NULL OR %(automatic)s::boolean AND NOT EXISTS (
+   AND (o.incident_id IS NULL OR NOT EXISTS (
         SELECT 1 FROM runtime_vm_remediation_runs r
-         WHERE r.id = %(run_id)s AND r.approval_decided_at >= o.created_at))
+         WHERE r.id = %(run_id)s AND (r.requested_by <> 'actor:dispatcher'
+               OR r.approval_decided_at >= o.created_at)))
  ORDER BY o.scope, o.id
  LIMIT 1
 """
@@ -396,17 +398,15 @@ class RefuseIfHeld:
     """
 
     now: datetime
-    automatic: bool
-    """Whether nobody asked for the run: then the breaker's holds count too."""
-    run_id: int | None = None
-    """Of a run that exists: an approval given in the storm is somebody's asking."""
+    run_id: RunId | None = None
+    """The run that would start; None: one that nobody asked for would be staged. The
+    breaker lets go on what a person requested, or approved after it opened."""
 
     async def write(self, conn: Connection, before: Snapshot) -> int | None:
         cursor = await conn.execute(
             _HELD_SQL,
             {
                 "now": self.now,
-                "automatic": self.automatic,
                 "run_id": self.run_id,
                 "owner_id": before.owner_id,
                 "instance_id": before.instance_id,

@@ -8,7 +8,7 @@ commits late is then held back, never skipped.
 """
 
 import asyncio
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Iterator
 from typing import LiteralString, Self
 
 import psycopg
@@ -67,9 +67,18 @@ class Wakeups:
                 note.channel
                 async for note in self._conn.notifies(timeout=timeout_s, stop_after=1)
             }
-            if not heard:
+            if heard:
+                heard.update(self._come_with_it())
+            else:
                 await self._within(self._conn.execute("SELECT 1"))
         return frozenset(heard)
+
+    def _come_with_it(self) -> Iterator[str]:
+        """Yield the channels of all that has come: many notes are one wake-up."""
+        pgconn = self._conn.pgconn
+        pgconn.consume_input()
+        while (note := pgconn.notifies()) is not None:
+            yield note.relname.decode()
 
     async def close(self) -> None:
         await self._conn.close()

@@ -1,8 +1,9 @@
 """What is remembered of attesters between two challenges: statements and companion."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import LiteralString
+from typing import Any, LiteralString
 from uuid import UUID
 
 from trustfabric.db.session import Connection
@@ -22,7 +23,8 @@ from trustfabric.errors import ConflictError
 
 _GET_SQL: LiteralString = """
 SELECT c.ak_sha256, c.boot_id, c.reset_count, c.restart_count, c.clock_ms,
-       s.misses, l.measurement, l.boots_kernel
+       s.misses, l.measurement, l.boots_kernel,
+       l.guest_policy
   FROM runtime_vm_instances i
   LEFT JOIN attestation_clocks c ON c.runtime_vm_instance_id = i.id
   LEFT JOIN attestation_silences s ON s.runtime_vm_instance_id = i.id
@@ -37,7 +39,7 @@ async def get_memory(conn: Connection, instance_id: InstanceId) -> Memory:
     row = await cursor.fetchone()
     if row is None:
         return Memory()
-    key_id, boot_id, resets, restarts, clock_ms, misses, launch, boots_kernel = row
+    key_id, boot_id, resets, restarts, clock_ms, misses, *launch = row
     clock = None
     if key_id is not None:
         clock = TpmClock(
@@ -50,9 +52,18 @@ async def get_memory(conn: Connection, instance_id: InstanceId) -> Memory:
         clock=clock,
         boot_id=None if boot_id is None else str(boot_id),
         misses=misses or 0,
-        launch=None
-        if launch is None
-        else LaunchDigest(measurement=launch, boots_kernel=boots_kernel),
+        launch=_launch(launch),
+    )
+
+
+def _launch(columns: Sequence[Any]) -> LaunchDigest | None:
+    measurement, boots_kernel, guest_policy = columns
+    if measurement is None:
+        return None
+    return LaunchDigest(
+        measurement=measurement,
+        boots_kernel=boots_kernel,
+        guest_policy=int(guest_policy),
     )
 
 

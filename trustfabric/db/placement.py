@@ -1,4 +1,7 @@
-"""What the placement gate looks at: one statement, so one moment."""
+"""What the placement gate looks at: one statement, so one moment.
+
+Of holds only people's: the breaker keeps runs from starting, never a launch.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from trustfabric.domain.placement import (
     Accelerator,
     ActiveRun,
     Failure,
+    HeldBy,
     Situation,
     Trust,
 )
@@ -27,7 +31,7 @@ SELECT s.released_at, i.id AS instance_id, i.terminated_at,
            'history_id', h.id, 'run_id', a.id, 'run_version', a.version,
            'failed_run_id', f.id, 'hold_ids', (
                SELECT jsonb_agg(o.id ORDER BY o.id) FROM trust_holds o
-                WHERE o.released_at IS NULL
+                WHERE o.released_at IS NULL AND o.incident_id IS NULL
                   AND (o.until IS NULL OR o.until > %(now)s)
                   AND (o.scope = 'all' OR o.owner_id = s.owner_id
                        OR o.runtime_vm_instance_id = i.id)),
@@ -43,11 +47,12 @@ SELECT s.released_at, i.id AS instance_id, i.terminated_at,
        h.id AS event_id, h.transition_reason, h.previous_lifecycle_state,
        a.id AS run_id, a.status AS run_status, a.approval_state,
        f.failure_reason, f.ended_at AS failed_at,
-       ARRAY(SELECT DISTINCT o.scope FROM trust_holds o
-              WHERE o.released_at IS NULL AND (o.until IS NULL OR o.until > %(now)s)
+       ARRAY(SELECT jsonb_build_array(o.scope, o.by, o.until) FROM trust_holds o
+              WHERE o.released_at IS NULL AND o.incident_id IS NULL
+                AND (o.until IS NULL OR o.until > %(now)s)
                 AND (o.scope = 'all' OR o.owner_id = s.owner_id
                      OR o.runtime_vm_instance_id = i.id)
-              ORDER BY o.scope) AS holds,
+              ORDER BY o.scope, o.id) AS holds,
        (SELECT jsonb_agg(jsonb_build_array(
                    p.accelerator_id, p.posture, p.policy_feedback)
                    ORDER BY p.accelerator_id)
@@ -111,7 +116,8 @@ async def read_situation(
         released_at=row["released_at"],
         active_run=_active_run(row),
         failure=_failure(row),
-        holds=row["holds"],
+        holds=list(dict.fromkeys(scope for scope, _, _ in row["holds"])),
+        held_by=[_held_by(*hold) for hold in row["holds"]],
         accelerators=[
             Accelerator(name, posture, tuple(reasons))
             for name, posture, reasons in row["accelerators"] or ()
@@ -122,9 +128,9 @@ async def read_situation(
 
 _RECORD_SQL: LiteralString = """
 INSERT INTO runtime_policy_decisions
-       (server_id, backend, tier, verb, notes, inputs, allowed, decided_at)
-VALUES (%(server_id)s, %(backend)s, %(tier)s, %(verb)s, %(notes)s, %(inputs)s,
-        %(allowed)s, %(now)s)
+       (server_id, backend, tier, verb, notes, blocking, inputs, allowed, decided_at)
+VALUES (%(server_id)s, %(backend)s, %(tier)s, %(verb)s, %(notes)s, %(blocking)s,
+        %(inputs)s, %(allowed)s, %(now)s)
 """
 
 
@@ -138,6 +144,8 @@ class PolicyDecision:
     verb: str
     """What was to be done: `start`, `redeploy` or `relaunch`."""
     notes: Sequence[str]
+    blocking: Sequence[str]
+    """Those of the notes that refuse it."""
     inputs: Mapping[str, Any]
     allowed: bool
     decided_at: datetime
@@ -153,11 +161,41 @@ async def record_decision(conn: Connection, decision: PolicyDecision) -> None:
             "tier": decision.tier,
             "verb": decision.verb,
             "notes": list(decision.notes),
+            "blocking": list(decision.blocking),
             "inputs": Jsonb(dict(decision.inputs)),
             "allowed": decision.allowed,
             "now": decision.decided_at,
         },
     )
+
+
+_NEWEST_SQL: LiteralString = """
+SELECT coalesce(max(id), 0) FROM runtime_policy_decisions
+"""
+
+
+async def newest_decision(conn: Connection) -> int:
+    """Return the id of the newest decision; 0: there is none."""
+    row = await (await conn.execute(_NEWEST_SQL)).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+_AFTER_SQL: LiteralString = """
+SELECT id, verb, allowed, blocking FROM runtime_policy_decisions
+ WHERE id > %(after)s ORDER BY id LIMIT %(limit)s
+"""
+
+
+async def decisions_after(
+    conn: Connection, after: int, *, limit: int
+) -> list[tuple[int, str, bool, Sequence[str]]]:
+    """Return id, verb, answer and refusing notes of what was decided since, in order.
+
+    Decisions take turns, so ids are in the order of commits and none is skipped.
+    """
+    cursor = await conn.execute(_AFTER_SQL, {"after": after, "limit": limit})
+    return [(row[0], row[1] or "start", row[2], row[3]) async for row in cursor]
 
 
 def _trust(row: Mapping[str, Any]) -> Trust | None:
@@ -189,3 +227,7 @@ def _failure(row: Mapping[str, Any]) -> Failure | None:
     if row["failure_reason"] is None:
         return None
     return Failure(row["failure_reason"], row["failed_at"])
+
+
+def _held_by(scope: str, by: str, until: str | None) -> HeldBy:
+    return HeldBy(scope, by, None if until is None else datetime.fromisoformat(until))

@@ -47,12 +47,11 @@ _ANSWERS: LiteralString = """
                 AND r.lifecycle_state = 'restored' END
 """
 
-_CANDIDATES_SQL: LiteralString = (
+_OF_SERVERS_SQL: LiteralString = (
     "SELECT c.id FROM evaluation_certifications c"
     + NEWEST_INSTANCE
     + """
- WHERE c.id > %(after)s
-   AND (%(servers)s::bigint[] IS NULL OR c.server_id = ANY(%(servers)s))
+ WHERE c.id > %(after)s AND c.server_id = ANY(%(servers)s)
    AND CASE
        WHEN s.deleted_at IS NOT NULL THEN j.id IS NOT NULL
        WHEN c.blocked_reason IS NOT NULL THEN
@@ -83,6 +82,83 @@ _CANDIDATES_SQL: LiteralString = (
 )
 
 
+# The same of all servers, from where each kind of work shows: no scan of the fleet.
+# Vetoes that only the gate sees are met when a refresh would be claimed.
+_EVERYWHERE_SQL: LiteralString = (
+    """
+WITH found AS (
+    SELECT c.id FROM evaluation_refresh_jobs w
+      JOIN evaluation_certifications c ON c.id = w.certification_id"""
+    + NEWEST_INSTANCE
+    + """
+     WHERE w.status = 'queued' AND w.not_before <= %(now)s AND j.id = w.id
+       AND c.blocked_reason IS NULL
+       AND (s.deleted_at IS NOT NULL OR"""
+    + _HERE
+    + """
+            OR EXISTS (SELECT 1"""
+    + _ANSWERS
+    + """))
+  UNION ALL
+    SELECT c.id FROM evaluation_refresh_jobs w
+      JOIN evaluation_certifications c ON c.id = w.certification_id"""
+    + NEWEST_INSTANCE
+    + """
+     WHERE w.status = 'claimed' AND j.id = w.id
+       AND (w.lease_expires_at <= %(now)s OR s.deleted_at IS NOT NULL
+            OR EXISTS (SELECT 1"""
+    + _ANSWERS
+    + """))
+  UNION ALL
+    SELECT c.id FROM evaluation_certifications c"""
+    + NEWEST_INSTANCE
+    + """
+     WHERE c.blocked_reason IS NOT NULL AND s.deleted_at IS NULL
+       AND (j.id IS NOT NULL OR c.next_refresh_at <= %(now)s
+            OR i.terminated_at IS NOT NULL
+            OR (r.lifecycle_state IN ('suspect', 'restored')
+                AND r.attestation_status <> 'untrusted'
+                AND NOT EXISTS (
+                    SELECT 1 FROM trust_holds o
+                     WHERE o.released_at IS NULL
+                       AND (o.until IS NULL OR o.until > %(now)s)
+                       AND (o.scope = 'all' OR o.owner_id = s.owner_id
+                            OR o.runtime_vm_instance_id = i.id))))
+  UNION ALL
+    SELECT c.id FROM evaluation_certifications c
+      JOIN servers s ON s.id = c.server_id
+     WHERE c.blocked_reason IS NULL AND s.deleted_at IS NULL
+       AND (c.next_refresh_at <= %(due_before)s
+            OR c.next_refresh_at IS NULL AND c.version = 1)
+       AND NOT EXISTS (
+           SELECT 1 FROM evaluation_refresh_jobs j
+            WHERE j.certification_id = c.id AND j.status IN ('queued', 'claimed'))
+  UNION ALL
+    SELECT c.id
+      FROM runtime_vm_trust_registry r
+      JOIN runtime_vm_instances i ON i.id = r.runtime_vm_instance_id
+      JOIN servers s ON s.id = i.server_id AND s.deleted_at IS NULL
+      JOIN evaluation_certifications c ON c.server_id = s.id
+     WHERE (r.lifecycle_state IN ('quarantined', 'remediating')
+            OR r.attestation_status = 'untrusted')
+       AND c.blocked_reason IS NULL
+       AND coalesce(s.released_at > i.terminated_at, false) IS FALSE
+       AND NOT EXISTS (SELECT 1 FROM runtime_vm_instances n
+                        WHERE n.server_id = i.server_id AND n.id > i.id)
+  UNION ALL
+    SELECT c.id
+      FROM runtime_vm_remediation_runs a
+      JOIN runtime_vm_instances i ON i.id = a.runtime_vm_instance_id
+      JOIN evaluation_certifications c ON c.server_id = i.server_id
+      JOIN evaluation_refresh_jobs j
+        ON j.certification_id = c.id AND j.status IN ('queued', 'claimed')
+     WHERE a.status IN ('pending', 'running') AND c.blocked_reason IS NULL
+)
+SELECT DISTINCT id FROM found WHERE id > %(after)s ORDER BY id LIMIT %(limit)s
+"""
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
     """Which certifications are looked through, a page at a time."""
@@ -100,18 +176,18 @@ async def list_candidates(
     conn: Connection, search: Search, now: datetime
 ) -> list[CertificationId]:
     """Return certifications about which there may be something to do, by id."""
-    servers = None if search.servers is None else sorted(search.servers)
-    cursor = await conn.execute(
-        _CANDIDATES_SQL,
-        {
-            "runtime": search.runtime,
-            "now": now,
-            "due_before": now + search.look_ahead,
-            "servers": servers,
-            "after": search.after,
-            "limit": search.limit,
-        },
-    )
+    given = {
+        "runtime": search.runtime,
+        "now": now,
+        "due_before": now + search.look_ahead,
+        "after": search.after,
+        "limit": search.limit,
+    }
+    if search.servers is None:
+        cursor = await conn.execute(_EVERYWHERE_SQL, given)
+    else:
+        given["servers"] = sorted(search.servers)
+        cursor = await conn.execute(_OF_SERVERS_SQL, given)
     return [CertificationId(row[0]) for row in await cursor.fetchall()]
 
 

@@ -12,10 +12,9 @@ from psycopg.types.json import Jsonb
 
 from trustfabric.db.accelerators import worsen_accelerators
 from trustfabric.db.artifacts import NewArtifact, insert_artifact
-from trustfabric.db.playbooks import get_playbook, keep_playbook
+from trustfabric.db.playbooks import keep_playbook
 from trustfabric.db.run_events import append
 from trustfabric.db.runs import lock_active_run, lock_run
-from trustfabric.db.servers import add_user
 from trustfabric.db.session import Connection
 from trustfabric.domain.accelerators import read_accelerators
 from trustfabric.domain.documents import plain
@@ -27,13 +26,11 @@ from trustfabric.domain.runs import (
     NOTES_LIMIT,
     NewRun,
     Outcome,
-    Ruling,
     Run,
     RunSignal,
     RunStatus,
     advance,
     called_off,
-    check_ruling,
 )
 from trustfabric.domain.trust import Snapshot
 from trustfabric.errors import ConflictError, NotFoundError, UnknownPlaybookError
@@ -42,11 +39,12 @@ _INSERT_SQL: LiteralString = """
 INSERT INTO runtime_vm_remediation_runs
        (runtime_vm_instance_id, playbook, playbook_id, approval_required,
         approval_state, requested_by, assigned_owner_id, sla_deadline,
-        automation_payload, metadata, playbook_snapshot, content_sha256, queued_at)
+        automation_payload, metadata, playbook_snapshot, content_sha256, queued_at,
+        approvals_required)
 SELECT i.id, %(playbook)s, %(playbook_id)s, %(approval_required)s,
        %(approval_state)s, %(requested_by)s, %(assigned_owner_id)s,
        %(sla_deadline)s, %(payload)s, %(metadata)s, %(snapshot)s, %(sha256)s,
-       %(queued_at)s
+       %(queued_at)s, %(approvals_required)s
   FROM runtime_vm_instances i
  WHERE i.id = %(instance_id)s AND i.terminated_at IS NULL
 RETURNING id
@@ -80,6 +78,7 @@ class InsertRun:
                 "snapshot": Jsonb(dict(new.snapshot)),
                 "sha256": new.content_sha256,
                 "queued_at": new.queued_at,
+                "approvals_required": new.approvals_required,
             },
         )
         row = await cursor.fetchone()
@@ -88,70 +87,8 @@ class InsertRun:
         run_id = RunId(row[0])
         accelerators = read_accelerators(new.order.metadata)
         await worsen_accelerators(conn, before.instance_id, accelerators, new.queued_at)
-        await _tell(conn, run_id, "queued", new.queued_at)
+        await tell(conn, run_id, "queued", new.queued_at)
         return run_id
-
-
-_RULE_SQL: LiteralString = """
-UPDATE runtime_vm_remediation_runs
-   SET approval_state = %(state)s, approval_decided_at = %(now)s,
-       approval_decided_by = %(by)s, approval_notes = %(notes)s,
-       version = version + 1, updated_at = %(now)s
- WHERE id = %(id)s
-"""
-
-_APPROVAL_SQL: LiteralString = """
-INSERT INTO runtime_vm_remediation_approvals
-       (run_id, user_id, decision, notes, content_sha256, decided_at)
-VALUES (%(id)s, %(user_id)s, %(decision)s, %(notes)s, %(sha256)s, %(now)s)
-"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecideRun:
-    """Write a person's approval or rejection, decided on the locked row."""
-
-    run_id: RunId
-    ruling: Ruling
-    now: datetime
-    requester_may_approve: bool = False
-
-    async def write(self, conn: Connection, before: Snapshot) -> int | None:
-        run = await lock_run(conn, self.run_id, owner_id=before.owner_id)
-        current = (
-            None
-            if run.playbook_id is None
-            else await get_playbook(conn, None, run.playbook_id)
-        )
-        check_ruling(
-            run,
-            self.ruling,
-            current,
-            requester_may_approve=self.requester_may_approve,
-        )
-        told = self.ruling.notes
-        notes = plain(told, NOTES_LIMIT) if told else None
-        decision = "approved" if self.ruling.approve else "rejected"
-        facts = {"id": run.id, "notes": notes, "now": self.now}
-        await conn.execute(
-            _RULE_SQL, {**facts, "state": decision, "by": self.ruling.actor}
-        )
-        await add_user(conn, self.ruling.by)
-        await conn.execute(
-            _APPROVAL_SQL,
-            {
-                **facts,
-                "user_id": self.ruling.by,
-                "decision": decision,
-                "sha256": run.content_sha256,
-            },
-        )
-        if self.ruling.approve:
-            await _tell(conn, run.id, f"approved by {self.ruling.actor}", self.now)
-        else:
-            ended = called_off(run, FailureReason.CANCELLED, "approval rejected")
-            await _end(conn, run, ended, self.now, by=self.ruling.actor)
-        return run.id
 
 
 _CLAIM_SQL: LiteralString = """
@@ -196,7 +133,7 @@ class ClaimRun:
         row = await cursor.fetchone()
         if row is None:
             raise ConflictError(f"run {self.run_id} is not there to be claimed")
-        await _tell(conn, self.run_id, "started", self.now)
+        await tell(conn, self.run_id, "started", self.now)
         return int(row[0])
 
 
@@ -217,6 +154,7 @@ class FinishRun:
     lease_over_by: datetime | None = None
     """Of another runtime's run: only if its lease had run out by then."""
     log: NewArtifact | None = None
+    files: tuple[NewArtifact, ...] = ()
 
     async def write(self, conn: Connection, before: Snapshot) -> int | None:
         del before
@@ -232,9 +170,9 @@ class FinishRun:
         if self.outcome.status is RunStatus.PENDING:
             await _send_back(conn, run, self.outcome, self.now)
         else:
-            await _end(conn, run, self.outcome, self.now, by=self.by)
-        if self.log is not None:
-            await insert_artifact(conn, self.log)
+            await end(conn, run, self.outcome, self.now, by=self.by)
+        for artifact in (*self.files, *([] if self.log is None else [self.log])):
+            await insert_artifact(conn, artifact)
         return run.id
 
 
@@ -254,7 +192,7 @@ class CancelActiveRun:
         if run is None:
             return None
         ended = called_off(run, FailureReason.CANCELLED, self.reason)
-        await _end(conn, run, ended, self.now, by=self.by)
+        await end(conn, run, ended, self.now, by=self.by)
         return run.id
 
 
@@ -285,14 +223,27 @@ async def request_cancel(
     await conn.execute(
         _REQUEST_SQL, {"id": run_id, "reason": plain(reason, NOTES_LIMIT), "now": now}
     )
-    return await _tell(conn, run_id, f"cancel requested: {reason}", now)
+    return await tell(conn, run_id, f"cancel requested: {reason}", now)
 
 
-async def tell_breach(conn: Connection, run_id: RunId, now: datetime) -> None:
-    """Say once in a run's events that its SLA deadline has passed."""
+_BREACH_SQL: LiteralString = """
+UPDATE runtime_vm_remediation_runs
+   SET sla_breached_at = %(now)s
+ WHERE id = %(id)s
+"""
+
+
+async def tell_breach(conn: Connection, run_id: RunId, now: datetime) -> bool:
+    """Say in a run's events that its SLA deadline has passed; False: it was said.
+
+    It says nothing of what the run is, so that its version stays as people saw it.
+    """
     run = await lock_run(conn, run_id)
-    if run.status.active:
-        await append(conn, run, [status_event(run, SLA_BREACHED, now)])
+    if not run.status.active or not run.is_late(now):
+        return False
+    await conn.execute(_BREACH_SQL, {"id": run_id, "now": now})
+    await tell(conn, run_id, SLA_BREACHED, now)
+    return True
 
 
 SLA_BREACHED = "sla-breached"
@@ -311,9 +262,10 @@ UPDATE runtime_vm_remediation_runs
 """
 
 
-async def _end(
+async def end(
     conn: Connection, run: Run, outcome: Outcome, now: datetime, *, by: str
 ) -> None:
+    await tell_breach(conn, run.id, now)
     failed = outcome.exit.failure_reason
     await conn.execute(
         _END_SQL,
@@ -329,7 +281,7 @@ async def _end(
             "now": now,
         },
     )
-    await _tell(conn, run.id, outcome.exit.message, now)
+    await tell(conn, run.id, outcome.exit.message, now)
 
 
 _BACK_SQL: LiteralString = """
@@ -356,12 +308,13 @@ async def _send_back(
             "now": now,
         },
     )
-    await _tell(conn, run.id, f"will be tried again: {outcome.exit.message}", now)
+    await tell(conn, run.id, f"will be tried again: {outcome.exit.message}", now)
 
 
 def _result(run: Run, outcome: Outcome) -> Jsonb:
     return Jsonb(
         {
+            **outcome.exit.detail,
             "code": outcome.exit.code,
             "message": plain(outcome.exit.message, ERROR_LIMIT),
             "failure_reason": outcome.exit.failure_reason,
@@ -371,7 +324,7 @@ def _result(run: Run, outcome: Outcome) -> Jsonb:
     )
 
 
-async def _tell(conn: Connection, run_id: RunId, message: str, now: datetime) -> Run:
+async def tell(conn: Connection, run_id: RunId, message: str, now: datetime) -> Run:
     run = await lock_run(conn, run_id)
     await append(conn, run, [status_event(run, plain(message, ERROR_LIMIT), now)])
     return run

@@ -30,7 +30,8 @@ RUN_COLUMNS: LiteralString = """
     r.metadata, r.playbook_snapshot, r.content_sha256, r.priority, r.not_before,
     r.result, r.failure_reason, r.last_error, r.attempt, r.queued_at, r.started_at,
     r.completed_at, r.cancelled_at, r.cancellation_reason, r.lease_owner,
-    r.lease_epoch, r.lease_expires_at, r.version, r.created_at, r.updated_at
+    r.lease_epoch, r.lease_expires_at, r.version, r.created_at, r.updated_at,
+    r.approvals_required, r.approvals_given, r.sla_breached_at
 """
 
 RUN_TABLES: LiteralString = """

@@ -1,7 +1,7 @@
 """Servers and their owners: the statements, and the rows as values."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, LiteralString
 
@@ -34,7 +34,7 @@ class NewServer:
     owner_id: OwnerId
     name: str
     server_type: str | None
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = field(repr=False)
 
 
 _INSERT_SQL: LiteralString = (
@@ -140,7 +140,8 @@ SELECT s.id FROM servers s
         OR i.terminated_at < s.released_at)
    AND NOT EXISTS (
        SELECT 1 FROM trust_holds o
-        WHERE o.released_at IS NULL AND (o.until IS NULL OR o.until > %(now)s)
+        WHERE o.released_at IS NULL AND o.incident_id IS NULL
+          AND (o.until IS NULL OR o.until > %(now)s)
           AND (o.scope = 'all' OR o.owner_id = s.owner_id
                OR o.runtime_vm_instance_id = i.id))
  ORDER BY s.id

@@ -7,6 +7,7 @@ nothing was done yet, so BEGIN alone is retried. Errors are translated here (fau
 import asyncio
 import contextlib
 import os
+import select
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -126,6 +127,11 @@ class Database:
             await glances.open()
         return cls(pool, glances, transaction_s)
 
+    def usage(self) -> dict[str, dict[str, int]]:
+        """Return the figures that each pool keeps of itself, by the pool's name."""
+        pools = {"transactions": self._pool, "glances": self._glances}
+        return {name: pool.get_stats() for name, pool in pools.items()}
+
     async def close(self) -> None:
         """Return when every connection is closed, those in use as well."""
         await self._glances.close(timeout=OPEN_S)
@@ -151,6 +157,34 @@ class Database:
                     raise
             await self._glances.check()
             return await self._glance(read)
+
+    async def at_once(self, statement: Callable[[Connection], Awaitable[R]]) -> R:
+        """Return what one statement returns that is a transaction by itself.
+
+        Nothing is held open around it, so nobody waits for a runtime that is frozen.
+        CommitUnknownError where its answer is lost; it isn't done again.
+        """
+        with translated():
+            conn = await self._sound()
+        watch = asyncio.get_running_loop().call_later(self._limit_s, cut, conn)
+        try:
+            with translated():
+                return await _committing(statement(conn))
+        except psycopg.errors.ReadOnlySqlTransaction as error:
+            raise UnavailableError("the database is read-only now") from error
+        finally:
+            watch.cancel()
+            await _to_the_end(self._give_back(conn))
+
+    async def _sound(self) -> Connection:
+        """Return a connection that hasn't died since its last use, as far as known."""
+        repairs = self._repairs
+        conn = await self._pool.getconn()
+        if not _has_mail(conn):
+            return conn
+        await self._pool.putconn(conn)
+        await self._mend(repairs)
+        return await self._pool.getconn()
 
     async def _glance(self, read: Callable[[Connection], Awaitable[R]]) -> R:
         conn = await self._glances.getconn()
@@ -195,11 +229,15 @@ class Database:
         except psycopg.OperationalError as error:
             if not connection_lost(error):
                 raise
+        await self._mend(repairs)
+        return await self._try_begin(begin)
+
+    async def _mend(self, repairs: int) -> None:
+        """Have dead connections replaced, once for all who found one."""
         async with self._repair:
             if repairs == self._repairs:
                 await self._pool.check()
                 self._repairs += 1
-        return await self._try_begin(begin)
 
     async def _try_begin(self, begin: LiteralString) -> Connection:
         conn = await self._pool.getconn()
@@ -253,14 +291,25 @@ async def _probe(url: str, application_name: str) -> str:
 
 
 async def _commit(conn: Connection) -> None:
+    await _committing(conn.commit())
+
+
+async def _committing(statement: Awaitable[R]) -> R:
     try:
-        await conn.commit()
+        return await statement
     except psycopg.OperationalError as error:
         if connection_lost(error):
             raise CommitUnknownError from error
         raise translate(error) or error from error
     except psycopg.Error as error:
         raise translate(error) or error from error
+
+
+def _has_mail(conn: Connection) -> bool:
+    """Whether the server said something unasked: as a rule, that it hung up."""
+    poll = select.poll()
+    poll.register(conn.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def _to_the_end(work: Awaitable[None]) -> None:

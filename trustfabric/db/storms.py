@@ -37,35 +37,35 @@ AFFECTED = 100
 """Affected VMs that an incident names at most."""
 
 _FALLEN: LiteralString = """
-       h.triggered_at > %(since)s AND h.current_lifecycle_state = 'quarantined'
-   AND h.previous_lifecycle_state IS DISTINCT FROM 'quarantined'
-   AND NOT coalesce(h.metadata ? 'run_id', false)
-   AND h.remediation_state <> 'remediation:unverified'
-"""
-
-_CENSUS_SQL: LiteralString = (
-    """
-WITH fallen AS MATERIALIZED (
+WITH released AS (
+    SELECT owner_id, max(released_at) AS at FROM remediation_incidents
+     WHERE released_at > %(since)s GROUP BY 1
+), moved AS (
     SELECT h.runtime_vm_instance_id AS id, max(h.triggered_at) AS at
       FROM runtime_vm_trust_history h
-     WHERE """
-    + _FALLEN
-    + """
+     WHERE h.triggered_at > coalesce(
+           (SELECT at FROM released WHERE owner_id IS NULL), %(since)s)
+       AND h.current_lifecycle_state = 'quarantined'
+       AND h.previous_lifecycle_state IS DISTINCT FROM 'quarantined'
+       AND NOT coalesce(h.metadata ? 'run_id', false)
+       AND h.remediation_state <> 'remediation:unverified'
      GROUP BY 1
-), hit AS (
-    SELECT s.owner_id,
-           count(*) FILTER (WHERE f.at > coalesce((
-               SELECT max(n.released_at) FROM remediation_incidents n
-                WHERE n.owner_id = s.owner_id), '-infinity')) AS quarantined,
-           count(*) FILTER (WHERE f.at > coalesce((
-               SELECT max(n.released_at) FROM remediation_incidents n
-                WHERE n.owner_id IS NULL), '-infinity')) AS for_fleet
-      FROM fallen f
-      JOIN runtime_vm_instances i ON i.id = f.id AND i.terminated_at IS NULL
+), fallen AS MATERIALIZED (
+    SELECT i.id, s.owner_id
+      FROM moved m
+      JOIN runtime_vm_instances i ON i.id = m.id AND i.terminated_at IS NULL
       JOIN servers s ON s.id = i.server_id
-     GROUP BY s.owner_id
+      LEFT JOIN released l ON l.owner_id = s.owner_id
+     WHERE (l.at IS NULL OR m.at > l.at)
+       AND (%(owner_id)s::bigint IS NULL OR s.owner_id = %(owner_id)s)
 )
-SELECT t.owner_id, t.quarantined, t.for_fleet,
+"""
+"""What a person has let go, with the owner's breaker or the fleet's, counts no more."""
+
+_CENSUS_SQL: LiteralString = (
+    _FALLEN
+    + """
+SELECT t.owner_id, t.quarantined,
        EXISTS (SELECT 1 FROM remediation_incidents n
                 WHERE n.owner_id = t.owner_id AND n.released_at IS NULL) AS is_open,
        CASE WHEN t.quarantined < %(minimum)s THEN 0 ELSE (
@@ -76,7 +76,7 @@ SELECT t.owner_id, t.quarantined, t.for_fleet,
                  WHERE s.owner_id = t.owner_id
                  LIMIT ceil(t.quarantined * 100 / %(percent)s::numeric)::bigint + 1) l)
        END AS living
-  FROM hit t
+  FROM (SELECT owner_id, count(*) AS quarantined FROM fallen GROUP BY 1) t
 """
 )
 
@@ -89,9 +89,30 @@ SELECT EXISTS (SELECT 1 FROM remediation_incidents
 """
 
 
+_NEWS_SQL: LiteralString = """
+SELECT pg_snapshot_xmin(pg_current_snapshot())::text,
+       EXISTS (SELECT 1 FROM runtime_vm_trust_history h
+                WHERE h.xid >= %(horizon)s::text::xid8
+                  AND h.current_lifecycle_state = 'quarantined'
+                  AND h.previous_lifecycle_state IS DISTINCT FROM 'quarantined')
+"""
+
+
+async def read_news(conn: Connection, horizon: str) -> tuple[str, bool]:
+    """Return the present horizon, and whether anything fell since an earlier one.
+
+    What is committed after a look has a transaction at or beyond its horizon, so
+    nothing is missed; most looks end here, at the cost of what was written since.
+    """
+    row = await (await conn.execute(_NEWS_SQL, {"horizon": horizon})).fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
 async def read_census(conn: Connection, now: datetime, limits: StormLimits) -> Census:
     """Read what the breakers are judged by; call it in one consistent view."""
     facts = {
+        "owner_id": None,
         "since": now - limits.window,
         "minimum": limits.minimum,
         "percent": limits.percent,
@@ -99,7 +120,7 @@ async def read_census(conn: Connection, now: datetime, limits: StormLimits) -> C
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(_CENSUS_SQL, facts)
         rows = await cursor.fetchall()
-    total = sum(row["for_fleet"] for row in rows)
+    total = sum(row["quarantined"] for row in rows)
     enough = math.ceil(total * 100 / limits.percent) + 1
     fleet = await (await conn.execute(_FLEET_SQL, {"enough": enough})).fetchone()
     assert fleet is not None
@@ -108,7 +129,6 @@ async def read_census(conn: Connection, now: datetime, limits: StormLimits) -> C
             Hit(
                 owner_id=OwnerId(row["owner_id"]),
                 count=Count(row["quarantined"], row["living"]),
-                for_fleet=row["for_fleet"],
             )
             for row in rows
         ],
@@ -119,19 +139,10 @@ async def read_census(conn: Connection, now: datetime, limits: StormLimits) -> C
 
 
 _MEMBERS_SQL: LiteralString = (
-    """
-WITH fallen AS MATERIALIZED (
-    SELECT DISTINCT h.runtime_vm_instance_id AS id
-      FROM runtime_vm_trust_history h
-     WHERE """
-    + _FALLEN
+    _FALLEN
     + """
-), member AS (
-   (SELECT i.id, true AS affected FROM fallen f
-      JOIN runtime_vm_instances i ON i.id = f.id AND i.terminated_at IS NULL
-      JOIN servers s ON s.id = i.server_id
-     WHERE %(owner_id)s::bigint IS NULL OR s.owner_id = %(owner_id)s
-     ORDER BY i.id LIMIT %(sample)s)
+, member AS (
+   (SELECT f.id, true AS affected FROM fallen f ORDER BY f.id LIMIT %(sample)s)
     UNION ALL
    (SELECT i.id, false FROM servers s
       JOIN runtime_vm_instances i ON i.server_id = s.id AND i.terminated_at IS NULL
@@ -218,7 +229,7 @@ async def open_incident(
     The unique index decides between runtimes; `by` is the one that was first.
     """
     await holds.take_turn(conn)
-    since = await _counted_since(conn, trip.owner_id, now, limits)
+    since = now - limits.window
     living = await (
         await conn.execute(_LIVING_SQL, {"owner_id": trip.owner_id})
     ).fetchone()
@@ -264,21 +275,6 @@ async def open_incident(
     return incident
 
 
-_SINCE_SQL: LiteralString = """
-SELECT max(released_at) FROM remediation_incidents
- WHERE coalesce(owner_id, 0) = coalesce(%(owner_id)s, 0)
-"""
-
-
-async def _counted_since(
-    conn: Connection, owner_id: OwnerId | None, now: datetime, limits: StormLimits
-) -> datetime:
-    begins = now - limits.window
-    row = await (await conn.execute(_SINCE_SQL, {"owner_id": owner_id})).fetchone()
-    assert row is not None
-    return begins if row[0] is None else max(begins, row[0])
-
-
 def _common(members: Sequence[Member]) -> list[Mapping[str, Any]]:
     return [dict(one.view()) for one in in_common(members)]
 
@@ -294,22 +290,13 @@ UPDATE remediation_incidents
  WHERE id = %(id)s AND released_at IS NULL AND quarantined < %(quarantined)s
 """
 
-_FALLEN_SQL: LiteralString = (
-    """
-SELECT count(DISTINCT i.id) FROM runtime_vm_trust_history h
-  JOIN runtime_vm_instances i
-    ON i.id = h.runtime_vm_instance_id AND i.terminated_at IS NULL
-  JOIN servers s ON s.id = i.server_id
- WHERE (%(owner_id)s::bigint IS NULL OR s.owner_id = %(owner_id)s)
-   AND """
-    + _FALLEN
-)
+_COUNT_SQL: LiteralString = _FALLEN + "SELECT count(*) FROM fallen"
 
 
 async def grow_incident(conn: Connection, incident: Incident, now: datetime) -> bool:
     """Count again what an open incident is about; whether there is more of it."""
     facts = {"owner_id": incident.owner_id, "since": incident.counted_since}
-    row = await (await conn.execute(_FALLEN_SQL, facts)).fetchone()
+    row = await (await conn.execute(_COUNT_SQL, facts)).fetchone()
     assert row is not None
     if row[0] <= incident.quarantined:
         return False

@@ -16,10 +16,9 @@ from typing import Any, LiteralString, Protocol
 
 import orjson
 import psycopg
-from psycopg.rows import dict_row
 
 from trustfabric.db.session import Connection
-from trustfabric.domain.ids import InstanceId, OwnerId, RunId, ServerId
+from trustfabric.domain.ids import InstanceId, OwnerId, ServerId
 from trustfabric.domain.trust import (
     REASON_LIMIT,
     AttestationStatus,
@@ -30,8 +29,6 @@ from trustfabric.domain.trust import (
     Tag,
 )
 from trustfabric.errors import InvalidError
-
-Row = Mapping[str, Any]
 
 
 class Companion(Protocol):
@@ -150,7 +147,7 @@ async def lock(conn: Connection, ids: Iterable[InstanceId]) -> Rows:
 def _rows(rows: Iterable[Sequence[Any]]) -> Rows:
     found: Rows = {}
     for *columns, running, active_run, last_run_ended_at in rows:
-        snapshot = _snapshot(*columns)
+        snapshot = _snapshot(columns)
         found[snapshot.instance_id] = (
             snapshot,
             Facts(
@@ -308,22 +305,21 @@ async def list_postures(
     limit: int = 100,
 ) -> list[Posture]:
     """Return the living instances' rows that match, by id, from beyond `after`."""
-    async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(
-            _LIST_SQL,
-            {
-                "owner_id": wanted.owner_id,
-                "server_id": wanted.server_id,
-                "lifecycle": wanted.lifecycle,
-                "status": wanted.status,
-                "stale": wanted.stale,
-                "now": now,
-                "after": after,
-                "limit": limit,
-            },
-            prepare=False,  # planned for the filters that are given
-        )
-        return [_posture(row) for row in await cursor.fetchall()]
+    cursor = await conn.execute(
+        _LIST_SQL,
+        {
+            "owner_id": wanted.owner_id,
+            "server_id": wanted.server_id,
+            "lifecycle": wanted.lifecycle,
+            "status": wanted.status,
+            "stale": wanted.stale,
+            "now": now,
+            "after": after,
+            "limit": limit,
+        },
+        prepare=False,  # planned for the filters that are given
+    )
+    return [_posture(row) for row in await cursor.fetchall()]
 
 
 _GET_SQL: LiteralString = (
@@ -335,11 +331,10 @@ async def get_posture(
     conn: Connection, owner_id: OwnerId | None, instance_id: InstanceId
 ) -> Posture | None:
     """Return one row; None where it isn't, or isn't this owner's."""
-    async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(
-            _GET_SQL, {"owner_id": owner_id, "instance_id": instance_id}
-        )
-        row = await cursor.fetchone()
+    cursor = await conn.execute(
+        _GET_SQL, {"owner_id": owner_id, "instance_id": instance_id}
+    )
+    row = await cursor.fetchone()
     return None if row is None else _posture(row)
 
 
@@ -363,31 +358,25 @@ async def list_decayed(
     return [InstanceId(row[0]) for row in await cursor.fetchall()]
 
 
-def _snapshot(row: Row) -> Snapshot:
+def _snapshot(row: Sequence[Any]) -> Snapshot:
+    instance_id, server_id, owner_id, status, lifecycle, tag, attempts, *rest = row
+    deadline, provenance_ref, provenance, version, updated_at = rest
     return Snapshot(
-        instance_id=InstanceId(row["instance_id"]),
-        server_id=ServerId(row["server_id"]),
-        owner_id=OwnerId(row["owner_id"]),
-        attestation_status=AttestationStatus(row["attestation_status"]),
-        lifecycle=Lifecycle(row["lifecycle_state"]),
-        remediation_state=Tag(row["remediation_state"]),
-        remediation_attempts=row["remediation_attempts"],
-        freshness_deadline=row["freshness_deadline"],
-        provenance_ref=row["provenance_ref"],
-        provenance=row["provenance"],
-        version=row["version"],
-        updated_at=row["updated_at"],
+        instance_id=InstanceId(instance_id),
+        server_id=ServerId(server_id),
+        owner_id=OwnerId(owner_id),
+        attestation_status=AttestationStatus(status),
+        lifecycle=Lifecycle(lifecycle),
+        remediation_state=Tag(tag),
+        remediation_attempts=attempts,
+        freshness_deadline=deadline,
+        provenance_ref=provenance_ref,
+        provenance=provenance,
+        version=version,
+        updated_at=updated_at,
     )
 
 
-def _facts(row: Row) -> Facts:
-    active = row["active_run"]
-    return Facts(
-        active_run=None if active is None else RunId(active),
-        last_run_ended_at=row["last_run_ended_at"],
-        running=row["is_running"],
-    )
-
-
-def _posture(row: Row) -> Posture:
-    return Posture(_snapshot(row), row["server_name"], row["instance_name"])
+def _posture(row: Sequence[Any]) -> Posture:
+    *columns, server_name, instance_name = row
+    return Posture(_snapshot(columns), server_name, instance_name)

@@ -1,7 +1,7 @@
 """VM instances and their own log: the statements, and the rows as values."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, LiteralString
 from uuid import UUID
@@ -29,7 +29,7 @@ class Instance:
     image: str
     memory_mib: int
     vcpu_count: int
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = field(repr=False)
     attestation_policy: str | None
     capability_notes: Sequence[str]
     last_error: str | None
@@ -93,7 +93,7 @@ class NewInstance:
     image: str
     memory_mib: int
     vcpu_count: int
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = field(repr=False)
     attestation_policy: str
     endpoint: str
     credentials: Mapping[str, Any]
@@ -209,9 +209,7 @@ async def adopt_living(
 
 _UNSETTLED_SQL: LiteralString = """
 SELECT id, desired_state FROM runtime_vm_instances
- WHERE terminated_at IS NULL AND runtime_owner = %(runtime)s AND id > %(after)s
-   AND (desired_state = 'terminated'
-        OR (desired_state = 'running') <> (power_state = 'running'))
+ WHERE unsettled AND runtime_owner = %(runtime)s AND id > %(after)s
  ORDER BY id
  LIMIT %(limit)s
 """

@@ -8,6 +8,7 @@ from trustfabric.domain.ids import InstanceId, OwnerId, RunId
 from trustfabric.domain.playbooks import Playbook
 from trustfabric.domain.runs import NewRun, Run, RunOrder, enqueue
 from trustfabric.domain.trust import Change, Signal, Tag
+from trustfabric.errors import InvalidError
 
 DISPATCHER = "actor:dispatcher"
 
@@ -82,7 +83,11 @@ def remedy(
             }
         },
     )
-    run = enqueue(playbook, order, now)
+    try:
+        run = enqueue(playbook, order, now)
+    except InvalidError as error:
+        told = f"playbook {playbook.key} waits for a person's parameters: {error}"
+        return _note(Tag.NO_PLAYBOOK, told)
     reason = f"playbook {playbook.key} staged: {found.reason}"
     return Remedy(_change(Signal.RUN_STAGED, run.tag, reason), run)
 

@@ -27,6 +27,17 @@ class RemediationLogEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProducedFile:
+    """A file that an execution left, secrets already masked."""
+
+    name: str
+    """Its path in the output directory, of plain characters only."""
+    content: bytes = field(repr=False)
+    media_type: str = "application/octet-stream"
+    artifact_type: str = "output"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExitStatus:
     """How an execution ended; `failure_reason` None is success."""
 
@@ -35,6 +46,9 @@ class ExitStatus:
     message: str
     failure_reason: FailureReason | None
     duration_s: float
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    """What the run's result tells beside how it ended; secrets already masked."""
+    files: tuple[ProducedFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

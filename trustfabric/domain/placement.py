@@ -56,6 +56,15 @@ class Accelerator:
     reasons: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class HeldBy:
+    """A person's hold in force: who placed it, and when it ends of itself."""
+
+    scope: str
+    by: str
+    until: datetime | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Situation:
     """All that the gate looks at, read in one statement."""
@@ -70,6 +79,8 @@ class Situation:
     failure: Failure | None = None
     holds: Sequence[str] = ()
     """Scopes of the holds in force."""
+    held_by: Sequence[HeldBy] = ()
+    """The same holds one by one."""
     accelerators: Sequence[Accelerator] = ()
     inputs: Mapping[str, Any] = field(default_factory=dict)
     """Which rows this is, by id and version: what a decision on it rests on."""
@@ -82,6 +93,8 @@ class Decision:
     allowed: bool
     notes: tuple[str, ...]
     stale: bool
+    blocking: tuple[str, ...] = ()
+    """Those of the notes that refuse; empty exactly where it is allowed."""
 
     @property
     def status(self) -> ServerStatus:
@@ -113,17 +126,35 @@ def decide(
     notes = [
         *_trust_notes(situation, now, repairs=repairs),
         *_run_notes(situation, repairs=repairs),
-        *(
-            _Note(f"policy_hook:remediation_gate=held:{scope}", blocks=True)
-            for scope in situation.holds
-        ),
+        *_hold_notes(situation),
         *_accelerator_notes(situation.accelerators),
     ]
     return Decision(
         allowed=not any(note.blocks for note in notes),
         notes=tuple(note.text for note in notes),
         stale=_is_stale(situation, now),
+        blocking=tuple(note.text for note in notes if note.blocks),
     )
+
+
+def kind_of(blocking: str) -> str:
+    """Return what kind of note refuses, without its particulars: a closed set."""
+    for prefix, (word, kept) in _KINDS.items():
+        if blocking.startswith(prefix):
+            parts = blocking.removeprefix(prefix).split(":")
+            return word if kept is None else f"{word}:{parts[kept]}"
+    return "other"
+
+
+_KINDS: Mapping[str, tuple[str, int | None]] = {
+    "trust:lifecycle:": ("lifecycle", 0),
+    "trust:freshness-expired:": ("freshness-expired", None),
+    "policy_hook:remediation_gate=active-run:": ("active-run", None),
+    "policy_hook:remediation_gate=failure:": ("failure", 1),
+    "policy_hook:remediation_gate=held:": ("held", 0),
+    "policy_hook:accelerator_gate=": ("accelerator", None),
+}
+"""The word for each, and which of its parts is kept."""
 
 
 def policy_notes(situation: Situation) -> tuple[str, ...]:
@@ -207,6 +238,15 @@ def _run_notes(situation: Situation, *, repairs: bool) -> Iterator[_Note]:
         yield _Note(
             f"remediation:last-failure-at:{failure.reason}:{rfc3339(failure.at)}"
         )
+
+
+def _hold_notes(situation: Situation) -> Iterator[_Note]:
+    for scope in situation.holds:
+        yield _Note(f"policy_hook:remediation_gate=held:{scope}", blocks=True)
+        for hold in situation.held_by:
+            if hold.scope == scope:
+                ends = "release" if hold.until is None else rfc3339(hold.until)
+                yield _Note(f"remediation:held-by:{scope}:{hold.by}:until:{ends}")
 
 
 def _accelerator_notes(accelerators: Sequence[Accelerator]) -> Iterator[_Note]:

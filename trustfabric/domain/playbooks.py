@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 
 from trustfabric.domain.documents import plain
 from trustfabric.domain.ids import OwnerId, PlaybookId
+from trustfabric.domain.rules import check_rules
 from trustfabric.domain.specs import ExecutorType, check_spec
 from trustfabric.errors import ForbiddenError, InvalidError
 
@@ -98,6 +99,7 @@ def check_playbook(playbook: Checked) -> None:
     ):
         raise InvalidError("sla_duration_seconds: not a positive number of seconds")
     check_spec(playbook.executor_type, playbook.metadata)
+    check_rules(playbook.metadata, approval_required=playbook.approval_required)
 
 
 def check_author(author: Author, playbook: Checked) -> None:
@@ -133,7 +135,10 @@ def edited(playbook: Playbook, edit: PlaybookEdit) -> Playbook:
 
 
 def snapshot_of(playbook: Playbook) -> dict[str, Any]:
-    """Return the playbook as a run keeps it: an edit never changes what will run."""
+    """Return the playbook as a run keeps it: an edit never changes what will run.
+
+    The run adds `parameters`: its payload with the playbook's defaults filled in.
+    """
     return {
         "id": playbook.id,
         "playbook_key": playbook.key,
@@ -153,6 +158,8 @@ def content_sha256(
 ) -> str:
     """Return the digest of what will run, and nothing else of the playbook."""
     content = {**_content(snapshot), "automation_payload": payload}
+    if "parameters" in snapshot:
+        content["parameters"] = snapshot["parameters"]
     text = json.dumps(
         content, sort_keys=True, separators=(",", ":"), ensure_ascii=False
     )

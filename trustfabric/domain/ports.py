@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from trustfabric.domain.attestation.launch import Launch
 from trustfabric.domain.evidence.keys import EnrolledKey
 from trustfabric.domain.vms import IsolationTier, PowerEvent, PowerState, VmSpec
 
@@ -28,6 +29,8 @@ class Defined:
     """It was there already, ours and as specified."""
     notes: tuple[str, ...] = ()
     """For `capability_notes`."""
+    launch: Launch | None = None
+    """What a guest with a launch digest must report, or why that isn't known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,13 +61,20 @@ _NOT_YET_BOOTED = frozenset(
 _RAN = frozenset({PowerState.RUNNING, PowerState.PAUSED})
 
 
+def told(recorded: PowerState, echoed: PowerState | None) -> PowerState | None:
+    """Return what is, where a hypervisor echoes only what we did since our start.
+
+    Of what ran before it knows nothing: there the record stands in for it.
+    """
+    return recorded if echoed is None and recorded in _RAN else echoed
+
+
 def next_step(
     desired: Desired,
     recorded: PowerState,
     observed: PowerState | None,
     *,
     volatile: bool,
-    observes: bool = True,
     hold: Hold = Hold.NONE,
     rebooted: bool = False,
 ) -> Step:
@@ -75,11 +82,8 @@ def next_step(
 
     `recorded` is what the database says; `observed` what the hypervisor says, None
     where it does not know the domain. A volatile driver's domains die with our
-    process: one that is missing was running when we died, and goes on. One that
-    doesn't observe knows only what it did itself: the record stands in for it.
+    process: one that is missing was running when we died, and goes on.
     """
-    if observed is None and not observes and recorded in _RAN:
-        observed = recorded
     active = observed is not None and observed.active
     match desired:
         case Desired.TERMINATED:

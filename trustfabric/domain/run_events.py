@@ -66,6 +66,7 @@ def log_event(line: RemediationLogEvent, at: datetime) -> RunEvent:
 
 def status_event(run: Run, message: str, at: datetime) -> RunEvent:
     """Return the event of a change that made the run what it is now."""
+    deadline = run.sla_deadline
     return RunEvent(
         kind="status",
         stream=LogStream.SYSTEM,
@@ -78,6 +79,10 @@ def status_event(run: Run, message: str, at: datetime) -> RunEvent:
             "approval_state": run.approval_state.value,
             "failure_reason": run.failure_reason,
             "message": message,
+            "approvals_given": run.approvals_given,
+            "approvals_required": run.approvals_required,
+            "sla_deadline": None if deadline is None else rfc3339(deadline),
+            "sla_breached": run.sla_breached_at is not None,
         },
     )
 

@@ -27,18 +27,17 @@ from trustfabric.domain.ids import (
     RunId,
     ServerId,
 )
+from trustfabric.domain.parameters import filled
 from trustfabric.domain.playbooks import (
     Playbook,
     content_sha256,
     snapshot_of,
-    still_runs,
 )
+from trustfabric.domain.rules import approvals_required
 from trustfabric.domain.specs import ExecutorType, OnLost, on_lost, retry_limit
 from trustfabric.domain.trust import Signal, Tag
 from trustfabric.errors import (
-    ApprovalStaleError,
     ConflictError,
-    SelfApprovalError,
     VersionConflictError,
     VersionRequiredError,
 )
@@ -147,6 +146,25 @@ class Run:
     version: int
     created_at: datetime
     updated_at: datetime
+    approvals_required: int = 0
+    """How many people have to agree; 0 where nobody has to."""
+    approvals_given: int = 0
+    sla_breached_at: datetime | None = None
+    """When it was told that the SLA deadline had passed; that is told once."""
+
+    @property
+    def parameters(self) -> Mapping[str, Any] | None:
+        """What the executor is given: the payload, defaults filled in."""
+        pinned: Mapping[str, Any] | None = self.playbook_snapshot.get(
+            "parameters", self.automation_payload
+        )
+        return pinned
+
+    def is_late(self, now: datetime) -> bool:
+        """Whether the SLA deadline has passed and nobody has said so yet."""
+        if self.sla_deadline is None or self.sla_breached_at is not None:
+            return False
+        return self.sla_deadline <= now
 
     @property
     def spec(self) -> Mapping[str, Any]:
@@ -179,6 +197,7 @@ class NewRun:
     snapshot: Mapping[str, Any]
     content_sha256: str
     approval_state: ApprovalState
+    approvals_required: int
     sla_deadline: datetime | None
     queued_at: datetime
 
@@ -187,22 +206,6 @@ class NewRun:
         """What the instance waits for once the run is staged."""
         waits = self.approval_state is ApprovalState.PENDING
         return Tag.PENDING_APPROVAL if waits else Tag.AWAITING_EXECUTOR
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ruling:
-    """A person's decision on a run that waits for approval."""
-
-    approve: bool
-    by: OwnerId
-    expected_version: int | None
-    notes: str | None = None
-    content_sha256: str | None = None
-    """What the person saw; None: whatever the run pinned."""
-
-    @property
-    def actor(self) -> str:
-        return f"user:{self.by}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,19 +235,24 @@ class Outcome:
 
 
 def enqueue(playbook: Playbook, order: RunOrder, now: datetime) -> NewRun:
-    """Pin the playbook as it is now; it decides whether a person has to agree."""
+    """Pin the playbook as it is now; it decides whether a person has to agree.
+
+    Raise InvalidError, with a pointer, where the payload is not what it takes.
+    """
     snapshot = snapshot_of(playbook)
-    sla = playbook.sla_duration_s
+    schema = playbook.metadata.get("parameters")
+    if schema is not None:
+        snapshot["parameters"] = filled(schema, order.automation_payload)
+    gated, sla = playbook.approval_required, playbook.sla_duration_s
     return NewRun(
         order=order,
         playbook=playbook,
         snapshot=snapshot,
         content_sha256=content_sha256(snapshot, order.automation_payload),
         approval_state=(
-            ApprovalState.PENDING
-            if playbook.approval_required
-            else ApprovalState.AUTO_APPROVED
+            ApprovalState.PENDING if gated else ApprovalState.AUTO_APPROVED
         ),
+        approvals_required=approvals_required(playbook.metadata) if gated else 0,
         sla_deadline=None if sla is None else now + timedelta(seconds=sla),
         queued_at=now,
     )
@@ -263,52 +271,6 @@ def check_version(run: Run, expected: int | None) -> None:
             f"run {run.id} is at version {run.version}, not {expected}",
             expected=expected,
             current=run.version,
-        )
-
-
-def check_ruling(
-    run: Run,
-    ruling: Ruling,
-    current: Playbook | None,
-    *,
-    requester_may_approve: bool = False,
-) -> None:
-    """Raise where this person may not decide so on this run, now.
-
-    `current` is the run's playbook as it is in the catalogue: consent to what it no
-    longer says is stale. A rejection needs neither that nor another person.
-    """
-    if (
-        ruling.approve
-        and not requester_may_approve
-        and run.requested_by == ruling.actor
-    ):
-        raise SelfApprovalError(f"run {run.id} was requested by {ruling.actor}")
-    check_version(run, ruling.expected_version)
-    signal = RunSignal.APPROVED if ruling.approve else RunSignal.REJECTED
-    advance(run, signal)
-    if run.approval_state is not ApprovalState.PENDING:
-        raise ConflictError(
-            f"run {run.id}: approval is {run.approval_state} already",
-            approval_state=run.approval_state,
-        )
-    if ruling.approve:
-        _check_content(run, ruling, current)
-
-
-def _check_content(run: Run, ruling: Ruling, current: Playbook | None) -> None:
-    seen = ruling.content_sha256
-    if seen is not None and seen != run.content_sha256:
-        raise ApprovalStaleError(
-            f"run {run.id} would run other content than was approved",
-            content_sha256=run.content_sha256,
-        )
-    if current is None or not still_runs(current, run.playbook_snapshot):
-        raise ApprovalStaleError(
-            f"run {run.id} pinned playbook {run.playbook} version "
-            f"{run.playbook_snapshot.get('version')}, which was changed since: "
-            "reject it and enqueue anew",
-            content_sha256=run.content_sha256,
         )
 
 

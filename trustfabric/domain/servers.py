@@ -1,7 +1,7 @@
 """A server: the tenant's workload that a VM instance runs for."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -50,7 +50,7 @@ class Server:
     name: str
     server_type: str | None
     status: ServerStatus
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = field(repr=False)
     """`{vm: {image, memory_mib, …}, attestation: {kind, …}}` as it was posted."""
     released_at: datetime | None
     created_at: datetime

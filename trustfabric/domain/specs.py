@@ -7,18 +7,21 @@ InvalidError that names the field. Other keys of the metadata are free.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeAlias
 
+from trustfabric.domain.ansible_spec import read_ansible
+from trustfabric.domain.cloud_spec import read_cloud
+from trustfabric.domain.spec_fields import (
+    Metadata,
+    env_of,
+    seconds_of,
+    text_of,
+    texts_of,
+)
 from trustfabric.errors import InvalidError
-
-SECRET_PREFIX = "secret:"  # noqa: S105  the mark of a reference, not a secret
 
 DEFAULT_TIMEOUT_S = 600.0
 DEFAULT_KILL_GRACE_S = 5.0
-LONGEST_S = 86_400.0
 RETRY_LIMIT_MAX = 100
-
-Metadata: TypeAlias = Mapping[str, Any]
 
 
 class ExecutorType(StrEnum):
@@ -61,9 +64,9 @@ def check_spec(executor_type: ExecutorType, metadata: Metadata) -> None:
         case ExecutorType.SHELL:
             read_shell(metadata)
         case ExecutorType.ANSIBLE:
-            _check_ansible(metadata)
+            read_ansible(metadata)
         case ExecutorType.CLOUD_API:
-            _check_cloud(metadata)
+            read_cloud(metadata)
 
 
 def read_shell(metadata: Metadata) -> ShellSpec:
@@ -72,12 +75,12 @@ def read_shell(metadata: Metadata) -> ShellSpec:
     if (command is None) == (script is None):
         raise InvalidError("metadata: a shell playbook has either command or script")
     if script is not None:
-        _text(script, "script", empty=False)
+        text_of(script, "script", empty=False)
     return ShellSpec(
         command=_command(command),
         script=script,
-        args=_texts(metadata.get("args", []), "args"),
-        env=_env(metadata.get("env", {})),
+        args=texts_of(metadata.get("args", []), "args"),
+        env=env_of(metadata.get("env", {})),
         cwd=_cwd(metadata.get("cwd")),
         timeout_s=_seconds(metadata, "timeout_seconds", DEFAULT_TIMEOUT_S),
         kill_grace_s=_seconds(metadata, "kill_grace_seconds", DEFAULT_KILL_GRACE_S),
@@ -115,80 +118,20 @@ def _command(value: object) -> tuple[str, ...]:
     words = (value,) if isinstance(value, str) else value
     if not isinstance(words, list | tuple) or not words:
         raise InvalidError("metadata.command: a program, or a list that starts with it")
-    vector = _texts(words, "command")
+    vector = texts_of(words, "command")
     if not vector[0].strip():
         raise InvalidError("metadata.command: names no program")
     return vector
 
 
-def _texts(value: object, name: str) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple):
-        raise InvalidError(f"metadata.{name}: not a list of texts")
-    for number, item in enumerate(value):
-        _text(item, f"{name}[{number}]")
-        if item.startswith(SECRET_PREFIX):
-            raise InvalidError(
-                f"metadata.{name}[{number}]: a secret goes into env: "
-                "everybody on the host can read arguments"
-            )
-    return tuple(value)
-
-
-def _text(value: object, name: str, *, empty: bool = True) -> None:
-    if not isinstance(value, str) or "\0" in value:
-        raise InvalidError(f"metadata.{name}: not a text without NUL")
-    if not empty and not value.strip():
-        raise InvalidError(f"metadata.{name}: is empty")
-
-
-def _env(value: object) -> Mapping[str, str]:
-    if not isinstance(value, Mapping):
-        raise InvalidError("metadata.env: not an object of texts")
-    for name, text in value.items():
-        if not name or "=" in name or "\0" in name:
-            raise InvalidError(f"metadata.env: {name!r} is no variable's name")
-        if name.startswith("TRUSTFABRIC_"):
-            raise InvalidError(f"metadata.env.{name}: TRUSTFABRIC_ names are ours")
-        _text(text, f"env.{name}")
-    return dict(value)
-
-
 def _cwd(value: object) -> str | None:
     if value is None:
         return None
-    _text(value, "cwd")
+    text_of(value, "cwd")
     if not str(value).startswith("/"):
         raise InvalidError("metadata.cwd: not an absolute path")
     return str(value)
 
 
 def _seconds(metadata: Metadata, name: str, default: float) -> float:
-    value = metadata.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidError(f"metadata.{name}: not a number of seconds")
-    if not 0 < value <= LONGEST_S:
-        raise InvalidError(f"metadata.{name}: not within 0 … {LONGEST_S:.0f} s")
-    return float(value)
-
-
-def _check_ansible(metadata: Metadata) -> None:
-    if metadata.get("playbook") is None and metadata.get("project_dir") is None:
-        raise InvalidError("metadata: an ansible playbook has playbook or project_dir")
-    _each(metadata, ("project_dir", "limit"), str, "a text")
-    _each(metadata, ("extra_vars",), Mapping, "an object")
-
-
-def _check_cloud(metadata: Metadata) -> None:
-    for name in ("method", "url"):
-        _text(metadata.get(name), name, empty=False)
-    if not metadata["url"].startswith(("https://", "http://")):
-        raise InvalidError("metadata.url: neither https nor http")
-    _each(metadata, ("headers", "expect", "poll"), Mapping, "an object")
-    _seconds(metadata, "timeout_seconds", DEFAULT_TIMEOUT_S)
-
-
-def _each(metadata: Metadata, names: tuple[str, ...], kind: type, what: str) -> None:
-    for name in names:
-        value = metadata.get(name)
-        if value is not None and not isinstance(value, kind):
-            raise InvalidError(f"metadata.{name}: not {what}")
+    return seconds_of(metadata.get(name, default), name)

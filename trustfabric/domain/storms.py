@@ -70,8 +70,6 @@ class Hit:
 
     owner_id: OwnerId
     count: Count
-    for_fleet: int
-    """As the fleet counts it: since its own breaker was last released."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,9 +110,9 @@ def judge(census: Census, limits: StormLimits) -> list[Trip]:
         and (cause := hit.count.passes(limits)) is not None
     ]
     apart = census.open_owners | {trip.owner_id for trip in tripped}
-    total = Count(sum(hit.for_fleet for hit in census.hits), census.living)
+    total = Count(sum(hit.count.quarantined for hit in census.hits), census.living)
     rest = Count(
-        sum(hit.for_fleet for hit in census.hits if hit.owner_id not in apart),
+        sum(hit.count.quarantined for hit in census.hits if hit.owner_id not in apart),
         census.living,
     )
     several = bool(tripped) and len(apart) > 1
@@ -147,7 +145,7 @@ class Trait:
 
     @property
     def telling(self) -> float:
-        """How much more common it is among the affected: −1 … 1."""
+        """How much more common it is among the affected: from -1 to 1."""
         others = self.rest / self.rest_total if self.rest_total else 0.0
         return self.affected / self.affected_total - others
 
@@ -215,9 +213,7 @@ def _rank(one: Trait) -> tuple[float, int, str]:
 def sentence(incident: "Incident") -> str:
     """Say in one line what happened, naming what the affected have in common."""
     seconds = int(float(incident.limits.get("window_seconds", 0)))
-    where = (
-        "the fleet" if incident.owner_id is None else f"owner {incident.owner_id}"
-    )
+    where = "the fleet" if incident.owner_id is None else f"owner {incident.owner_id}"
     told = (
         f"{incident.quarantined} of {incident.living} living VMs of {where} were "
         f"quarantined within {seconds} s"

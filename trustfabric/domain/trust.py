@@ -81,6 +81,7 @@ class Signal(StrEnum):
     RUN_STAGED = "run-staged"
     RUN_APPROVED = "run-approved"
     RUN_STARTED = "run-started"
+    RUN_RESUMED = "run-resumed"
     RUN_RETRYING = "run-retrying"
     RUN_COMPLETED = "run-completed"
     RUN_ENDED = "run-ended"
@@ -117,12 +118,14 @@ TRANSITIONS: Mapping[Lifecycle, Mapping[Signal, Lifecycle]] = {
         _S.TRUSTED_VERDICT: _L.RESTORED,
         _S.UNTRUSTED_VERDICT: _L.QUARANTINED,
         _S.RUN_STARTED: _L.REMEDIATING,
+        _S.RUN_RESUMED: _L.REMEDIATING,
         _S.QUARANTINED_BY_HAND: _L.QUARANTINED,
         _S.OVERRIDDEN: _L.RESTORED,
     },
     _L.QUARANTINED: {
         _S.RUN_STAGED: _L.REMEDIATING,
         _S.RUN_STARTED: _L.REMEDIATING,
+        _S.RUN_RESUMED: _L.REMEDIATING,
         _S.RELEASED: _L.SUSPECT,
         _S.QUARANTINED_BY_HAND: _L.QUARANTINED,
         _S.OVERRIDDEN: _L.RESTORED,
@@ -131,6 +134,7 @@ TRANSITIONS: Mapping[Lifecycle, Mapping[Signal, Lifecycle]] = {
         _S.TRUSTED_VERDICT: _L.RESTORED,
         _S.UNTRUSTED_VERDICT: _L.QUARANTINED,
         _S.RUN_STARTED: _L.REMEDIATING,
+        _S.RUN_RESUMED: _L.REMEDIATING,
         _S.RUN_COMPLETED: _L.REMEDIATING,
         _S.RUN_ENDED: _L.QUARANTINED,
         _S.UNVERIFIED: _L.QUARANTINED,
@@ -144,6 +148,7 @@ TRANSITIONS: Mapping[Lifecycle, Mapping[Signal, Lifecycle]] = {
         _S.VANISHED: _L.SUSPECT,
         _S.EXPIRED: _L.SUSPECT,
         _S.RUN_STARTED: _L.REMEDIATING,
+        _S.RUN_RESUMED: _L.REMEDIATING,
         _S.QUARANTINED_BY_HAND: _L.QUARANTINED,
         _S.OVERRIDDEN: _L.RESTORED,
     },
@@ -158,6 +163,7 @@ _TAGS: Mapping[Signal, Tag] = {
     _S.UNKNOWN_VERDICT: Tag.MONITOR,
     _S.RUN_APPROVED: Tag.AWAITING_EXECUTOR,
     _S.RUN_STARTED: Tag.AUTOMATION_RUNNING,
+    _S.RUN_RESUMED: Tag.AUTOMATION_RUNNING,
     _S.RUN_COMPLETED: Tag.AUTOMATION_COMPLETE,
     _S.UNVERIFIED: Tag.UNVERIFIED,
     _S.RELEASED: Tag.MONITOR,
@@ -229,10 +235,12 @@ def advance(before: Snapshot, facts: Facts, change: Change, now: datetime) -> Sn
         facts.running and is_stale(before.freshness_deadline, now)
     ):
         return before
-    columns = _Row(before, facts, change).columns()
-    if change.signal in _POWER and replace(before, **columns) == before:
+    after = _Row(before, facts, change).after(now)
+    if change.signal in _POWER and after == replace(
+        before, version=after.version, updated_at=now
+    ):
         return before
-    return replace(before, **columns, version=before.version + 1, updated_at=now)
+    return after
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,18 +251,24 @@ class _Row:
     facts: Facts
     change: Change
 
-    def columns(self) -> dict[str, Any]:
-        moves_to = self._target()
+    def after(self, now: datetime) -> Snapshot:
+        before, moves_to = self.before, self._target()
         ref, provenance = self._provenance()
-        return {
-            "lifecycle": moves_to or self.before.lifecycle,
-            "attestation_status": self._status(),
-            "remediation_state": self._tag(moves_to),
-            "remediation_attempts": self._attempts(),
-            "freshness_deadline": self._deadline(),
-            "provenance_ref": ref or self.before.provenance_ref,
-            "provenance": provenance or self.before.provenance,
-        }
+        # Not `replace`: for each change of a fleet, that would take twice as long.
+        return Snapshot(
+            instance_id=before.instance_id,
+            server_id=before.server_id,
+            owner_id=before.owner_id,
+            attestation_status=self._status(),
+            lifecycle=moves_to or before.lifecycle,
+            remediation_state=self._tag(moves_to),
+            remediation_attempts=self._attempts(),
+            freshness_deadline=self._deadline(),
+            provenance_ref=ref or before.provenance_ref,
+            provenance=provenance or before.provenance,
+            version=before.version + 1,
+            updated_at=now,
+        )
 
     def _target(self) -> Lifecycle | None:
         """Return the state moved to, None where the change moves nothing."""

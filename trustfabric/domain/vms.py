@@ -12,6 +12,7 @@ from typing import Final
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from trustfabric.domain.ids import InstanceId, OwnerId, ServerId
+from trustfabric.domain.seeds import Seed
 from trustfabric.errors import (
     ConflictError,
     FabricError,
@@ -202,6 +203,19 @@ class GpuPolicy:
     """Give the guest an IOMMU of its own (Intel model, caching mode)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnpLaunch:
+    """What a SEV-SNP guest is launched with; all of it is measured."""
+
+    cpu_model: str = "EPYC-v4"
+    firmware: str | None = None
+    """Path on the hypervisor; None: it chooses, and no launch digest is known."""
+    kernel: str | None = None
+    """Booted instead of what is on the disk, and measured with it."""
+    initrd: str | None = None
+    cmdline: str | None = None
+
+
 class ConsoleKind(StrEnum):
     """Where a guest's first serial port goes."""
 
@@ -227,7 +241,7 @@ class ConsoleSource:
     """For `unix` and `file`: see `fill_console`."""
     host: str = "127.0.0.1"
     port: int = 0
-    """For `tcp`; 0 lets the hypervisor choose."""
+    """For `tcp`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,7 +264,15 @@ class VmSpec:
     gpu: GpuPolicy = field(default_factory=GpuPolicy)
     console: ConsoleSource = field(default_factory=ConsoleSource)
     """With its path filled in: see `fill_console`."""
+    snp: SnpLaunch = field(default_factory=SnpLaunch)
+    """For the tier `sev-snp` only."""
+    agent_socket: str | None = None
+    """Where the host's end of its agent's port is; None: it has no such port."""
+    seed: Seed | None = None
+    """What cloud-init in it is given."""
     attestation_kind: str = "unknown"
+    tpm_beside: bool = False
+    """A software TPM of ours vouches for it: it needs none inside."""
     capabilities: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -267,7 +289,14 @@ class VmSpec:
     @property
     def vtpm(self) -> bool:
         """Its evidence comes from a virtual TPM, so it gets one."""
-        return self.attestation_kind in _VTPM_KINDS
+        return self.attestation_kind in _VTPM_KINDS and not self.tpm_beside
+
+    @property
+    def seed_volume(self) -> VolumeTemplate:
+        """The disc of its seed: beside its disk, made and removed with it."""
+        folder = PurePosixPath(self.volume.path).parent
+        path = str(folder / f"{self.name}-seed.iso")
+        return VolumeTemplate(path=path, driver="raw", pool=self.volume.pool)
 
 
 def check_instance_name(name: str) -> None:
@@ -318,7 +347,7 @@ def fill_volume(
 
 
 def fill_console(source: ConsoleSource, *, data_dir: str, name: str) -> ConsoleSource:
-    """Give a console that lives in the file system its path."""
+    """Give a console that lives in the file system its path for an instance."""
     template = source.path or _CONSOLE_PATHS.get(source.kind)
     if template is None:
         return source

@@ -352,8 +352,17 @@ def _order(spec: VmSpec) -> dict[str, object]:
             "memory_mib": spec.memory_mib,
             "vcpu_count": spec.vcpu_count,
             "attestation": {"kind": spec.attestation_kind},
+            **_cloud_init(spec),
         },
     }
+
+
+def _cloud_init(spec: VmSpec) -> dict[str, object]:
+    if spec.seed is None:
+        return {}
+    files = spec.seed.files(spec.name)
+    texts = {name.replace("-", "_"): text.decode() for name, text in files.items()}
+    return {"cloud_init": texts}
 
 
 def _defined(made: Mapping[str, object], spec: VmSpec) -> Defined | None:

@@ -5,10 +5,9 @@ each URI at least), events come over its `EventLoop`. Truth is `observe`; events
 are hints. Only domains that carry our runtime's mark are ever seen or touched.
 """
 
-import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -21,14 +20,17 @@ from trustfabric.domain.vms import (
     PowerEvent,
     PowerState,
     VmSpec,
+    VolumeTemplate,
 )
 from trustfabric.drivers import libvirt_domains as domains
-from trustfabric.drivers import libvirt_volumes as volumes
+from trustfabric.drivers.launch_digest import note
 from trustfabric.drivers.libvirt_connect import Credentials, parse_uri, snapshot_of
 from trustfabric.drivers.libvirt_consoles import Consoles
 from trustfabric.drivers.libvirt_errors import load_binding
 from trustfabric.drivers.libvirt_events import EventLoop, power_change
 from trustfabric.drivers.libvirt_link import Link, Listeners
+from trustfabric.drivers.libvirt_probe import Prober, Virt
+from trustfabric.drivers.libvirt_stops import Stops
 from trustfabric.drivers.libvirt_tiers import check_tier
 from trustfabric.drivers.libvirt_xml import VirtType, domain_xml
 from trustfabric.errors import UnavailableError
@@ -39,8 +41,11 @@ _DESTROY_S: Final = 30.0
 """A hung QEMU is asked for ten seconds before it is killed."""
 _OBSERVE_S: Final = 30.0
 """The list of domains waits for a hung QEMU to be killed."""
-_POLL_S: Final = 1.0
 _CONSOLE_LINES: Final = 2000
+_NOTES: Final = {
+    VirtType.TEST: ("libvirt:simulated",),
+    VirtType.QEMU: ("libvirt:emulated",),
+}
 _NO_CONSOLE: Final = "domains of libvirt's test driver have no console"
 
 
@@ -60,11 +65,13 @@ class LibvirtProvisioner:
         runtime: str,
         credentials: Credentials | None = None,
         virt: VirtType | None = None,
+        scratch: VolumeTemplate | None = None,
         console_dir: Path | None = None,
         console_lines: int = _CONSOLE_LINES,
     ) -> None:
         """`runtime` marks this installation's domains; no `virt` takes the best.
 
+        What is best is found with a guest whose disk lies where `scratch` does.
         Console lines are kept in files of `console_dir`, and so many in memory.
         """
         self._binding = load_binding()
@@ -72,7 +79,10 @@ class LibvirtProvisioner:
         self._events = events
         self._executor = executor
         self._credentials = credentials or Credentials()
-        self._virt: VirtType | None = VirtType.TEST if self._uri.simulated else virt
+        self._virt = Virt(
+            VirtType.TEST if self._uri.simulated else virt,
+            Prober(self._binding.libvirtError, scratch, events.time),
+        )
         self._host = domains.Host(
             error=self._binding.libvirtError,
             runtime=runtime,
@@ -89,12 +99,13 @@ class LibvirtProvisioner:
         self._strangers: frozenset[str] = frozenset()
         self._specs: dict[str, VmSpec] = {}
         self._consoles = Consoles(
-            self._host.error,
+            self._binding,
             events,
+            here=self._uri.here,
             keep=max(console_lines, _CONSOLE_LINES),
             folder=console_dir,
         )
-        self._offs: dict[str, asyncio.Event] = {}
+        self._stops = Stops(self._host)
 
     @property
     def endpoint(self) -> str:
@@ -149,8 +160,6 @@ class LibvirtProvisioner:
         )
         try:
             watch = await link.open(listeners, self._anchor)
-            if self._virt is None:
-                self._virt = await link.call("asking for KVM", domains.best_virt)
         except BaseException:
             await link.close()
             raise
@@ -166,11 +175,12 @@ class LibvirtProvisioner:
     async def define(self, spec: VmSpec) -> Defined:
         link = self._up()
         await self._require_tier(link, spec.tier)
+        notes = _NOTES.get(await self._virt.of(link), ())
         wanted = self._xml(spec)
-        if spec.volume.is_made and not self.simulated:
+        if not self.simulated and (spec.volume.is_made or spec.seed is not None):
             await link.call(
-                f"making the disk of {spec.name}",
-                lambda conn: volumes.ensure(self._host.error, conn, spec.volume),
+                f"making the disks of {spec.name}",
+                lambda conn: domains.ensure_volumes(self._host, conn, spec),
                 within_s=_DISK_S,
             )
         adopted = await link.call(
@@ -179,12 +189,24 @@ class LibvirtProvisioner:
         )
         self._ours[str(spec.uuid)] = spec.name
         self._specs[spec.name] = spec
+        launch = None
+        if spec.tier is IsolationTier.SEV_SNP:
+            launch = await link.call(
+                f"deriving the launch digest of {spec.name}",
+                lambda conn: domains.launch(
+                    self._host, conn, spec.name, here=self._uri.here
+                ),
+            )
         return Defined(
             hypervisor_name=spec.name,
             tier=spec.tier,
             simulated=self.simulated,
             adopted=adopted,
-            notes=("libvirt:simulated",) if self.simulated else (),
+            notes=(
+                *notes,
+                *(() if launch is None else (note(launch),)),
+            ),
+            launch=launch,
         )
 
     async def start(self, name: str) -> None:
@@ -203,7 +225,7 @@ class LibvirtProvisioner:
 
     async def stop(self, name: str, *, grace_s: float) -> None:
         link = self._up()
-        if grace_s > 0 and await self._stop_gently(link, name, grace_s):
+        if grace_s > 0 and await self._stops.gently(link, name, grace_s):
             return
         await link.call(
             f"destroying {name}",
@@ -262,8 +284,7 @@ class LibvirtProvisioner:
                 yield batch
 
     def _xml(self, spec: VmSpec) -> Element:
-        virt = self._virt or VirtType.QEMU
-        return domain_xml(spec, virt=virt, runtime=self._host.runtime)
+        return domain_xml(spec, virt=self._virt.chosen, runtime=self._host.runtime)
 
     def _up(self) -> Link:
         if self._link is None:
@@ -276,42 +297,6 @@ class LibvirtProvisioner:
         if tier.confidential and not self.simulated:
             version = await link.call("asking the version", lambda c: c.getLibVersion())
         check_tier(tier, self.endpoint, version)
-
-    async def _stop_gently(self, link: Link, name: str, grace_s: float) -> bool:
-        """Tell whether it went off by itself in time."""
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + grace_s
-        with self._off_event(name) as off:
-            if not await self._ask_to_stop(link, name, grace_s):
-                return False
-            while (left := deadline - clock()) > 0:
-                if not await link.observe(
-                    f"watching {name} stop",
-                    lambda conn: domains.active(self._host, conn, name),
-                ):
-                    return True
-                await _wait(off, min(left, _POLL_S))
-        return False
-
-    async def _ask_to_stop(self, link: Link, name: str, grace_s: float) -> bool:
-        try:
-            return await link.call(
-                f"shutting down {name}",
-                lambda conn: domains.shut_down(self._host, conn, name),
-                within_s=grace_s,
-            )
-        except UnavailableError as error:
-            if error.facts.get("cause") == "deadline" and link.lost is None:
-                return False  # a hung guest: its power is cut
-            raise
-
-    @contextmanager
-    def _off_event(self, name: str) -> Iterator[asyncio.Event]:
-        event = self._offs.setdefault(name, asyncio.Event())
-        try:
-            yield event
-        finally:
-            self._offs.pop(name, None)
 
     async def _open_consoles(self, link: Link, seen: domains.Snapshot) -> None:
         """Read every guest's console at all times: what isn't read is lost."""
@@ -362,9 +347,7 @@ class LibvirtProvisioner:
     def _tell(self, generation: int, uuid: str, name: str, change: PowerChange) -> None:
         if generation != self._generation or uuid not in self._ours:
             return
-        off = self._offs.get(name)
-        if off is not None:
-            off.set()
+        self._stops.heard(name)
         if self._on_event is not None:
             self._on_event(PowerEvent(name, generation, change))
 
@@ -374,12 +357,3 @@ class LibvirtProvisioner:
         self._consoles.drop()
         if self._on_lost is not None:
             self._on_lost(reason)
-
-
-async def _wait(event: asyncio.Event, within_s: float) -> None:
-    try:
-        async with asyncio.timeout(within_s):
-            await event.wait()
-    except TimeoutError:
-        return
-    event.clear()

@@ -36,6 +36,8 @@ class Uri:
     """The driver runs in our own process: its state is ours to keep open."""
     volatile: bool
     """That state is only in memory."""
+    here: bool
+    """The hypervisor's files and sockets are those of this machine."""
 
     @property
     def shown(self) -> str:
@@ -54,7 +56,8 @@ def parse_uri(text: str) -> Uri:
     remote = bool(transport) or bool(parts.netloc)
     simulated = driver == "test"
     local = not remote and (simulated or parts.path == "/embed")
-    return Uri(text, simulated, local, volatile=local and simulated)
+    here = not parts.netloc and transport in ("", "unix")
+    return Uri(text, simulated, local, volatile=local and simulated, here=here)
 
 
 def _split(text: str) -> SplitResult:

@@ -23,15 +23,20 @@ class Consoles:
 
     def __init__(
         self,
-        error: type[Exception],
+        binding: Any,
         events: EventLoop,
         *,
+        here: bool,
         keep: int,
         folder: Path | None,
     ) -> None:
-        """Keep `keep` lines each in memory, and more in files of `folder`."""
-        self._error = error
+        """Keep `keep` lines each in memory, and more in files of `folder`.
+
+        The hypervisor is on this host where `here` says so.
+        """
+        self._binding = binding
         self._events = events
+        self._here = here
         self._keep = keep
         self._folder = folder
         self._consoles: dict[str, Console] = {}
@@ -121,22 +126,29 @@ class Consoles:
             ring = LineRing(self._keep)
         else:
             ring = LineRing(self._keep, known=file.read(), keep=file.append)
-        return Console(self._error, self._events, ring)
+        return Console(self._binding, self._events, ring, here=self._here)
 
     def _file(self, name: str) -> ConsoleFile | None:
         return None if self._folder is None else ConsoleFile(self._folder / name)
 
 
-def _why_empty(console: Console, source: ConsoleSource | None) -> str:
-    if source is not None and source.kind is not ConsoleKind.PTY:
-        where = f", its lines go to {source.path}" if source.path else ""
-        return (
-            f"LIBVIRT_CONSOLE_SOURCE is {source.kind}: "
-            f"only a pty is read through libvirt{where}"
+def _why_empty(console: Console, wanted: ConsoleSource | None) -> str:
+    has = console.source.kind
+    if console.attached and has is ConsoleKind.FILE:
+        why = (
+            f"nothing was printed to {console.source.path}: where its guest does "
+            "print, virtlogd may not run, which writes that file for QEMU"
         )
-    if console.attached:
-        return "nothing was printed since the console was opened"
-    return console.why_not or "its console has ended"
+    elif console.attached:
+        why = "nothing was printed since the console was opened"
+    else:
+        why = console.why_not or "its console has ended"
+    if wanted is not None and wanted.kind is not has:
+        why = (
+            f"LIBVIRT_CONSOLE_SOURCE is {wanted.kind}, but the VM was defined with "
+            f"{has} and gets the other at its next boot: {why}"
+        )
+    return why
 
 
 async def _within(beat_s: float, changed: asyncio.Event) -> None:

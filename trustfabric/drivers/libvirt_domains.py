@@ -10,21 +10,23 @@ from dataclasses import dataclass
 from typing import Any, Final
 from xml.etree.ElementTree import Element
 
-from trustfabric.domain.vms import PowerState
+from trustfabric.domain.attestation.launch import Launch
+from trustfabric.domain.vms import PowerState, VmSpec
 from trustfabric.drivers import libvirt_errors as codes
 from trustfabric.drivers import libvirt_volumes as volumes
+from trustfabric.drivers.launch_digest import derive
 from trustfabric.drivers.libvirt_events import power_state
 from trustfabric.drivers.libvirt_readback import differences
 from trustfabric.drivers.libvirt_xml import (
     NAMESPACE,
     Tag,
-    VirtType,
-    own_volume,
+    own_volumes,
     parse,
     render,
     tag_in,
     tag_of,
 )
+from trustfabric.drivers.seed_iso import seed_iso
 from trustfabric.errors import (
     AlreadyRunningError,
     ConflictError,
@@ -39,7 +41,6 @@ _START_PAUSED: Final = 1
 _STATS_STATE: Final = 1
 _UNDEFINE_ALL: Final = 1 | 2 | 4 | 16 | 32
 """Managed save, snapshots, NVRAM, checkpoints, TPM state."""
-_OFFERED: Final = "guest[os_type='hvm']/arch[@name='x86_64']/domain"
 _GONE: Final = frozenset({codes.NO_DOMAIN})
 _OFF: Final = frozenset({codes.NO_DOMAIN, codes.OPERATION_INVALID})
 
@@ -69,11 +70,13 @@ class Snapshot:
     """UUIDs that needn't be asked about again."""
 
 
-def best_virt(conn: Any) -> VirtType:
-    """Return KVM where the hypervisor offers it, else emulation."""
-    offered = parse(conn.getCapabilities()).findall(_OFFERED)
-    kinds = {domain.get("type") for domain in offered}
-    return VirtType.KVM if VirtType.KVM in kinds else VirtType.QEMU
+def ensure_volumes(host: Host, conn: Any, spec: VmSpec) -> None:
+    """Make its disk unless it is there, and its seed anew unless it is in use."""
+    if spec.volume.is_made:
+        volumes.ensure(host.error, conn, spec.volume)
+    if spec.seed is not None and not active(host, conn, spec.name):
+        image = seed_iso(spec.seed.files(spec.name))
+        volumes.upload(host.error, conn, spec.seed_volume, image)
 
 
 def define(host: Host, conn: Any, wanted: Element) -> bool:
@@ -95,6 +98,11 @@ def define(host: Host, conn: Any, wanted: Element) -> bool:
         remove(host, conn, domain.name())
         raise _downgraded(domain.name(), lost)
     return False
+
+
+def launch(host: Host, conn: Any, name: str, *, here: bool) -> Launch | None:
+    """Derive what its guest must report, from the domain as it was made."""
+    return derive(parse(require(host, conn, name).XMLDesc(_XML_INACTIVE)), here=here)
 
 
 def start(
@@ -166,8 +174,8 @@ def remove(host: Host, conn: Any, name: str) -> None:
     if domain.isActive():
         _unless(host, _OFF, domain.destroy)
     if host.keeps_state:
-        volume = own_volume(parse(domain.XMLDesc(_XML_INACTIVE)))
-        if volume is not None:  # first: without its domain nobody would know of it
+        # First: without its domain nobody would know of them.
+        for volume in own_volumes(parse(domain.XMLDesc(_XML_INACTIVE))):
             volumes.remove(host.error, conn, volume)
     flags = _UNDEFINE_ALL if host.keeps_state else 0
     _unless(host, _GONE, lambda: domain.undefineFlags(flags))

@@ -106,6 +106,10 @@ class EventLoop:
         self._thread.join(_STOP_S)
         self._thread = None
 
+    def time(self) -> float:
+        """Seconds of the event loop's clock; safe in any thread."""
+        return self._loop.time()
+
     def deliver(self, receive: Callable[[*_Ts], object], *args: *_Ts) -> None:
         """Call `receive` on the event loop; safe in any thread, dropped at the end."""
         with suppress(RuntimeError):

@@ -27,7 +27,7 @@ _CLOSE_S: Final = 3.0
 _WATCH: Final = 0
 _OBSERVE: Final = (1,)
 _OPERATE: Final = (2, 3, 4, 5)
-"""Connections by number; all but the first are opened when they are first used."""
+"""Connections by number: of a daemon all are opened with the link."""
 _STUCK_LIMIT: Final = 3
 _KEEPALIVE: Final = (5, 3)
 _CLOSE_REASONS: Final = {0: "error", 1: "end of file", 2: "keepalive", 3: "client"}
@@ -83,9 +83,17 @@ class Link:
         self._listeners = listeners
         if kept is not None:
             self._connections[_WATCH] = kept
-        await self._in_thread(
-            f"opening {self._uri.shown}", partial(self._listen, listeners), CALL_S
-        )
+        opening = f"opening {self._uri.shown}"
+        await self._in_thread(opening, partial(self._listen, listeners), CALL_S)
+        if not self._uri.local:
+            # All with one secret: later it may be another, which this link outlives.
+            others = (*_OBSERVE, *_OPERATE)
+            await asyncio.gather(
+                *(
+                    self._in_thread(opening, partial(self._open_one, n), CALL_S)
+                    for n in others
+                )
+            )
         return self._connections[_WATCH]
 
     async def call(
@@ -178,7 +186,7 @@ class Link:
             self.lose(f"{self._stuck} calls hang")
 
     def _connection(self, number: int) -> Any:
-        """Return the connection of a slot, opened by the first who needs it."""
+        """Return the connection of a slot, opened where it isn't yet."""
         number = _WATCH if self._uri.local else number
         conn = self._connections.get(number)
         if conn is None:
@@ -189,6 +197,9 @@ class Link:
                 self._let_go()
                 raise self._down(self._lost)
         return conn
+
+    def _open_one(self, number: int) -> None:
+        self._connection(number)
 
     def _guard(self, conn: Any) -> None:
         """Notice when a connection that leaves our process ends."""

@@ -1,11 +1,12 @@
 """A VM's disk made, and removed, through libvirt's storage pools; it all blocks.
 
-Only a template that gives a size or a base image asks for it: any other disk is
-expected to be there. A volume that exists is left as it is.
+Only a template that gives a size or a base image asks for a disk: any other one is
+expected to be there. A volume that exists is left as it is, unless it is uploaded.
 """
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any, Final
 from xml.etree.ElementTree import Element, SubElement
@@ -19,6 +20,7 @@ _BUILD: Final = 1
 """Make the pool's directory too."""
 _EXISTS: Final = 90
 _CAPACITY: Final = 1
+_CHUNK: Final = 64 << 10
 
 
 def ensure(error: type[Exception], conn: Any, volume: VolumeTemplate) -> None:
@@ -31,6 +33,33 @@ def ensure(error: type[Exception], conn: Any, volume: VolumeTemplate) -> None:
         return
     capacity = _capacity(error, conn, volume)
     _unless_exists(error, lambda: pool.createXML(_volume_xml(volume, capacity), 0))
+
+
+def upload(
+    error: type[Exception], conn: Any, volume: VolumeTemplate, content: bytes
+) -> Any:
+    """Make the volume anew with this content; return libvirt's object of it.
+
+    Nobody may be using it: what is there goes.
+    """
+    pool = _pool(error, conn, volume)
+    name = PurePosixPath(volume.path).name
+    old = _found(error, lambda: pool.storageVolLookupByName(name))
+    if old is not None:
+        _found(error, lambda: old.delete(0))
+    made = pool.createXML(_volume_xml(volume, len(content)), 0)
+    stream = conn.newStream(0)
+    try:
+        made.upload(stream, 0, len(content), 0)
+        view = memoryview(content)
+        while view:
+            view = view[stream.send(bytes(view[:_CHUNK])) :]
+        stream.finish()
+    except BaseException:
+        _quietly(error, stream.abort)
+        _quietly(error, lambda: made.delete(0))
+        raise
+    return made
 
 
 def remove(error: type[Exception], conn: Any, volume: VolumeTemplate) -> None:
@@ -104,6 +133,11 @@ def _unless_exists(error: type[Exception], make: Callable[[], object]) -> None:
     except error as failure:
         if _code(failure) not in {_EXISTS, codes.OPERATION_FAILED}:
             raise
+
+
+def _quietly(error: type[Exception], act: Callable[[], object]) -> None:
+    with suppress(error):
+        act()
 
 
 def _code(error: Any) -> int:

@@ -23,6 +23,7 @@ from trustfabric.domain.vms import (
     GpuDevice,
     IsolationTier,
     NetworkTemplate,
+    SnpLaunch,
     VmSpec,
     VolumeTemplate,
 )
@@ -45,6 +46,8 @@ _LAUNCH_POLICY: Final = {
     IsolationTier.TDX: "0x10000000",  # SEPT_VE_DISABLE, no debugging
 }
 _SEV_HEADROOM_MIB: Final = 256
+AGENT_PORT: Final = "trustfabric.agent.0"
+"""As the guest agent looks for it."""
 
 
 class VirtType(StrEnum):
@@ -76,12 +79,14 @@ def domain_xml(spec: VmSpec, *, virt: VirtType, runtime: str) -> Element:
     _memory(root, spec)
     root.append(_os(spec, real=real))
     root.append(_features(spec))
+    if spec.tier is IsolationTier.SEV_SNP:
+        root.append(_cpu(spec.snp.cpu_model))
     SubElement(root, "on_poweroff").text = "destroy"
     SubElement(root, "on_reboot").text = "restart"
     SubElement(root, "on_crash").text = "destroy"
     root.append(_devices(spec, real=real))
     if spec.tier.confidential:
-        root.append(_launch_security(spec.tier))
+        root.append(_launch_security(spec))
     root.insert(2, _metadata(spec, runtime, _digest(root)))
     return root
 
@@ -105,18 +110,36 @@ def tag_of(metadata: str | None) -> Tag | None:
     return None if runtime is None or digest is None else Tag(runtime, digest)
 
 
-def own_volume(root: Element) -> VolumeTemplate | None:
-    """Return the disk that was made for this domain alone, None when it has none."""
+def own_volumes(root: Element) -> list[VolumeTemplate]:
+    """Return the disk and the seed that were made for this domain alone."""
     name = root.findtext("name", "")
     mark = root.find(f"metadata/{_INSTANCE}")
-    source = root.find("devices/disk/source")
-    if mark is None or mark.get("disk") != "made" or source is None:
-        return None
-    pool = source.get("pool")
-    path = source.get("file") or f"/{source.get('volume', '')}"
-    # A template may have given several VMs the same path.
-    is_its_own = name and name in PurePosixPath(path).name
-    return VolumeTemplate(path=path, pool=pool) if is_its_own else None
+    if not name or mark is None:
+        return []
+    kinds = {"disk": mark.get("disk"), "cdrom": mark.get("seed")}
+    made = []
+    for disk in root.findall("devices/disk"):
+        source = disk.find("source")
+        if source is None or kinds.get(disk.get("device", "disk")) != "made":
+            continue
+        path = source.get("file") or f"/{source.get('volume', '')}"
+        # A template may have given several VMs the same path.
+        if name in PurePosixPath(path).name:
+            made.append(VolumeTemplate(path=path, pool=source.get("pool")))
+    return made
+
+
+def console_of(metadata: str | None) -> ConsoleSource:
+    """Return where a domain's console goes, from our mark in it."""
+    try:
+        element = parse(metadata or "")
+        return ConsoleSource(
+            kind=ConsoleKind(element.get("console", ConsoleKind.PTY)),
+            path=element.get("console-path"),
+            port=int(element.get("console-port", "0")),
+        )
+    except (ParseError, ValueError):
+        return ConsoleSource()
 
 
 def tag_in(root: Element) -> Tag:
@@ -145,6 +168,13 @@ def _metadata(spec: VmSpec, runtime: str, digest: str) -> Element:
     )
     if spec.volume.is_made:
         mark.set("disk", "made")
+    if spec.seed is not None:
+        mark.set("seed", "made")
+    mark.set("console", spec.console.kind)
+    if spec.console.path is not None:
+        mark.set("console-path", spec.console.path)
+    if spec.console.kind is ConsoleKind.TCP:
+        mark.set("console-port", str(spec.console.port))
     return metadata
 
 
@@ -164,14 +194,39 @@ def _memory(root: Element, spec: VmSpec) -> None:
 
 def _os(spec: VmSpec, *, real: bool) -> Element:
     element = Element("os")
-    if spec.tier.confidential:
+    snp = spec.snp if spec.tier is IsolationTier.SEV_SNP else None
+    named = snp is not None and snp.firmware is not None
+    if spec.tier.confidential and not named:
         element.set("firmware", "efi")
     machine = {"arch": "x86_64", "machine": "q35"} if real else {}
     SubElement(element, "type", machine).text = "hvm"
-    if spec.tier is IsolationTier.SEV_SNP:
-        SubElement(element, "loader", stateless="yes")
+    if snp is not None:
+        element.extend(_snp_boot(snp))
     SubElement(element, "boot", dev="hd")
     return element
+
+
+def _snp_boot(snp: SnpLaunch) -> list[Element]:
+    """Name all that is measured, where the settings do."""
+    loader = Element("loader", stateless="yes")
+    if snp.firmware is None:
+        return [loader]
+    loader.set("type", "rom")
+    loader.text = snp.firmware
+    words = {"kernel": snp.kernel, "initrd": snp.initrd, "cmdline": snp.cmdline}
+    elements = [loader]
+    for name, text in words.items():
+        if text is not None:
+            elements.append(Element(name))
+            elements[-1].text = text
+    return elements
+
+
+def _cpu(model: str) -> Element:
+    """Fix the model: its signature is part of what is measured."""
+    cpu = Element("cpu", mode="custom", match="exact", check="none")
+    SubElement(cpu, "model", fallback="forbid").text = model
+    return cpu
 
 
 def _features(spec: VmSpec) -> Element:
@@ -187,8 +242,15 @@ def _devices(spec: VmSpec, *, real: bool) -> Element:
     element = Element("devices")
     confidential = spec.tier.confidential
     element.append(_disk(spec.volume, confidential=confidential))
+    if spec.seed is not None:
+        scsi = SubElement(element, "controller", type="scsi", model="virtio-scsi")
+        if confidential:
+            SubElement(scsi, "driver", iommu="on")
+        element.append(_seed(spec))
     element.append(_interface(spec.network, confidential=confidential))
     element.append(_serial(spec.console))
+    if spec.agent_socket is not None:
+        element.append(_agent_port(spec.agent_socket))
     if spec.vtpm:
         tpm = SubElement(element, "tpm", model="tpm-crb")
         SubElement(tpm, "backend", type="emulator", version="2.0")
@@ -225,6 +287,24 @@ def _disk(volume: VolumeTemplate, *, confidential: bool) -> Element:
     SubElement(disk, "target", dev=volume.target_dev, bus=volume.target_bus)
     if volume.readonly:
         SubElement(disk, "readonly")
+    return disk
+
+
+def _seed(spec: VmSpec) -> Element:
+    """Return the disc that cloud-init finds, on the bus that cloud kernels know."""
+    volume = spec.seed_volume
+    disk = Element("disk", type="file", device="cdrom")
+    SubElement(disk, "driver", name="qemu", type="raw")
+    if volume.pool is not None:
+        disk.set("type", "volume")
+        name = PurePosixPath(volume.path).name
+        SubElement(disk, "source", pool=volume.pool, volume=name)
+    else:
+        SubElement(disk, "source", file=volume.path)
+        disk.append(_backing(None))
+    taken = spec.volume.target_dev == "sda"
+    SubElement(disk, "target", dev="sdb" if taken else "sda", bus="scsi")
+    SubElement(disk, "readonly")
     return disk
 
 
@@ -282,6 +362,13 @@ def _serial(console: ConsoleSource) -> Element:
     return serial
 
 
+def _agent_port(path: str) -> Element:
+    channel = Element("channel", type="unix")
+    SubElement(channel, "source", mode="bind", path=path)
+    SubElement(channel, "target", type="virtio", name=AGENT_PORT)
+    return channel
+
+
 def _hostdev(device: GpuDevice) -> Element:
     hostdev = Element("hostdev", mode="subsystem", type="pci", managed="yes")
     source = SubElement(hostdev, "source")
@@ -296,7 +383,9 @@ def _hostdev(device: GpuDevice) -> Element:
     return hostdev
 
 
-def _launch_security(tier: IsolationTier) -> Element:
-    element = Element("launchSecurity", type=_LAUNCH_TYPE[tier])
-    SubElement(element, "policy").text = _LAUNCH_POLICY[tier]
+def _launch_security(spec: VmSpec) -> Element:
+    element = Element("launchSecurity", type=_LAUNCH_TYPE[spec.tier])
+    if spec.tier is IsolationTier.SEV_SNP and spec.snp.kernel is not None:
+        element.set("kernelHashes", "yes")
+    SubElement(element, "policy").text = _LAUNCH_POLICY[spec.tier]
     return element

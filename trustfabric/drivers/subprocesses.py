@@ -18,6 +18,7 @@ from typing import IO, Self
 
 MARK = "TRUSTFABRIC_MARK"
 _KILL_ROUNDS = 20
+_SANDBOX = "bwrap"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,20 @@ class Program:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 
+    def terminate(self) -> None:
+        """Ask each process of the group to end, but the sandbox around them.
+
+        That one dies of TERM at once and takes the others along, grace or not.
+        """
+        for pid in marked(self._mark):
+            with contextlib.suppress(OSError):
+                if os.getpgid(pid) == self.pid and _name_of(pid) != _SANDBOX:
+                    os.kill(pid, signal.SIGTERM)
+
+    def left(self) -> int:
+        """Return how many of its processes are still there, zombies aside."""
+        return len(marked(self._mark))
+
     def kill(self) -> None:
         """Kill every process of it, also those that left the group."""
         self.signal_group(signal.SIGKILL)
@@ -157,6 +172,10 @@ def kill_marked(prefix: str) -> int:
                 os.kill(pid, signal.SIGKILL)
                 killed.add(pid)
     return len(killed)
+
+
+def _name_of(pid: int) -> str:
+    return Path("/proc", str(pid), "comm").read_text().strip()
 
 
 def _carries(pid: str, exact: bytes) -> bool:

@@ -5,25 +5,31 @@ from pathlib import Path
 
 from aiohttp import web
 
-from trustfabric.db import runs, servers
+from trustfabric.db import agents, runs, servers
 from trustfabric.domain.runs import RunStatus
 from trustfabric.errors import ForbiddenError, UnauthenticatedError
 from trustfabric.http import (
+    artifacts,
+    attestation,
     consoles,
     ear,
     evaluations,
+    holds,
     intelligence,
+    metrics,
     playbooks,
+    policies,
     session,
     system,
     trust,
+    why,
 )
 from trustfabric.http import runs as run_routes
 from trustfabric.http import servers as server_routes
 from trustfabric.http.auth import authenticate
 from trustfabric.http.errors import Handler, problems
 from trustfabric.http.face import FACE, Face
-from trustfabric.http.tokens import Principal, RunScope
+from trustfabric.http.tokens import AgentScope, Principal, RunScope
 
 BODY_LIMIT = 1 << 20
 _OPEN = frozenset(
@@ -37,6 +43,7 @@ _OPEN = frozenset(
     }
 )
 _STATIC = "/static/"
+METRICS = "/metrics"
 
 RUN_ROUTES = frozenset(
     {
@@ -46,9 +53,10 @@ RUN_ROUTES = frozenset(
         ("POST", r"/api/servers/{id:\d+}/stop"),
         ("POST", r"/api/servers/{id:\d+}/redeploy"),
         ("POST", r"/api/servers/{id:\d+}/vm/attest"),
+        ("POST", artifacts.PATH),
     }
 )
-"""All that a run's token may do, and only to the run's own server."""
+"""All that a run's token may do: to the run's own server, and to the run itself."""
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -79,13 +87,19 @@ def build(face: Face) -> web.Application:
         trust,
         playbooks,
         run_routes,
+        artifacts,
         server_routes,
         consoles,
         evaluations,
         intelligence,
+        holds,
+        why,
         session,
         system,
+        metrics,
         ear,
+        attestation,
+        policies,
     ):
         application.add_routes(part.routes)
     static = Path(str(resources.files("trustfabric.http") / "static"))
@@ -106,6 +120,8 @@ def _public(request: web.Request) -> bool:
         "/api/"
     ):
         return True  # not there: the same answer for everybody
+    if request.path == METRICS and request.app[FACE].metrics_open:
+        return True
     method = "GET" if request.method == "HEAD" else request.method
     return (method, request.path) in _OPEN or request.path.startswith(_STATIC)
 
@@ -113,8 +129,14 @@ def _public(request: web.Request) -> bool:
 async def _welcome(request: web.Request, principal: Principal) -> None:
     """Make the first request of a new user leave its row; hold runs to their scope."""
     face = request.app[FACE]
+    if principal.metrics:
+        if request.path != METRICS:
+            raise ForbiddenError("a token of role metrics reads metrics only")
+        return
     if principal.run is not None:
         await _check_run(request, principal.run)
+    if principal.agent is not None:
+        await _check_agent(request, principal.agent)
     if principal.user_id not in face.known_users:
         async with face.database.writing() as conn:
             await servers.add_user(conn, principal.user_id)
@@ -124,8 +146,9 @@ async def _welcome(request: web.Request, principal: Principal) -> None:
 async def _check_run(request: web.Request, scope: RunScope) -> None:
     resource = request.match_info.route.resource
     route = (request.method, resource.canonical if resource is not None else "")
-    own = request.match_info.get("id") == str(scope.server_id)
-    if not own or route not in _RUN_CANONICAL:
+    itself = resource is not None and resource.canonical == _ITSELF
+    own = str(scope.run_id if itself else scope.server_id)
+    if request.match_info.get("id") != own or route not in _RUN_CANONICAL:
         raise ForbiddenError("a run's token reaches its own server only")
     face = request.app[FACE]
     async with face.database.reading() as conn:
@@ -141,6 +164,18 @@ async def _check_run(request: web.Request, scope: RunScope) -> None:
         raise UnauthenticatedError("the run that this token was for is over")
 
 
+async def _check_agent(request: web.Request, scope: AgentScope) -> None:
+    if request.path != attestation.CHALLENGES:
+        raise ForbiddenError("an agent's token fetches and answers challenges only")
+    face = request.app[FACE]
+    digest = attestation.digest_of(scope.secret)
+    async with face.database.reading() as conn:
+        holds = await agents.token_holds(conn, scope.instance_id, digest, face.now())
+    if not holds:
+        raise UnauthenticatedError("the agent's token is over: issue another")
+
+
+_ITSELF = artifacts.PATH.replace(r":\d+", "")
 _RUN_CANONICAL = frozenset(
     (method, path.replace(r":\d+", "")) for method, path in RUN_ROUTES
 )

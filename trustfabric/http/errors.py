@@ -8,6 +8,7 @@ import structlog
 from aiohttp import web
 
 from trustfabric.errors import (
+    BusyError,
     ConflictError,
     FabricError,
     ForbiddenError,
@@ -39,6 +40,7 @@ STATUS: Mapping[type[Exception], tuple[int, str]] = {
     MalformedError: (400, "The request can't be read"),
     UnknownPlaybookError: (400, "Unknown playbook"),
     InvalidError: (422, "The request has a wrong shape"),
+    BusyError: (429, "Too much at once"),
     UnavailableError: (503, "Something needed is not available"),
     MailboxFullError: (503, "Too busy"),
     ActorKilledError: (503, "Interrupted: the outcome is unknown"),
@@ -108,7 +110,7 @@ def _known(request: web.Request, error: Exception) -> web.Response:
     headers = {}
     if status == 401:  # noqa: PLR2004
         headers["WWW-Authenticate"] = "Bearer"
-    if status == 503:  # noqa: PLR2004
+    if status in (429, 503):
         headers["Retry-After"] = "1"
     found = Problem(status, code, title, str(error), facts)
     return _answer(request, found, headers)

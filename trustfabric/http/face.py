@@ -1,15 +1,21 @@
 """What handlers work with, under one typed key of the application."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiohttp import web
 
 from trustfabric.actors.attestation import Attestation
+from trustfabric.actors.bells import Bells
+from trustfabric.actors.counters import Counters
 from trustfabric.actors.dispatch import Dispatcher
+from trustfabric.actors.holds import Holds
+from trustfabric.actors.metrics import Meter
 from trustfabric.actors.playbooks import Playbooks
+from trustfabric.actors.policies import Policies
 from trustfabric.actors.refreshes import Refresher
 from trustfabric.actors.room import Room
 from trustfabric.actors.servers import Servers
@@ -18,7 +24,10 @@ from trustfabric.actors.trust import TrustRegistry
 from trustfabric.db.session import Database
 from trustfabric.domain.ids import OwnerId
 from trustfabric.domain.ports import Provisioner
+from trustfabric.domain.reasons import Rules
+from trustfabric.domain.storms import StormLimits
 from trustfabric.drivers.ear import KeyFile
+from trustfabric.drivers.secrets import Masker
 from trustfabric.http.frames import Frames
 from trustfabric.http.tokens import Tokens
 from trustfabric.supervision import Address, Runtime
@@ -50,14 +59,21 @@ class Face:
     trust: Address[TrustRegistry]
     broadcaster: Address[Broadcaster]
     attestation: Address[Attestation]
+    policies: Address[Policies]
+    bells: Bells
+    """Agents wait at them for their next challenge."""
     servers: Address[Servers]
     dispatcher: Address[Dispatcher]
+    holds: Address[Holds]
     playbooks: Address[Playbooks]
     refresher: Address[Refresher]
+    meter: Address[Meter]
     provisioner: Provisioner
     runtime: Runtime
     tokens: Tokens
     limits: Limits
+    storm_limits: StormLimits
+    rules: Rules
     chaos: bool
     runtime_id: str
     url: Callable[[], str]
@@ -67,8 +83,15 @@ class Face:
     now: Callable[[], datetime]
     room: Room
     """For what all streams together leave lying."""
+    counters: Counters
+    masker: Callable[[Mapping[str, Any]], Masker]
+    """Hides the secrets that a playbook's metadata refers to."""
+    metrics_open: bool = False
+    """Whether metrics are for everybody who can connect."""
     streams: set[Closing] = field(default_factory=set)
     """Open streams, to be ended before the site stops."""
+    sockets: dict[Closing, asyncio.WriteTransport] = field(default_factory=dict)
+    """What open streams are written to."""
     frames: Frames = field(default_factory=Frames)
     published_keys: set[str] = field(default_factory=set)
     """By kid: those of ours that the JWKS has."""

@@ -109,12 +109,13 @@ class Query:
         return self.integer("cursor")
 
 
-async def read_body(request: web.Request, kind: type[B]) -> B:
+async def read_body(request: web.Request, kind: type[B], *known: str) -> B:
     """Read a JSON body as `kind`. MalformedError or InvalidError name the field.
 
-    What is sent in a body is sent there only: a query beside it is refused.
+    What is sent in a body is sent there only: a query beside it is refused, but for
+    the parameters that are `known`.
     """
-    Query(request)
+    Query(request, *known)
     try:
         raw = await request.read()
     except (HttpProcessingError, web.RequestPayloadError):

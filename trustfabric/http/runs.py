@@ -8,9 +8,10 @@ from pydantic import Field
 from trustfabric.actors.dispatch import CancelRun, DecideApproval, EnqueueRun, RetryRun
 from trustfabric.actors.streams import Event, Stream
 from trustfabric.db import artifacts, run_events, runs
+from trustfabric.domain.approvals import Ruling
 from trustfabric.domain.events import RemediationEvent
 from trustfabric.domain.ids import InstanceId, OwnerId, RunId
-from trustfabric.domain.runs import ApprovalState, Ruling, Run, RunStatus
+from trustfabric.domain.runs import ApprovalState, Run, RunStatus
 from trustfabric.errors import NotFoundError
 from trustfabric.http.auth import PRINCIPAL, require
 from trustfabric.http.face import ASK_S, FACE

@@ -19,6 +19,7 @@ from trustfabric.actors.servers import (
 )
 from trustfabric.db import runs, servers, trust, trust_events, vms
 from trustfabric.domain.ids import ServerId
+from trustfabric.domain.seeds import NETWORK_MAX, USER_DATA_MAX, read_seed
 from trustfabric.domain.servers import Server, ServerStatus
 from trustfabric.domain.vms import IsolationTier, check_image_name
 from trustfabric.errors import NotFoundError
@@ -35,6 +36,14 @@ NEWEST = 10
 EVENTS = 10
 
 
+class CloudInit(Body):
+    """What cloud-init in the guest is given; no view shows it."""
+
+    user_data: str = Field(max_length=USER_DATA_MAX)
+    meta_data: dict[str, str] | None = Field(None, max_length=64)
+    network_config: str | None = Field(None, max_length=NETWORK_MAX)
+
+
 class VmConfig(Body):
     image: str = Field("demo", min_length=1, max_length=128)
     memory_mib: int | None = Field(None, ge=1, le=2**31 - 1)
@@ -42,6 +51,7 @@ class VmConfig(Body):
     isolation_tier: IsolationTier | None = None
     restart: Literal["always", "on-failure", "never"] | None = None
     """Whether it boots again when it ended unasked; absent: always."""
+    cloud_init: CloudInit | None = None
 
 
 class AttestationConfig(Body):
@@ -50,7 +60,7 @@ class AttestationConfig(Body):
     kind: Literal[
         "tpm", "amd-sev-snp", "intel-tdx", "composite-azure-vtpm", "nvidia-gpu"
     ] = "tpm"
-    source: Literal["agent", "swtpm"] = "agent"
+    source: Literal["agent", "swtpm", "virtio"] = "agent"
 
 
 class ServerConfig(Body):
@@ -94,11 +104,13 @@ async def create_server(request: web.Request) -> web.Response:
     principal = require(request, Role.OPERATOR)
     body = await read_body(request, NewServer)
     check_image_name(body.config.vm.image)
+    config = body.config.model_dump(mode="json", exclude_none=True)
+    read_seed(config["vm"])
     new = servers.NewServer(
         owner_id=principal.user_id,
         name=body.name,
         server_type=body.server_type,
-        config=body.config.model_dump(mode="json", exclude_none=True),
+        config=config,
     )
 
     server = await request.app[FACE].servers.ask(CreateServer(new), within_s=ASK_S)

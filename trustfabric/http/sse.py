@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from aiohttp import web
 
+from trustfabric.actors.counters import TOLD
 from trustfabric.actors.streams import (
     Accepts,
     Event,
@@ -79,6 +80,8 @@ async def follow(
     try:
         head = await face.broadcaster.ask(Follow(subscription), within_s=ASK_S)
         await response.prepare(request)
+        if request.transport is not None:
+            face.sockets[subscription] = request.transport
         session = _Session(request, response, channel, subscription, face)
         with closing(session):
             await session.run(head, since)
@@ -92,6 +95,7 @@ async def follow(
     finally:
         subscription.close()
         face.streams.discard(subscription)
+        face.sockets.pop(subscription, None)
         face.broadcaster.tell(Unfollow(subscription))
     return response
 
@@ -180,6 +184,7 @@ class _Session:
         # A listener that was away for long may itself stand before the horizon.
         head = self._sent = max(head, horizon.position) if horizon else head
         told = {"reason": reason, "action": "read the list again; this goes on from it"}
+        self._face.counters.count(TOLD, self._channel.stream, "reset")
         await self._write(make_frame("reset", str(head), told))
 
     async def _live(self) -> None:
@@ -189,6 +194,7 @@ class _Session:
         events = self._subscription.take()
         if lagged:
             head = await self._refollow()
+            self._face.counters.count(TOLD, self._channel.stream, "lagged")
             await self._write(
                 make_frame("lagged", str(self._sent), {"upto": str(head)})
             )

@@ -2,7 +2,7 @@
 
 import hmac
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -37,6 +37,15 @@ class RunScope:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentScope:
+    """The token of a guest's agent: the challenges of its own instance, no more."""
+
+    instance_id: InstanceId
+    secret: str = field(repr=False)
+    """What tells it from a forgery: the database keeps its digest, and revokes it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
     """Who asks, proven by a token."""
 
@@ -44,6 +53,9 @@ class Principal:
     role: Role
     expires_at: datetime
     run: RunScope | None = None
+    agent: AgentScope | None = None
+    metrics: bool = False
+    """It is for reading metrics, and for nothing else."""
 
     @property
     def owner(self) -> OwnerId | None:
@@ -126,6 +138,11 @@ def _principal(claims: dict[str, Any]) -> Principal:
             int(claims["epoch"]),
         )
         return Principal(OwnerId(user_id), Role.OPERATOR, expires_at, scope)
+    if role == "metrics":
+        return Principal(OwnerId(user_id), Role.VIEWER, expires_at, metrics=True)
+    if role == "agent":
+        agent = AgentScope(InstanceId(int(claims["instance"])), str(claims["jti"]))
+        return Principal(OwnerId(user_id), Role.VIEWER, expires_at, agent=agent)
     known = Role.OPERATOR if role == "user" else Role(role)
     return Principal(OwnerId(user_id), known, expires_at)
 

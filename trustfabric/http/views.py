@@ -14,6 +14,7 @@ from trustfabric.domain.events import TrustEvent
 from trustfabric.domain.playbooks import Playbook
 from trustfabric.domain.run_events import LogLine
 from trustfabric.domain.runs import Run
+from trustfabric.domain.seeds import without_seed
 from trustfabric.domain.servers import Server
 from trustfabric.domain.trust import is_stale
 from trustfabric.supervision import ActorReport
@@ -103,7 +104,7 @@ def server_view(server: Server) -> View:
         "name": server.name,
         "server_type": server.server_type,
         "status": server.status,
-        "config": server.config,
+        "config": without_seed(server.config),
         "created_at": server.created_at,
         "updated_at": server.updated_at,
     }
@@ -127,6 +128,7 @@ def instance_view(
         "boot_id": instance.boot_id,
         "capability_notes": instance.capability_notes,
         "last_error": instance.last_error,
+        "crashed_at": instance.crashes,
         "attestation_policy": instance.attestation_policy,
         "attestation_status": row.attestation_status,
         "trust_lifecycle_state": row.lifecycle,
@@ -193,9 +195,13 @@ def run_view(run: Run) -> View:
         "approval_decided_at": run.approval_decided_at,
         "approval_decided_by": run.approval_decided_by,
         "approval_notes": run.approval_notes,
+        "approvals_required": run.approvals_required,
+        "approvals_given": run.approvals_given,
         "requested_by": run.requested_by,
         "assigned_owner_id": run.assigned_owner_id,
         "sla_deadline": run.sla_deadline,
+        "sla_breached": run.sla_breached_at is not None,
+        "sla_breached_at": run.sla_breached_at,
         "automation_payload": run.automation_payload,
         "metadata": run.metadata,
         "playbook_snapshot": run.playbook_snapshot,

@@ -22,6 +22,7 @@ from trustfabric.config import load_settings
 from trustfabric.domain.runs import ApprovalState, RunStatus
 from trustfabric.domain.trust import Lifecycle
 from trustfabric.errors import FabricError, UnavailableError
+from trustfabric.scenarios.hypervisor import private_hypervisor
 from trustfabric.scenarios.runtime import Runtime
 from trustfabric.scenarios.steps import (
     REGISTRY,
@@ -55,19 +56,27 @@ class Pace:
     """For a person to approve, before the demo does."""
 
 
-def main(data_dir: Path | None = None, pace: Pace | None = None) -> int:
-    """Run the demo until SIGINT or SIGTERM; return the exit code."""
+def main(
+    data_dir: Path | None = None, pace: Pace | None = None, *, qemu: bool = False
+) -> int:
+    """Run the demo until SIGINT or SIGTERM; return the exit code.
+
+    With `qemu` its VMs are real guests, at a libvirtd of the demo's own.
+    """
     given = {} if data_dir is None else {"TRUSTFABRIC_DATA_DIR": str(data_dir)}
-    runtime = Runtime(load_settings(flags=given).data_dir, SETTINGS)
+    place = load_settings(flags=given).data_dir
+    hypervisor = private_hypervisor(place) if qemu else contextlib.nullcontext({})
     try:
-        return asyncio.run(_until_told(runtime, pace or Pace()))
+        with hypervisor as settings:
+            runtime = Runtime(place, {**SETTINGS, **settings})
+            return asyncio.run(_until_told(runtime, pace or Pace(), qemu=qemu))
     except UnavailableError as error:
         sys.stderr.write(f"{error}\n")
         return _FAILED
 
 
-async def _until_told(runtime: Runtime, pace: Pace) -> int:
-    playing = asyncio.create_task(_play(runtime, pace))
+async def _until_told(runtime: Runtime, pace: Pace, *, qemu: bool) -> int:
+    playing = asyncio.create_task(_play(runtime, pace, qemu=qemu))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, playing.cancel)
@@ -76,10 +85,10 @@ async def _until_told(runtime: Runtime, pace: Pace) -> int:
     return 0
 
 
-async def _play(runtime: Runtime, pace: Pace) -> None:
+async def _play(runtime: Runtime, pace: Pace, *, qemu: bool) -> None:
     """Play for as long as the runtime runs."""
     async with runtime.running():
-        _announce(runtime)
+        _announce(runtime, qemu=qemu)
         playing = asyncio.create_task(_live(runtime, pace))
         ended = asyncio.create_task(runtime.ended())
         try:
@@ -105,7 +114,7 @@ async def _live(runtime: Runtime, pace: Pace) -> None:
             await asyncio.sleep(pace.between)
 
 
-def _announce(runtime: Runtime) -> None:
+def _announce(runtime: Runtime, *, qemu: bool) -> None:
     """Print what the runtime printed, with a shell command that works from here."""
     mcpctl = Path(sys.argv[0]).name or "mcpctl"
     command = shlex.join(
@@ -117,6 +126,8 @@ def _announce(runtime: Runtime) -> None:
     )
     for line in runtime.facts:
         print(f"shell: {command} shell" if line.startswith("shell:") else line)
+    if qemu:
+        print(f"consoles: {command} servers logs 1 -f")
     print(f"log: {runtime.log_path}", flush=True)
 
 

@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import Callable
 from time import perf_counter
+from uuid import UUID
 
 import pytest
 from hypothesis import example, given
@@ -11,12 +12,18 @@ from hypothesis import strategies as st
 
 from tests.domain.evidence.snp_platform import NOW
 from tests.domain.test_attestation_vectors import read
+from trustfabric.agent import serve
+from trustfabric.agent.answers import UnansweredError
 from trustfabric.domain.attestation.appraisal import Expected, verify
-from trustfabric.domain.attestation.policy import DEFAULT_POLICY
+from trustfabric.domain.attestation.policy import (
+    DEFAULT_POLICY,
+    DEMO_POLICY,
+    parse_policy,
+)
 from trustfabric.domain.evidence import azure, der, ear, nvidia, snp, tdx, tpm2
 from trustfabric.domain.evidence.certificate import common_name, parse_certificate
 from trustfabric.domain.evidence.cursor import Cursor
-from trustfabric.domain.evidence.documents import read_json
+from trustfabric.domain.evidence.documents import read_json, read_object
 from trustfabric.domain.evidence.keys import EnrolledKey
 from trustfabric.domain.evidence.model import (
     Authenticated,
@@ -25,12 +32,23 @@ from trustfabric.domain.evidence.model import (
     Reject,
 )
 from trustfabric.domain.evidence.packaged import packaged_anchors
-from trustfabric.domain.evidence.snp_chain import parse_signer
+from trustfabric.domain.evidence.snp_chain import _crl, parse_signer
 from trustfabric.domain.evidence.snp_report import parse_report
+from trustfabric.domain.evidence.snp_table import parse_table
 from trustfabric.domain.evidence.tpm2_public import parse_public
 from trustfabric.domain.evidence.tpm2_signature import parse_signature
+from trustfabric.errors import InvalidError
 
 Parser = Callable[[bytes], object]
+
+
+def parsed_policy(raw: bytes) -> object:
+    """An operator's document: it is refused with an error of its own."""
+    try:
+        return parse_policy(raw)
+    except InvalidError as error:
+        raise Reject(Code.MALFORMED, "policy", str(error)[:100]) from None
+
 
 SIGNATURE = parse_signature(read("tpm/swtpm-ecc.sig.bin"))
 PCRS = tpm2.read_pcrs({"sha256": json.loads(read("tpm/swtpm-ecc.pcrs.json"))})
@@ -60,8 +78,60 @@ PARSERS: dict[str, tuple[Parser, bytes]] = {
     "quote": (tdx.parse, read("intel-tdx/v4-uptodate-phala.quote.bin")),
     "token": (ear.parse, read("ear/affirming.jwt")),
     "json": (lambda raw: read_json(raw, "x"), b'{"a": [1, {"b": null}]}'),
-    "tpm document": (tpm2.parse_document, b'{"kind":"tpm","attest":"","pcrs":{}}'),
-    "snp document": (snp.parse_document, b'{"kind":"amd-sev-snp","report":""}'),
+    "tpm document": (
+        tpm2.parse_document,
+        tpm2.write_document(
+            read("tpm/swtpm-ecc.attest.bin"), read("tpm/swtpm-ecc.sig.bin"), PCRS
+        ),
+    ),
+    "snp document": (
+        snp.parse_document,
+        snp.write_document(read("amd-sev-snp/milan-v2-trustee.report.bin"), VCEK),
+    ),
+    "tdx document": (
+        tdx.parse_document,
+        tdx.write_document(read("intel-tdx/v4-uptodate-phala.quote.bin")),
+    ),
+    "azure document": (azure.parse_document, b'{"kind":"composite-azure-vtpm"}'),
+    "nvidia document": (nvidia.parse_document, b'{"kind":"nvidia-gpu","report":""}'),
+    "ear document": (ear.parse_document, b'{"kind":"ear","token":"a.b.c"}'),
+    "key document": (
+        lambda raw: EnrolledKey.from_document(read_object(raw, "x")),
+        json.dumps(
+            EnrolledKey.from_pem(read("tpm/swtpm-ecc.ak.pem"), "x").document()
+        ).encode(),
+    ),
+    "jwk": (
+        lambda raw: EnrolledKey.from_jwk(read_object(raw, "x"), "x"),
+        read("ear/affirming.jwk.json"),
+    ),
+    "pcrs": (
+        lambda raw: tpm2.read_pcrs({"sha256": read_json(raw, "x")}),
+        read("tpm/swtpm-ecc.pcrs.json"),
+    ),
+    "revocations": (
+        _crl,
+        read("amd-sev-snp/synthetic-dev.revoked-ask.crl.der"),
+    ),
+    "certificates": (
+        parse_table,
+        UUID("63da758d-e664-4564-adc5-f4b93be8accd").bytes
+        + bytes.fromhex("3000000002000000")
+        + bytes(24)
+        + b"ab",
+    ),
+    "policy": (
+        parsed_policy,
+        json.dumps(DEMO_POLICY.document()).encode(),
+    ),
+    "question": (
+        serve._question,
+        b'{"extra_data":"00ff","kind":"tpm"}',
+    ),
+    "collateral": (
+        tdx._collateral,
+        read("intel-tdx/v4-uptodate-phala.collateral.json"),
+    ),
     "elements": (lambda raw: list(der.elements(raw, "x")), VCEK),
     "oid": (lambda raw: der.oid(raw, "x"), bytes.fromhex("2b060104019c78")),
 }
@@ -70,7 +140,7 @@ PARSERS: dict[str, tuple[Parser, bytes]] = {
 def parses(parser: Parser, raw: bytes) -> bool:
     try:
         parser(raw)
-    except Reject:
+    except (Reject, UnansweredError):
         return False
     return True
 

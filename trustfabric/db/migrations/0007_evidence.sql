@@ -5,11 +5,13 @@ CREATE TABLE attestation_launches (
     runtime_vm_instance_id bigint PRIMARY KEY REFERENCES runtime_vm_instances (id),
     measurement            bytea CHECK (length(measurement) = 48),
     boots_kernel           boolean NOT NULL DEFAULT false,
+    guest_policy           numeric(20),
     inputs                 jsonb NOT NULL,
     why_none               text,
     derived_at             timestamptz NOT NULL,
     CONSTRAINT launch_derived_or_why_not
-        CHECK ((measurement IS NULL) <> (why_none IS NULL))
+        CHECK ((measurement IS NULL) <> (why_none IS NULL)
+            AND (measurement IS NULL) = (guest_policy IS NULL))
 );
 
 CREATE TABLE attestation_clocks (

@@ -1,6 +1,6 @@
 """The whole judgement of one piece of evidence; it always comes to an answer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias, assert_never
@@ -12,6 +12,11 @@ from trustfabric.domain.attestation.launch import LaunchDigest
 from trustfabric.domain.attestation.model import Appraisal, Check
 from trustfabric.domain.attestation.nvidia import judge_nvidia
 from trustfabric.domain.attestation.policy import AppraisalPolicy
+from trustfabric.domain.attestation.references import (
+    ReferenceSet,
+    settle,
+    with_references,
+)
 from trustfabric.domain.attestation.snp import judge_snp
 from trustfabric.domain.attestation.tdx import judge_tdx
 from trustfabric.domain.attestation.tpm import judge_tpm
@@ -40,6 +45,8 @@ class Expected:
     """The newest clock that this TPM showed in fresh evidence."""
     launch: LaunchDigest | None = None
     """The launch digest that was derived from what the guest was launched with."""
+    references: Sequence[ReferenceSet] = ()
+    """What it may measure beside what the policy itself allows."""
 
 
 def verify(
@@ -75,7 +82,9 @@ def judge(
 ) -> Appraisal:
     """As `verify`, for evidence and keys that come in another wrapping."""
     try:
-        judged = _judge(*present(), expected, policy, now)
+        wide = with_references(policy, kind, expected.references)
+        judged = _judge(*present(), expected, wide, now)
+        settled = settle(judged, policy, kind, expected.references, now)
     except Reject as reject:
         return _refused(kind, reject, policy, now)
     except Exception as error:  # noqa: BLE001 - total by promise: see verify
@@ -83,6 +92,7 @@ def judge(
             Code.VERIFIER_FAULT, "verifier", f"{type(error).__name__}: {error}"[:200]
         )
         return _refused(kind, fault, policy, now)
+    judged = settled.judged
     return Appraisal(
         kind=kind,
         code=code_of(judged.checks, judged.advisories),
@@ -90,12 +100,17 @@ def judge(
         claims=judged.claims,
         advisories=judged.advisories,
         endorsements=judged.authenticated.endorsements,
-        endorsed_until=judged.authenticated.endorsed_until,
+        endorsed_until=_sooner(judged.authenticated.endorsed_until, settled.until),
+        references=settled.matched,
         region_sha256=judged.authenticated.region_sha256,
         policy_id=policy.id,
         policy_version=policy.version,
         verified_at=now,
     )
+
+
+def _sooner(one: datetime | None, other: datetime | None) -> datetime | None:
+    return min((each for each in (one, other) if each is not None), default=None)
 
 
 def unreachable(

@@ -9,9 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from trustfabric.domain.attestation.model import CONSEQUENCES, Tier, TrustVector
+from trustfabric.domain.attestation.model import (
+    CONSEQUENCES,
+    Consequence,
+    Tier,
+    TrustVector,
+)
 from trustfabric.domain.attestation.provenance import VERIFIER, VERIFIER_VERSION
-from trustfabric.domain.attestation.snp import FIRMWARE_CHECK, LAUNCH_CHECK
+from trustfabric.domain.attestation.snp import LAUNCH_CHECK
 from trustfabric.domain.evidence.model import Code, EvidenceKind, JsonValue
 from trustfabric.domain.trust import AttestationStatus, Lifecycle
 from trustfabric.errors import ConflictError
@@ -21,7 +26,8 @@ LONGEST: Final = timedelta(minutes=5)
 """That a result holds, whatever the verdict behind it does."""
 
 _GENUINE, _BOOTED, _APPROVED, _OPAQUE, _VULNERABLE = 2, 3, 2, 2, 32
-_MEASURED: Final = ("measurement", LAUNCH_CHECK, "mrtd", "pcr-", "measurement-")
+_MEASURED: Final = ("measurement", LAUNCH_CHECK, "mrtd")
+_FAMILIES: Final = ("pcr-sha", "measurement-")
 """What checks of executables against reference values are called, or begin with."""
 _CONFIDENTIAL: Final = frozenset(
     {
@@ -71,6 +77,7 @@ def result_of(
     if recorded.deadline is not None:
         ends = min(ends, recorded.deadline)
     vector = trust_vector(recorded.provenance, simulated=recorded.simulated)
+    status = _status(recorded.provenance, vector)
     claims: dict[str, JsonValue] = {
         "eat_profile": PROFILE,
         "iss": issuer,
@@ -79,7 +86,7 @@ def result_of(
         "ear.verifier-id": {"developer": VERIFIER, "build": VERIFIER_VERSION},
         "submods": {
             recorded.instance: {
-                "ear.status": worst(vector).value,
+                "ear.status": status.value,
                 "ear.trustworthiness-vector": dict(vector),
                 "ear.appraisal-policy-id": _policy(recorded.provenance),
             }
@@ -87,7 +94,7 @@ def result_of(
     }
     if nonce is not None:
         claims["eat_nonce"] = nonce
-    return Result(claims=claims, status=worst(vector), issued_at=now, expires_at=ends)
+    return Result(claims=claims, status=status, issued_at=now, expires_at=ends)
 
 
 def _why_not(recorded: Recorded, now: datetime) -> str | None:
@@ -110,6 +117,16 @@ def _policy(provenance: Mapping[str, JsonValue]) -> str:
     return f"policy:{named.get('id')}:{named.get('version')}"
 
 
+def _status(provenance: Mapping[str, JsonValue], vector: Mapping[str, int]) -> Tier:
+    """Return the worst claim's tier; whom we don't trust nobody shall accept."""
+    untrusted = _consequence(provenance).status is AttestationStatus.UNTRUSTED
+    return Tier.CONTRAINDICATED if untrusted else worst(vector)
+
+
+def _consequence(provenance: Mapping[str, JsonValue]) -> Consequence:
+    return CONSEQUENCES[Code(str(provenance["code"]))]
+
+
 def worst(vector: Mapping[str, int]) -> Tier:
     """Return the status of a submodule; without any claim it is none."""
     order = (Tier.NONE, Tier.AFFIRMING, Tier.WARNING, Tier.CONTRAINDICATED)
@@ -120,14 +137,15 @@ def trust_vector(
     provenance: Mapping[str, JsonValue], *, simulated: bool
 ) -> dict[str, int]:
     """Return AR4SI's claims for a verdict; one that says nothing is left out."""
-    consequence = CONSEQUENCES[Code(str(provenance["code"]))]
+    claims = provenance.get("claims")
+    claims = claims if isinstance(claims, Mapping) else {}
+    consequence = _consequence(provenance)
     if consequence.status is not AttestationStatus.TRUSTED:
-        return _said(consequence.vector)
+        sound = not simulated and not _is_software(claims)
+        return _said(consequence.vector, affirms=sound)
     if simulated:
         return {}
     kind = EvidenceKind(str(provenance["kind"]))
-    claims = provenance.get("claims")
-    claims = claims if isinstance(claims, Mapping) else {}
     booted = any(_is_measured(each) for each in _checks(provenance))
     weak = bool(provenance.get("advisories")) or _is_software(claims)
     vector = {"hardware": _VULNERABLE if weak else _GENUINE}
@@ -142,14 +160,18 @@ def trust_vector(
     return vector
 
 
-def _said(vector: TrustVector) -> dict[str, int]:
+def _said(vector: TrustVector, *, affirms: bool) -> dict[str, int]:
     claims = {
         "instance-identity": vector.instance_identity,
         "hardware": vector.hardware,
         "executables": vector.executables,
         "configuration": vector.configuration,
     }
-    return {name: claim for name, claim in claims.items() if claim != 0}
+    return {
+        name: claim
+        for name, claim in claims.items()
+        if claim != 0 and (affirms or Tier.of(claim) is not Tier.AFFIRMING)
+    }
 
 
 def _is_software(claims: Mapping[str, JsonValue]) -> bool:
@@ -170,9 +192,5 @@ def _is_measured(check: Mapping[str, JsonValue]) -> bool:
     return (
         check.get("result") == "pass"
         and bool(check.get("expected"))
-        and name != FIRMWARE_CHECK
-        and any(
-            name == word or (word.endswith("-") and name.startswith(word))
-            for word in _MEASURED
-        )
+        and (name in _MEASURED or name.startswith(_FAMILIES))
     )

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from trustfabric.domain.evidence.model import JsonValue
 
@@ -15,6 +14,8 @@ class LaunchDigest:
     boots_kernel: bool
     """It covers the kernel too; otherwise the firmware, and what that boots is
     measured by nobody here."""
+    guest_policy: int
+    """What the processor was told to allow: the report shows the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,4 +26,3 @@ class Launch:
     why_none: str | None = None
     inputs: Mapping[str, JsonValue] = field(default_factory=dict)
     """What it was derived from, files by their SHA-256."""
-    derived_at: datetime | None = None

@@ -258,6 +258,9 @@ class Appraisal:
     advisories: tuple[str, ...] = ()
     endorsements: Mapping[str, JsonValue] = field(default_factory=dict)
     endorsed_until: datetime | None = None
+    """When the first of what it rests on runs out."""
+    references: tuple[Mapping[str, JsonValue], ...] = ()
+    """The sets that its measurements stand in: id, name, version, state, check."""
     region_sha256: str | None = None
     policy_id: str
     policy_version: int

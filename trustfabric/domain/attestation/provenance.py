@@ -13,7 +13,11 @@ SCHEMA = 1
 VERIFIER = "trustfabric"
 VERIFIER_VERSION = "1.0"
 """Rises whenever the same evidence could be judged otherwise."""
-_MAX_DETAIL = 256
+MAX_DOCUMENT = 16 * 1024
+"""Bytes of a document in canonical form."""
+_DETAILS = (256, 64, 16)
+"""Characters kept of each text, less where it would not fit otherwise."""
+_MOST_CHECKS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,15 +31,36 @@ class Exchange:
     evidence_bytes: int
     deadline: datetime | None = None
     """Until when the verdict counts; only a trusted one has it."""
+    basis_sha256: str | None = None
+    """Of what it was judged by, as it is kept."""
 
 
 def provenance(appraisal: Appraisal, exchange: Exchange) -> dict[str, JsonValue]:
-    """Return the document; the same evidence judged the same way gives the same."""
+    """Return the document; the same evidence judged the same way gives the same.
+
+    Where it would be too large, texts are cut, and of the checks those that passed
+    go first.
+    """
+    whole = _whole(appraisal, exchange)
+    for detail in _DETAILS:
+        whole["checks"] = [_cut(check.view(), detail) for check in appraisal.checks]
+        if _fits(whole):
+            return whole
+    kept = sorted(appraisal.checks, key=lambda check: check.passed)[:_MOST_CHECKS]
+    whole["checks"] = [_cut(check.view(), _DETAILS[-1]) for check in kept]
+    if not _fits(whole):
+        whole["claims"] = {}
+    return whole
+
+
+def _whole(appraisal: Appraisal, exchange: Exchange) -> dict[str, JsonValue]:
     return {
         "schema": SCHEMA,
         "kind": appraisal.kind.value,
         "verifier": {"name": VERIFIER, "version": VERIFIER_VERSION},
         "policy": {"id": appraisal.policy_id, "version": appraisal.policy_version},
+        "references": list(appraisal.references),
+        "basis_sha256": exchange.basis_sha256,
         "challenge": {
             "id": exchange.challenge_id,
             "issued_at": exchange.issued_at.isoformat(),
@@ -45,12 +70,15 @@ def provenance(appraisal: Appraisal, exchange: Exchange) -> dict[str, JsonValue]
         "evidence": {
             "sha256": appraisal.region_sha256,
             "bytes": exchange.evidence_bytes,
+            "report_id": appraisal.claims.get("report_id"),
+            "format": appraisal.claims.get("report_version")
+            or appraisal.claims.get("quote_version"),
         },
         "endorsements": dict(appraisal.endorsements),
         "claims": dict(appraisal.claims),
         "claims_sha256": digest(appraisal.claims),
         "advisories": list(appraisal.advisories),
-        "checks": [_shortened(check.view()) for check in appraisal.checks],
+        "checks": [],
         "code": appraisal.code.value,
         "tier": appraisal.tier.value,
         "status": appraisal.status.value,
@@ -71,8 +99,12 @@ def digest(document: Mapping[str, JsonValue]) -> str:
     return hashlib.sha256(canonical(document)).hexdigest()
 
 
-def _shortened(view: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+def _fits(document: Mapping[str, JsonValue]) -> bool:
+    return len(canonical(document)) <= MAX_DOCUMENT
+
+
+def _cut(view: Mapping[str, JsonValue], detail: int) -> dict[str, JsonValue]:
     return {
-        key: value[:_MAX_DETAIL] if isinstance(value, str) else value
+        key: value[:detail] if isinstance(value, str) else value
         for key, value in view.items()
     }

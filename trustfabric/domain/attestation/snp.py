@@ -94,6 +94,13 @@ def snp_platform_checks(
             (launch.measurement.hex(),),
             claims.report.measurement.hex(),
         )
+        yield check(
+            "guest-policy",
+            Code.POLICY_VIOLATION,
+            passed=claims.report.policy == launch.guest_policy,
+            expected=f"{launch.guest_policy:#x}",
+            actual=f"{claims.report.policy:#x}",
+        )
 
 
 def _tcb_checks(claims: SnpClaims, floor: TcbFloor) -> Iterator[Check]:

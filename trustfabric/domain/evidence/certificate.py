@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import MAXYEAR, UTC, datetime, timedelta
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
@@ -23,6 +24,9 @@ SKEW = timedelta(seconds=60)
 """How far clocks may differ; for certificate dates only."""
 
 _MAX = 8192
+_REMEMBERED = 256
+"""Certificates and keys: a fleet's hosts send theirs again with every report."""
+
 _BASIC_CONSTRAINTS = "2.5.29.19"
 _IS_AUTHORITY = b"\x01\x01\xff"
 _COMMON_NAME = "2.5.4.3"
@@ -74,15 +78,7 @@ class Certificate:
         return common_name(self.issuer)
 
     def key(self) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
-        try:
-            key = load_der_public_key(self.spki)
-        except (ValueError, UnsupportedAlgorithm):
-            raise Reject(
-                Code.MALFORMED, "certificate", "its key can't be read"
-            ) from None
-        if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
-            return key
-        raise Reject(Code.UNSUPPORTED, "certificate", "neither an RSA nor an EC key")
+        return _key(self.spki)
 
     def require_issued_by(self, issuer: "Certificate", check: str) -> None:
         """Refuse it unless `issuer`, being an authority, signed it."""
@@ -95,7 +91,7 @@ class Certificate:
                 expected=issuer.subject_cn,
                 actual=self.issuer_cn,
             )
-        require_signature(issuer, self.algorithm, self.signature, self.tbs, check)
+        _require_signed(issuer.spki, issuer.subject_cn, self.der, check)
 
     def require_authority(self, check: str) -> None:
         """Refuse it as an issuer unless it was made to be one."""
@@ -124,7 +120,17 @@ def _later(moment: datetime) -> datetime:
 def require_signature(
     issuer: Certificate, algorithm: str, signature: bytes, data: bytes, check: str
 ) -> None:
-    key = issuer.key()
+    _verify(issuer.key(), issuer.subject_cn, algorithm, (signature, data), check)
+
+
+def _verify(
+    key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey,
+    issuer: str,
+    algorithm: str,
+    signed: tuple[bytes, bytes],
+    check: str,
+) -> None:
+    signature, data = signed
     try:
         if algorithm in _PSS_SHA384 and isinstance(key, rsa.RSAPublicKey):
             scheme = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
@@ -136,11 +142,34 @@ def require_signature(
         else:
             raise Reject(Code.CHAIN_INVALID, check, "an algorithm that we refuse")
     except (InvalidSignature, ValueError):
-        raise Reject(
-            Code.CHAIN_INVALID, check, f"not signed by {issuer.subject_cn}"
-        ) from None
+        raise Reject(Code.CHAIN_INVALID, check, f"not signed by {issuer}") from None
 
 
+@lru_cache(maxsize=_REMEMBERED)
+def _require_signed(issuer_spki: bytes, issuer: str, der: bytes, check: str) -> None:
+    """Remember which certificates a key signed; dates are looked at each time."""
+    certificate = parse_certificate(der, check)
+    _verify(
+        _key(issuer_spki),
+        issuer,
+        certificate.algorithm,
+        (certificate.signature, certificate.tbs),
+        check,
+    )
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _key(spki: bytes) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
+    try:
+        key = load_der_public_key(spki)
+    except (ValueError, UnsupportedAlgorithm):
+        raise Reject(Code.MALFORMED, "certificate", "its key can't be read") from None
+    if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
+        return key
+    raise Reject(Code.UNSUPPORTED, "certificate", "neither an RSA nor an EC key")
+
+
+@lru_cache(maxsize=_REMEMBERED)
 def parse_certificate(data: bytes, check: str) -> Certificate:
     """Read one certificate, DER or PEM."""
     if len(data) > _MAX:

@@ -7,6 +7,17 @@ from importlib import resources
 from trustfabric.domain.evidence.anchors import AMD_PRODUCTS, AmdRoots, Anchors
 from trustfabric.domain.evidence.certificate import pem_bodies
 
+ANCHOR_FILES = (
+    *(
+        f"amd_{product.lower()}_{role}.pem"
+        for product in AMD_PRODUCTS
+        for role in ("ark", "ask", "asvk")
+    ),
+    "intel_sgx_root_ca.pem",
+    "nvidia_device_identity_ca.pem",
+)
+"""The names that `anchors_from` asks for."""
+
 
 @cache
 def packaged_anchors() -> Anchors:

@@ -1,6 +1,8 @@
 """SEV-SNP evidence: a report, the certificate of its key, and whether they hold."""
 
+import base64
 import hashlib
+import json
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -76,6 +78,19 @@ def parse_document(raw: bytes) -> SnpEvidence:
         if "intermediate" in members
         else None,
     )
+
+
+def write_document(
+    report: bytes, leaf: bytes, intermediate: bytes | None = None
+) -> bytes:
+    """Write what `parse_document` reads."""
+    parts = {"report": report, "leaf": leaf}
+    if intermediate is not None:
+        parts["intermediate"] = intermediate
+    encoded = {name: base64.b64encode(part).decode() for name, part in parts.items()}
+    return json.dumps(
+        {"kind": EvidenceKind.AMD_SEV_SNP, **encoded}, separators=(",", ":")
+    ).encode()
 
 
 def parse(report: bytes, leaf: bytes, intermediate: bytes | None = None) -> SnpEvidence:

@@ -1,5 +1,6 @@
 """Intel TDX quotes: the mathematics and Intel's rules are dcap-qvl's, offline."""
 
+import base64
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -133,6 +134,15 @@ def parse_document(raw: bytes) -> TdxQuote:
     if text(members, "kind", check) != EvidenceKind.INTEL_TDX:
         raise Reject(Code.MALFORMED, "kind", "not the kind that was asked for")
     return parse(base64_bytes(members, "quote", check))
+
+
+def write_document(quote: bytes) -> bytes:
+    """Write what `parse_document` reads."""
+    document = {
+        "kind": EvidenceKind.INTEL_TDX,
+        "quote": base64.b64encode(quote).decode(),
+    }
+    return json.dumps(document, separators=(",", ":")).encode()
 
 
 def parse(raw: bytes) -> TdxQuote:

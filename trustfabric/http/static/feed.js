@@ -20,6 +20,7 @@ const LIVING_ROWS = 1000;
 export class Feed {
   connections = { trust: newConnection("stream"), remediation: newConnection("stream"), actors: newConnection("poll") };
   actors = { reports: [], polledAt: null, note: "" };
+  incidents = [];
   #hooks;
   #streams = [];
   #queues = { trust: [], remediation: [] };
@@ -166,8 +167,21 @@ export class Feed {
   }
 
   async #poll() {
-    if (document.visibilityState === "visible" || this.actors.polledAt === null) await this.#readActors();
+    if (document.visibilityState === "visible" || this.actors.polledAt === null) {
+      await this.#readIncidents();
+      await this.#readActors();
+    }
     if (!this.#stopped) this.#pollTimer = setTimeout(() => this.#poll(), POLL_MS);
+  }
+
+  // What is held stays shown while nothing answers: a banner too long harms less than one too short.
+  async #readIncidents() {
+    try {
+      const answer = await get("/api/trust/incidents?open=true&limit=20");
+      this.incidents = Array.isArray(answer) ? answer : [];
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+    }
   }
 
   async #readActors() {

@@ -10,6 +10,7 @@ import { visible } from "./text.js";
 import { actorOf, actorsView } from "./view-actors.js";
 import { connectionsView } from "./view-connections.js";
 import { fleetView } from "./view-fleet.js";
+import { incidentsView } from "./view-incidents.js";
 import { instanceView } from "./view-instance.js";
 import { runView } from "./view-run.js";
 import { runsView } from "./view-runs.js";
@@ -24,6 +25,7 @@ let chosenByHand = false;
 
 const details = new Details(() => schedule());
 const views = {
+  incidents: incidentsView({ onNews: announce }),
   connections: connectionsView({ onRetry: () => feed?.hurry(), onNews: announce }),
   fleet: fleetView({ onSelect: (id) => { chosenByHand = true; selectInstance(id); }, onChange: () => schedule() }),
   instance: instanceView({ onRun: (id) => selectRun(id) }),
@@ -110,6 +112,7 @@ function render() {
   const began = performance.now();
   const now = serverNow();
   const standings = views.connections(feed.connections, began);
+  views.incidents(feed.incidents);
   // Rows that a new snapshot has not confirmed yet are not current either.
   const confirmed = standings.trust.level === "live" && !(state.loaded && state.seen !== null);
   setAttr(byId("fleet"), "data-live", String(confirmed));

@@ -1,0 +1,150 @@
+"""Consoles of real guests that are a file, a UNIX socket or a TCP port."""
+
+import asyncio
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+
+from tests.drivers.links import Heard
+from tests.drivers.private_libvirtd import (
+    PrivateLibvirtd,
+    missing,
+    until_printed,
+)
+from trustfabric.domain.vms import ConsoleKind, ConsoleSource, VmSpec, fill_console
+from trustfabric.drivers.libvirt import LibvirtProvisioner
+from trustfabric.scenarios.runtime import free_port
+
+libvirt = pytest.importorskip("libvirt")
+
+pytestmark = [
+    pytest.mark.libvirt,
+    pytest.mark.slow,
+    pytest.mark.timeout(60),
+    pytest.mark.skipif(bool(missing()), reason=f"not installed: {missing()}"),
+]
+KINDS = [ConsoleKind.FILE, ConsoleKind.UNIX, ConsoleKind.TCP]
+
+
+def spec_with(host: PrivateLibvirtd, kind: ConsoleKind) -> VmSpec:
+    spec = host.spec()
+    source = ConsoleSource(kind=kind, port=free_port())
+    source = fill_console(source, data_dir=str(host.root), name=spec.name)
+    return replace(spec, console=source)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_every_line_is_read_from_the_first_on(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd, kind: ConsoleKind
+) -> None:
+    spec = spec_with(host, kind)
+    await qemu_driver.define(spec)
+
+    await qemu_driver.start(spec.name)
+
+    await until_printed(qemu_driver, spec.name, "tick 1")
+    tail = await qemu_driver.console_tail(spec.name, 500)
+    assert tail.lines[:2] == ("GUEST-UP", "tick 1")
+    assert tail.why_empty is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_who_takes_over_goes_on_reading(
+    qemu_driver: LibvirtProvisioner,
+    host: PrivateLibvirtd,
+    heard: Heard,
+    kind: ConsoleKind,
+) -> None:
+    spec = spec_with(host, kind)
+    await qemu_driver.define(spec)
+    await qemu_driver.start(spec.name)
+    await until_printed(qemu_driver, spec.name, "tick 1")
+
+    await qemu_driver.close()
+    await qemu_driver.open(heard.on_event, heard.on_lost)
+    await qemu_driver.observe()
+
+    newest = (await qemu_driver.console_tail(spec.name, 1)).lines[-1]
+    number = int(newest.removeprefix("tick "))
+    await until_printed(qemu_driver, spec.name, f"tick {number + 3}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_next_boot_is_read_too(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd, kind: ConsoleKind
+) -> None:
+    spec = spec_with(host, kind)
+    await qemu_driver.define(spec)
+    await qemu_driver.start(spec.name)
+    await until_printed(qemu_driver, spec.name, "GUEST-UP")
+    os.kill(host.qemu_of(spec.name), signal.SIGKILL)
+    async with asyncio.timeout(10):
+        while (await qemu_driver.observe())[spec.name].active:
+            await asyncio.sleep(0.05)
+
+    await qemu_driver.define(spec)
+    await qemu_driver.start(spec.name)
+
+    async def boots() -> int:
+        lines = (await qemu_driver.console_tail(spec.name, 500)).lines
+        return lines.count("GUEST-UP")
+
+    async with asyncio.timeout(10):
+        while await boots() < 2:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_file_that_is_emptied_or_replaced_is_read_on(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd
+) -> None:
+    spec = spec_with(host, ConsoleKind.FILE)
+    await qemu_driver.define(spec)
+    await qemu_driver.start(spec.name)
+    await until_printed(qemu_driver, spec.name, "tick 1")
+    path = host.root / "consoles" / f"{spec.name}.log"
+
+    with path.open("ab") as file:
+        file.write(b"filler\n" * 1000 + b"filled\n")
+    await until_printed(qemu_driver, spec.name, "filled")
+    os.truncate(path, 0)
+    with path.open("ab") as file:
+        file.write(b"after it was emptied\n")
+    await until_printed(qemu_driver, spec.name, "after it was emptied")
+    path.rename(path.with_suffix(".0"))
+    path.write_bytes(b"in the new file\n")
+    await until_printed(qemu_driver, spec.name, "in the new file")
+
+
+async def test_a_file_that_is_not_there_says_so(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd, heard: Heard
+) -> None:
+    spec = spec_with(host, ConsoleKind.FILE)
+    await qemu_driver.define(spec)
+    await qemu_driver.start(spec.name)
+    await qemu_driver.close()
+    (host.root / "consoles" / f"{spec.name}.log").unlink()
+    (qemu_driver._consoles.get(spec.name) or pytest.fail()).ring.__init__(10)
+    await qemu_driver.open(heard.on_event, heard.on_lost)
+    await qemu_driver.observe()
+
+    why = (await qemu_driver.console_tail(spec.name, 10)).why_empty
+
+    assert why is not None
+    assert "is not there" in why
+    assert "virtlogd" in why
+
+
+async def test_a_source_that_was_changed_says_when_it_takes_effect(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd
+) -> None:
+    spec = spec_with(host, ConsoleKind.NULL)
+    await qemu_driver.define(spec)
+    await qemu_driver.start(spec.name)
+    qemu_driver._specs[spec.name] = replace(spec, console=ConsoleSource())
+
+    why = (await qemu_driver.console_tail(spec.name, 10)).why_empty
+
+    assert why is not None
+    assert "LIBVIRT_CONSOLE_SOURCE is pty, but the VM was defined with null" in why

@@ -1,0 +1,383 @@
+"""One appraisal: who is asked, what is judged by which policy, and what is recorded."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import partial
+from uuid import UUID
+
+import structlog
+
+from trustfabric.actors.bells import Bells
+from trustfabric.actors.trust import Applied, ApplyChange, TrustRegistry
+from trustfabric.db import agents, attestations, memory, policies, trust, verdicts, vms
+from trustfabric.db.session import Connection, Database
+from trustfabric.domain.attestation.appraisal import Expected, unreachable
+from trustfabric.domain.attestation.basis import Basis, Rule, judge_by
+from trustfabric.domain.attestation.binding import expected_of
+from trustfabric.domain.attestation.memory import Memory, Patience, fresh_clock
+from trustfabric.domain.attestation.model import Appraisal, Challenge
+from trustfabric.domain.attestation.policy import AppraisalPolicy
+from trustfabric.domain.attestation.provenance import Exchange, digest, provenance
+from trustfabric.domain.attestation.rules import policy_of, reference_set_of
+from trustfabric.domain.attestation.stored import Inputs
+from trustfabric.domain.attestation.versions import Scope
+from trustfabric.domain.evidence.anchors import Anchors
+from trustfabric.domain.evidence.model import EvidenceKind
+from trustfabric.domain.ids import InstanceId
+from trustfabric.domain.trust import AttestationStatus, Change, Lifecycle, Signal
+from trustfabric.domain.vms import PowerState
+from trustfabric.errors import ConflictError
+from trustfabric.supervision import Address
+
+log = structlog.get_logger(__name__)
+
+ASK_S = 10.0
+CHALLENGE_TTL = timedelta(seconds=90)
+NONCE = 32
+RETRY = timedelta(seconds=30)
+"""After the first challenge that nothing answered; longer after each further one."""
+
+MOST_RULES = 4
+"""Versions of a policy that one judgement tries."""
+
+MOST_SETS = 256
+"""Sets of reference values that one judgement knows."""
+
+_SIGNALS: Mapping[AttestationStatus, Signal] = {
+    AttestationStatus.TRUSTED: Signal.TRUSTED_VERDICT,
+    AttestationStatus.UNTRUSTED: Signal.UNTRUSTED_VERDICT,
+    AttestationStatus.UNKNOWN: Signal.UNKNOWN_VERDICT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How evidence is asked for and judged."""
+
+    policy: AppraisalPolicy
+    """Where no policy of the database is in force."""
+    anchors: Anchors
+    max_age: timedelta
+    timeout_s: float
+    runtime_id: str
+    """Whose instances are asked again when this actor starts."""
+    attempts: int
+    """Re-attestations after a run that may come to nothing before it is given up."""
+    bells: Bells = field(default_factory=Bells)
+    """Rung when a challenge is there to be fetched."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """Who is judged, by what, as it was read at one moment."""
+
+    instance: vms.Instance
+    kind: EvidenceKind
+    inputs: Inputs
+    memory: Memory
+    basis: Basis
+    pushes: bool
+    """Some agent of it has a token to push evidence with."""
+
+    @property
+    def attestable(self) -> bool:
+        return self.instance.power_state is PowerState.RUNNING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A challenge that was issued."""
+
+    challenge: Challenge
+    issued: attestations.IssuedChallenge
+    purpose: str
+
+
+@dataclass(frozen=True, slots=True)
+class Appraiser:
+    """Does each step of an appraisal; holds nothing between two of them."""
+
+    database: Database
+    trust: Address[TrustRegistry]
+    settings: Settings
+    executor: Executor
+    entropy: Callable[[int], bytes]
+
+    async def read(self, instance_id: InstanceId, now: datetime) -> Subject | None:
+        """Return what there is to know of an instance; None where it is gone."""
+        async with self.database.reading() as conn:
+            instance = await vms.get_instance(conn, None, instance_id)
+            if instance is None or instance.terminated_at is not None:
+                return None
+            kind = _kind_of(instance)
+            keys = await attestations.list_keys(conn, instance_id)
+            known = await memory.get_memory(conn, instance_id)
+            return Subject(
+                instance=instance,
+                kind=kind,
+                inputs=Inputs(
+                    keys=tuple(keys), last_seen=known.clock, launch=known.launch
+                ),
+                memory=known,
+                basis=await basis_for(
+                    conn, scope_of(instance), kind, self.settings.policy, now
+                ),
+                pushes=await agents.may_push(conn, instance_id, now),
+            )
+
+    async def issue(self, subject: Subject, purpose: str, now: datetime) -> Question:
+        """Issue a challenge that nobody was told of yet."""
+        instance = subject.instance
+        challenge = Challenge(
+            kind=subject.kind,
+            instance_id=instance.name,
+            boot_id=str(instance.boot_id),
+            nonce=self.entropy(NONCE),
+            issued_at=now,
+            expires_at=now + CHALLENGE_TTL,
+        )
+        async with self.database.writing() as conn:
+            issued = await attestations.issue_challenge(
+                conn,
+                attestations.NewChallenge(
+                    instance_id=instance.id,
+                    kind=challenge.kind,
+                    purpose=purpose,
+                    boot_id=instance.boot_id,
+                    nonce_digest=hashlib.sha256(challenge.nonce).digest(),
+                    issued_at=challenge.issued_at,
+                    expires_at=challenge.expires_at,
+                ),
+            )
+        return Question(challenge=challenge, issued=issued, purpose=purpose)
+
+    async def judge(
+        self, subject: Subject, challenge: Challenge, raw: bytes | None, now: datetime
+    ) -> Appraisal:
+        """Judge what came, off the event loop; None: nothing did."""
+        if raw is None:
+            return unreachable(
+                challenge.kind, subject.basis.policy, now, "nothing answered"
+            )
+        work = partial(
+            judge_by,
+            subject.basis,
+            challenge.kind,
+            raw,
+            expected=Expected(
+                binding=expected_of(challenge),
+                last_seen=subject.inputs.last_seen,
+                launch=subject.inputs.launch,
+            ),
+            anchors=replace(self.settings.anchors, keys=tuple(subject.inputs.keys)),
+            now=now,
+        )
+        return await asyncio.get_running_loop().run_in_executor(self.executor, work)
+
+    async def conclude(
+        self,
+        subject: Subject,
+        question: Question,
+        raw: bytes | None,
+        appraisal: Appraisal,
+        jitter: float,
+    ) -> str | None:
+        """Record a verdict; return the purpose of a challenge that is due at once.
+
+        ConflictError: the challenge was answered meanwhile, or its boot is over.
+        """
+        boot_id = question.challenge.boot_id
+        if appraisal.accepted and subject.memory.saw_reboot(appraisal, boot_id):
+            await self._note_reboot(subject.instance, appraisal)
+            return question.purpose if question.purpose == "post-run" else "boot"
+        applied = await self._record(subject, question, raw, appraisal, jitter)
+        if appraisal.status is AttestationStatus.UNKNOWN and (
+            applied.after.lifecycle is Lifecycle.REMEDIATING
+        ):
+            await self._give_up_after_retries(
+                subject.instance.id, applied.after.version
+            )
+        return None
+
+    async def _note_reboot(self, instance: vms.Instance, appraisal: Appraisal) -> None:
+        """Begin the new boot that only its TPM told of: nobody attested it yet."""
+        boot_id = UUID(bytes=self.entropy(16), version=4)
+        change = Change(
+            signal=Signal.BOOTED, actor="actor:attestation", reason="TPM was reset"
+        )
+        companions = (
+            memory.NoteReboot(
+                was=instance.boot_id, boot_id=boot_id, now=appraisal.verified_at
+            ),
+            memory.KeepClock(clock=fresh_clock(appraisal), boot_id=boot_id),
+        )
+        with suppress(ConflictError):  # it booted once more: that boot asks for itself
+            await self.trust.ask(
+                ApplyChange(
+                    instance_id=instance.id, change=change, companions=companions
+                ),
+                within_s=ASK_S,
+            )
+
+    async def _record(
+        self,
+        subject: Subject,
+        question: Question,
+        raw: bytes | None,
+        appraisal: Appraisal,
+        jitter: float,
+    ) -> Applied:
+        issued_at = question.challenge.issued_at
+        deadline = None
+        if appraisal.accepted:
+            deadline = appraisal.fresh_until(issued_at, self._max_age(subject.basis))
+        basis = verdicts.KeepBasis(
+            sha256=hashlib.sha256(subject.basis.canonical()).digest(),
+            document=subject.basis.document(),
+        )
+        document = provenance(
+            appraisal,
+            Exchange(
+                challenge_id=question.issued.id,
+                issued_at=issued_at,
+                received_at=appraisal.verified_at,
+                evidence_bytes=len(raw or b""),
+                deadline=deadline,
+                basis_sha256=basis.sha256.hex(),
+            ),
+        )
+        attestation_id = question.issued.attestation_id
+        return await self.trust.ask(
+            ApplyChange(
+                instance_id=subject.instance.id,
+                change=Change(
+                    signal=_SIGNALS[appraisal.status],
+                    actor="actor:attestation",
+                    reason=appraisal.reason,
+                    deadline=deadline,
+                    provenance_ref=f"attestation:{appraisal.kind}:{attestation_id}",
+                    provenance=document,
+                    attestation_id=attestation_id,
+                    challenge_issued_at=issued_at,
+                    metadata={"purpose": question.purpose, "digest": digest(document)},
+                ),
+                companions=(
+                    basis,
+                    _verdict(subject, question, raw, appraisal, deadline, basis),
+                    self._kept(subject, question.purpose, appraisal, jitter),
+                ),
+            ),
+            within_s=ASK_S,
+        )
+
+    def _kept(
+        self, subject: Subject, purpose: str, appraisal: Appraisal, jitter: float
+    ) -> memory.KeepClock | memory.KeepSilence:
+        max_age = self._max_age(subject.basis)
+        return memory.keep(
+            subject.memory,
+            appraisal,
+            subject.instance.boot_id,
+            purpose=purpose,
+            patience=Patience(
+                first=min(RETRY, max_age / 4),
+                longest=max_age,
+                margin=timedelta(seconds=self.settings.timeout_s) + max_age / 8,
+            ),
+            jitter=jitter,
+        )
+
+    async def _give_up_after_retries(
+        self, instance_id: InstanceId, version: int
+    ) -> None:
+        async with self.database.reading() as conn:
+            count = await attestations.count_unknown_since_run(conn, instance_id)
+        if count < self.settings.attempts:
+            return
+        await self.trust.ask(
+            ApplyChange(
+                instance_id=instance_id,
+                change=Change(
+                    signal=Signal.UNVERIFIED,
+                    actor="actor:attestation",
+                    reason=f"no verdict in {count} re-attestations after the run",
+                ),
+                expected_version=version,
+            ),
+            within_s=ASK_S,
+        )
+
+    def _max_age(self, basis: Basis) -> timedelta:
+        return min(self.settings.max_age, timedelta(seconds=basis.policy.max_age_s))
+
+
+async def basis_for(
+    conn: Connection,
+    whose: Scope,
+    kind: EvidenceKind,
+    default: AppraisalPolicy,
+    now: datetime,
+) -> Basis:
+    """Return what evidence of an instance is judged by at a moment.
+
+    The most specific policy in force, with what of it is deprecated and not over,
+    else the default; and every set of reference values that concerns it.
+    """
+    found = await policies.list_policies_for(conn, whose, now, limit=4 * MOST_RULES)
+    sets = await policies.list_references_for(conn, whose, kind, limit=MOST_SETS)
+    same = [each for each in found if each.name == found[0].name][:MOST_RULES]
+    rules = tuple(
+        Rule(policy=policy_of(each), until=each.deprecated_until, scope=each.scope)
+        for each in same
+    )
+    return Basis(
+        rules=rules or (Rule(policy=default),),
+        references=tuple(reference_set_of(each) for each in sets),
+    )
+
+
+def scope_of(instance: vms.Instance) -> Scope:
+    return Scope(
+        owner_id=instance.owner_id, image=instance.image, tier=instance.isolation_tier
+    )
+
+
+def _verdict(
+    subject: Subject,
+    question: Question,
+    raw: bytes | None,
+    appraisal: Appraisal,
+    deadline: datetime | None,
+    basis: verdicts.KeepBasis,
+) -> trust.Companion:
+    challenge = question.challenge
+    return attestations.RecordVerdict(
+        challenge=question.issued,
+        kind=appraisal.kind,
+        status=appraisal.status,
+        code=appraisal.code,
+        evidence=raw,
+        claims=appraisal.claims,
+        signer=appraisal.endorsements,
+        nonce_digest=None if raw is None else hashlib.sha256(challenge.nonce).digest(),
+        deadline=deadline,
+        notes=appraisal.notes(),
+        remedies=[appraisal.consequence.remedy] if not appraisal.accepted else [],
+        now=appraisal.verified_at,
+        judged_by=attestations.JudgedBy(
+            policy_id=appraisal.policy_id,
+            policy_version=appraisal.policy_version,
+            basis_sha256=basis.sha256,
+            binding=None if raw is None else expected_of(challenge),
+            inputs=None if raw is None else subject.inputs.document(),
+        ),
+    )
+
+
+def _kind_of(instance: vms.Instance) -> EvidenceKind:
+    return EvidenceKind(str(instance.attestation.get("kind", "tpm")))

@@ -1,0 +1,180 @@
+"""What is done about one instance at a time: ask it, judge what it pushed, give up.
+
+Each is one piece of work beside a mailbox, and leaves an Outcome.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+import structlog
+
+from trustfabric.actors.appraisals import Appraiser, Question, Subject
+from trustfabric.db import agents, attestations
+from trustfabric.domain.attestation.appraisal import replayed, unreachable
+from trustfabric.domain.attestation.binding import expected_of
+from trustfabric.domain.attestation.model import Appraisal, Challenge
+from trustfabric.domain.evidence.model import EvidenceKind
+from trustfabric.domain.ids import InstanceId
+from trustfabric.errors import ConflictError, UnavailableError
+
+log = structlog.get_logger(__name__)
+
+
+class EvidenceSource(Protocol):
+    """Where an instance's evidence comes from."""
+
+    async def collect(self, name: str, extra_data: bytes) -> bytes:
+        """Answer a challenge. UnavailableError where nothing answers."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an inquiry leaves to do."""
+
+    again: str | None = None
+    """Challenge it once more, for this purpose."""
+    waits: Question | None = None
+    """For its agent to fetch it."""
+
+
+_NOTHING_LEFT = Outcome()
+
+
+class Inquiries:
+    def __init__(
+        self,
+        appraiser: Appraiser,
+        sources: Mapping[str, EvidenceSource],
+        *,
+        now: Callable[[], datetime],
+        jitter: Callable[[], float],
+    ) -> None:
+        self._appraiser = appraiser
+        self._database = appraiser.database
+        self._sources = sources
+        self._now = now
+        self._jitter = jitter
+
+    async def attest(self, instance_id: InstanceId, purpose: str) -> Outcome:
+        """Challenge an instance, and judge what its source answers."""
+        subject = await self._appraiser.read(instance_id, self._now())
+        if subject is None or not (subject.attestable or purpose == "post-run"):
+            return _NOTHING_LEFT
+        source = self._sources.get(_source_of(subject))
+        if source is None and subject.pushes:
+            return Outcome(waits=await self._open(subject, purpose))
+        question = await self._appraiser.issue(subject, purpose, self._now())
+        raw = None
+        if source is not None:
+            raw = await self._collect(source, subject, question.challenge)
+        return await self._judged(subject, question, raw)
+
+    async def answered(
+        self, asked: agents.Asked, nonce: bytes, evidence: bytes
+    ) -> Outcome:
+        """Judge what an agent pushed."""
+        subject = await self._appraiser.read(asked.instance_id, self._now())
+        if subject is None:
+            return _NOTHING_LEFT
+        return await self._judged(subject, _question(asked, nonce), evidence)
+
+    async def stray(
+        self, instance_id: InstanceId, late: agents.Asked | None, why: str
+    ) -> Outcome:
+        """Record an answer that came too late, or to nothing that we asked."""
+        subject = await self._appraiser.read(instance_id, self._now())
+        if subject is None:
+            return _NOTHING_LEFT
+        policy, now = subject.basis.policy, self._now()
+        if late is None:
+            question = await self._appraiser.issue(subject, "manual", now)
+            refused = replayed(subject.kind, policy, now, why)
+            return await self._conclude(subject, question, None, refused)
+        if not late.used and late.same_boot:
+            missed = unreachable(EvidenceKind(late.kind), policy, now, why)
+            await self._conclude(subject, _question(late, b""), None, missed)
+        return Outcome(again="manual")
+
+    async def unanswered(self, instance_id: InstanceId, question: Question) -> Outcome:
+        """Record silence, unless something was answered or asked since."""
+        async with self._database.reading() as conn:
+            waits = await attestations.is_newest_and_open(conn, question.issued.id)
+        subject = await self._appraiser.read(instance_id, self._now())
+        if not waits or subject is None or not subject.attestable:
+            return _NOTHING_LEFT
+        await self._judged(subject, question, None)
+        return _NOTHING_LEFT
+
+    async def _open(self, subject: Subject, purpose: str) -> Question:
+        """Return the challenge that its agent is to fetch: the one that is open.
+
+        After a run it must be a new one: what was asked before proves nothing now.
+        """
+        async with self._database.reading() as conn:
+            found = await agents.get_open(conn, subject.instance.id, self._now())
+        if found is not None and purpose != "post-run":
+            return _question(found, b"")
+        return await self._appraiser.issue(subject, purpose, self._now())
+
+    async def _collect(
+        self, source: EvidenceSource, subject: Subject, challenge: Challenge
+    ) -> bytes | None:
+        try:
+            async with asyncio.timeout(self._appraiser.settings.timeout_s):
+                return await source.collect(
+                    subject.instance.name, expected_of(challenge)
+                )
+        except (UnavailableError, TimeoutError) as error:
+            log.info(
+                "attestation.unreachable",
+                instance_id=subject.instance.id,
+                error=str(error),
+            )
+            return None
+
+    async def _judged(
+        self, subject: Subject, question: Question, raw: bytes | None
+    ) -> Outcome:
+        appraisal = await self._appraiser.judge(
+            subject, question.challenge, raw, self._now()
+        )
+        return await self._conclude(subject, question, raw, appraisal)
+
+    async def _conclude(
+        self,
+        subject: Subject,
+        question: Question,
+        raw: bytes | None,
+        appraisal: Appraisal,
+    ) -> Outcome:
+        try:
+            again = await self._appraiser.conclude(
+                subject, question, raw, appraisal, self._jitter()
+            )
+        except ConflictError as error:
+            # A new boot came between question and answer: ask it instead.
+            log.info(
+                "attestation.late", instance_id=subject.instance.id, error=str(error)
+            )
+            return Outcome(again=question.purpose)
+        return Outcome(again=again)
+
+
+def _question(asked: agents.Asked, nonce: bytes) -> Question:
+    challenge = Challenge(
+        kind=EvidenceKind(asked.kind),
+        instance_id=asked.instance_name,
+        boot_id=str(asked.boot_id),
+        nonce=nonce,
+        issued_at=asked.issued_at,
+        expires_at=asked.expires_at,
+    )
+    return Question(challenge=challenge, issued=asked.issued, purpose=asked.purpose)
+
+
+def _source_of(subject: Subject) -> str:
+    return str(subject.instance.attestation.get("source", "agent"))

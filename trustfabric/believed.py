@@ -1,0 +1,90 @@
+"""What evidence is believed by default: policy and roots, as the settings say."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trustfabric.config import AttestationSettings
+from trustfabric.domain.attestation.policy import (
+    DEFAULT_POLICY,
+    DEMO_POLICY,
+    AppraisalPolicy,
+    parse_policy,
+    with_measurements,
+)
+from trustfabric.domain.evidence.anchors import Anchors
+from trustfabric.domain.evidence.certificate import parse_certificate, pem_bodies
+from trustfabric.domain.evidence.model import Reject
+from trustfabric.domain.evidence.packaged import (
+    ANCHOR_FILES,
+    anchors_from,
+    packaged_anchors,
+)
+from trustfabric.errors import ConfigError, InvalidError
+
+_LARGEST = 256 * 1024
+_NAMED = {policy.id: policy for policy in (DEFAULT_POLICY, DEMO_POLICY)}
+
+
+@dataclass(frozen=True, slots=True)
+class Believed:
+    policy: AppraisalPolicy
+    anchors: Anchors
+
+
+def believed_by(chosen: AttestationSettings) -> Believed:
+    """Read the files that the settings name. ConfigError lists every fault."""
+    faults: list[str] = []
+    policy, anchors = DEFAULT_POLICY, packaged_anchors()
+    try:
+        policy = _policy(chosen.policy)
+    except InvalidError as error:
+        faults.append(f"VM_ATTESTATION_POLICY: {chosen.policy}: {error}")
+    except OSError as error:
+        faults.append(f"VM_ATTESTATION_POLICY: {chosen.policy}: {error.strerror}")
+    try:
+        policy = with_measurements(policy, chosen.measurements)
+    except InvalidError as error:
+        faults.append(f"VM_ATTESTATION_MEASUREMENTS: {error}")
+    if chosen.trust_roots is not None:
+        try:
+            anchors = roots_in(chosen.trust_roots)
+        except InvalidError as error:
+            faults.append(f"VM_ATTESTATION_TRUST_ROOTS: {error}")
+    if faults:
+        raise ConfigError(faults)
+    return Believed(policy, anchors)
+
+
+def roots_in(folder: Path) -> Anchors:
+    """Return the anchors of a folder, and no others. InvalidError names the file."""
+    try:
+        found = sorted(each.name for each in folder.glob("*.pem"))
+        strange = [name for name in found if name not in ANCHOR_FILES]
+        if strange:
+            raise InvalidError(
+                f"{folder / strange[0]}: not one of {', '.join(ANCHOR_FILES)}"
+            )
+        if not found:
+            raise InvalidError(f"{folder}: none of {', '.join(ANCHOR_FILES)}")
+        for name in found:
+            parse_certificate(pem_bodies(_read(folder / name), name)[0], name)
+        anchors = anchors_from(lambda name: _read(folder / name))
+    except OSError as error:
+        raise InvalidError(f"{error.filename or folder}: {error.strerror}") from None
+    except Reject as reject:
+        raise InvalidError(f"{folder}: {reject}") from None
+    if not (anchors.amd or anchors.intel or anchors.nvidia):
+        raise InvalidError(f"{folder}: intermediate certificates, but no root")
+    return anchors
+
+
+def _policy(name: str) -> AppraisalPolicy:
+    return _NAMED[name] if name in _NAMED else parse_policy(_read(Path(name)))
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise InvalidError(f"{path}: larger than {_LARGEST} bytes")
+    return data
