@@ -18,6 +18,7 @@ from benchmarks import (
     evidence,
     frame,
     lifetime,
+    queue,
     registry,
     requests,
     streams,
@@ -30,7 +31,9 @@ PARTS = (
     *streams.PARTS,
     *requests.PARTS,
     *lifetime.PARTS,
+    *queue.PARTS,
     *evidence.PARTS,
+    *machines.PARTS,
 )
 RESULTS = Path(__file__).with_name("results.json")
 

@@ -18,7 +18,7 @@ from tests.builders import OWNER, insert_owner
 from trustfabric.actors.listener import Listener
 from trustfabric.actors.streams import Broadcaster, Feed, Stream
 from trustfabric.actors.trust import Applied, ApplyChange, OpenInstance, TrustRegistry
-from trustfabric.db import holds, listen, run_events, servers, trust, trust_events
+from trustfabric.db import hold_events, listen, run_events, servers, trust, trust_events
 from trustfabric.db.session import Connection, Database
 from trustfabric.db.vms import NewInstance
 from trustfabric.domain.events import TrustEvent
@@ -45,7 +45,7 @@ RUNTIME = "here"
 FEEDS = (
     Feed(Stream.TRUST, listen.TRUST_CHANNEL, trust_events.events_after),
     Feed(Stream.REMEDIATION, listen.REMEDIATION_CHANNEL, run_events.events_after),
-    Feed(Stream.HOLDS, holds.CHANNEL, holds.events_after),
+    Feed(Stream.HOLDS, hold_events.CHANNEL, hold_events.events_after),
 )
 
 

@@ -22,11 +22,10 @@ from trustfabric.actors import attestation, hypervisor
 from trustfabric.actors.attestation import Attestation, EvidenceSource
 from trustfabric.actors.evaluations import Cadence, Scheduler
 from trustfabric.actors.hypervisor import Hypervisor
+from trustfabric.actors.launcher import Caller, Fleet
 from trustfabric.actors.power import Equipment
 from trustfabric.actors.servers import (
-    Caller,
     CreateServer,
-    Fleet,
     Gone,
     Servers,
     StartServer,

@@ -32,7 +32,7 @@ cd "$OLDPWD"
 root=$work/root
 mkdir -p "$root"/{bin,dev,proc,sys,tmp,seed,lib/modules,usr/bin,usr/lib,agent}
 cp "$(command -v busybox)" "$root/bin/busybox"
-for name in drivers/virtio/{virtio,virtio_ring,virtio_pci_modern_dev,virtio_pci_legacy_dev,virtio_pci} \
+for name in drivers/virtio/{virtio_ring,virtio,virtio_pci_modern_dev,virtio_pci_legacy_dev,virtio_pci} \
     net/core/failover drivers/net/{net_failover,virtio_net} \
     drivers/scsi/{scsi_common,scsi_mod,virtio_scsi} drivers/cdrom/cdrom \
     drivers/scsi/sr_mod fs/isofs/isofs; do
@@ -61,8 +61,8 @@ mkdir -p "$root/agent/trustfabric"
 mv "$root/agent"/{__init__.py,errors.py,agent} "$root/agent/trustfabric/"
 cp -r trustfabric/domain "$root/agent/trustfabric/"
 site=$(.venv/bin/python -c 'import cryptography, pathlib; print(pathlib.Path(cryptography.__file__).parent.parent)')
-for package in cryptography cffi _cffi_backend; do
-    for found in "$site/$package" "$site/$package".*.so; do
+for package in cryptography cffi _cffi_backend dcap_qvl; do
+    for found in "$site/$package" "$site/$package".*.so "$site/$package"-*.dist-info; do
         [ -e "$found" ] && cp -r "$found" "$root/agent/"
     done
 done
@@ -76,9 +76,9 @@ export PATH=/bin:/usr/bin PYTHONPATH=/agent PYTHONDONTWRITEBYTECODE=1
 /bin/busybox --install -s /bin
 mount -t proc p /proc; mount -t sysfs s /sys; mount -t devtmpfs d /dev
 exec 0</dev/null 1>/dev/ttyS0 2>&1
-for name in virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci \
+for name in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci \
     failover net_failover virtio_net scsi_common scsi_mod virtio_scsi cdrom sr_mod isofs
-do insmod "/lib/modules/$name.ko" 2>/dev/null; done
+do insmod "/lib/modules/$name.ko"; done
 ip link set lo up; ip link set eth0 up
 ip addr add 10.0.2.15/24 dev eth0; ip route add default via 10.0.2.2
 echo "GUEST-UP"

@@ -21,6 +21,7 @@ from trustfabric.actors.evaluations import Cadence, Scheduler
 from trustfabric.actors.holds import Holds
 from trustfabric.actors.hypervisor import Hypervisor, Renew
 from trustfabric.actors.intelligence import Scorer
+from trustfabric.actors.launcher import Fleet
 from trustfabric.actors.listener import Listener
 from trustfabric.actors.metrics import Meter
 from trustfabric.actors.orders import Desk
@@ -31,11 +32,11 @@ from trustfabric.actors.refreshes import Refresher, Rhythm
 from trustfabric.actors.retention import Retention
 from trustfabric.actors.room import Room
 from trustfabric.actors.runs import RunTools
-from trustfabric.actors.servers import Fleet, Gone, Servers
+from trustfabric.actors.servers import Gone, Servers
 from trustfabric.actors.streams import Broadcaster, Feed, Stream
 from trustfabric.actors.trust import TrustRegistry
 from trustfabric.config import Settings
-from trustfabric.db import boots, holds, listen, run_events, trust_events
+from trustfabric.db import boots, hold_events, listen, run_events, trust_events
 from trustfabric.db.intelligence import Changes
 from trustfabric.db.session import Database
 from trustfabric.domain.allow_list import AllowList
@@ -72,7 +73,7 @@ LEASE_S = 60.0
 FEEDS = (
     Feed(Stream.TRUST, listen.TRUST_CHANNEL, trust_events.events_after),
     Feed(Stream.REMEDIATION, listen.REMEDIATION_CHANNEL, run_events.events_after),
-    Feed(Stream.HOLDS, holds.CHANNEL, holds.events_after),
+    Feed(Stream.HOLDS, hold_events.CHANNEL, hold_events.events_after),
 )
 
 
@@ -177,7 +178,7 @@ def _makers(use: Resources, runtime: Runtime, at: Addresses) -> Makers:
         attestation=lambda: Attestation(
             database,
             at.trust,
-            {"swtpm": use.tpms, "virtio": use.agents},
+            {"swtpm": use.tpms, **use.agents},
             use.attestation,
             use.verifying,
             secrets.token_bytes,

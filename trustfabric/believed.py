@@ -1,6 +1,7 @@
 """What evidence is believed by default: policy and roots, as the settings say."""
 
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 from trustfabric.config import AttestationSettings
@@ -41,6 +42,7 @@ def believed_by(chosen: AttestationSettings) -> Believed:
         faults.append(f"VM_ATTESTATION_POLICY: {chosen.policy}: {error}")
     except OSError as error:
         faults.append(f"VM_ATTESTATION_POLICY: {chosen.policy}: {error.strerror}")
+    policy = _aged(policy, chosen)
     try:
         policy = with_measurements(policy, chosen.measurements)
     except InvalidError as error:
@@ -76,6 +78,13 @@ def roots_in(folder: Path) -> Anchors:
     if not (anchors.amd or anchors.intel or anchors.nvidia):
         raise InvalidError(f"{folder}: intermediate certificates, but no root")
     return anchors
+
+
+def _aged(policy: AppraisalPolicy, chosen: AttestationSettings) -> AppraisalPolicy:
+    """Let verdicts count as long as the settings say, but for a document that says."""
+    if "max_age_s" in policy.model_fields_set:
+        return policy
+    return policy.model_copy(update={"max_age_s": max(1, ceil(chosen.max_age_s))})
 
 
 def _policy(name: str) -> AppraisalPolicy:

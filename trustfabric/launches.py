@@ -86,6 +86,7 @@ class Launches:
             console=self._console(instance),
             seed=read_seed(instance.vm),
             snp=_snp(settings, self.data_dir),
+            vsock=instance.attestation.get("source") == "vsock",
             agent_socket=(
                 f"{self.data_dir}/agents/{instance.name}.sock"
                 if instance.attestation.get("source") == "virtio"

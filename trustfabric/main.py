@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from trustfabric.cli import attest as attest_commands
 from trustfabric.cli import render
 from trustfabric.cli.ear import ear
+from trustfabric.cli.lazy import Lazy, LazyGroup
 from trustfabric.cli.main import command_table, run
 from trustfabric.cli.options import as_json
 from trustfabric.cli.session import Session
+from trustfabric.cli.terminal import escape
 
 if TYPE_CHECKING:
     from trustfabric.config import Settings
@@ -180,7 +181,25 @@ def run_scenarios(
     return harness.main(directory=_scenario_dir(directory), names=names, output=output)
 
 
-@click.group()
+_ATTEST, _POLICIES = "trustfabric.cli.attest", "trustfabric.cli.policies"
+
+
+@click.command(
+    cls=LazyGroup,
+    table={
+        "list": Lazy(_ATTEST, "list_", "Recorded verdicts, newest first."),
+        "get": Lazy(_ATTEST, "get", "One verdict with its claims."),
+        "download": Lazy(_ATTEST, "download", "Keep all that a verdict rests on."),
+        "tokens": Lazy(_ATTEST, "tokens", "Tokens of guests' agents that push."),
+        "enroll": Lazy(_ATTEST, "enroll", "Pin a TPM's key to an instance."),
+        "policies": Lazy(
+            _POLICIES, "policies", "What evidence must show, in versions."
+        ),
+        "references": Lazy(
+            _POLICIES, "references", "What evidence may measure, in versions."
+        ),
+    },
+)
 def attest() -> None:
     """Verdicts and evidence, what they are judged by, and verifying them offline."""
 
@@ -229,9 +248,10 @@ def verify(
 async def _verify_stored(
     session: Session, attestation: int, anchors: Path | None
 ) -> int:
+    from trustfabric.cli.attest import stored_case  # noqa: PLC0415
     from trustfabric.verify import verify_stored  # noqa: PLC0415
 
-    case = await attest_commands.stored_case(session, attestation)
+    case = await stored_case(session, attestation)
     return _shown([verify_stored(case, anchors=anchors)])
 
 
@@ -241,8 +261,16 @@ def _shown(verdicts: Iterable[dict[str, Any]]) -> int:
         accepted = accepted and bool(verdict["accept"] and verdict.get("agrees", True))
         render.jsonl(verdict)
         if "agrees" in verdict:
-            attest_commands.explain(verdict)
+            _explain(verdict)
     return 0 if accepted else 1
+
+
+def _explain(verdict: dict[str, Any]) -> None:
+    """Tell people what failed, beside the line for programs."""
+    for check in verdict["checks"]:
+        if check["result"] == "fail":
+            told = f"{check['name']}: expected {check['expected'] or 'nothing'}"
+            render.note(escape(f"{told}, actual {check['actual'] or 'nothing'}"))
 
 
 @attest.command("rotate-key")
@@ -255,8 +283,7 @@ def rotate_key(data_dir: Path | None) -> None:
     click.echo(rotate_ear_key(settings.data_dir))
 
 
-for _command in (ear, *attest_commands.COMMANDS):
-    attest.add_command(_command)
+attest.add_command(ear)
 
 
 def _own_terminal(session: Session) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from trustfabric.db.migrate import migrate
 from trustfabric.db.session import Database
 from trustfabric.domain.ports import Provisioner
 from trustfabric.domain.vms import VolumeTemplate
-from trustfabric.drivers.agents import AgentSockets
+from trustfabric.drivers.agents import AgentSockets, AgentVsock
 from trustfabric.drivers.hypervisor import HttpProvisioner
 from trustfabric.drivers.libvirt import LibvirtProvisioner
 from trustfabric.drivers.libvirt_connect import Credentials
@@ -50,7 +50,8 @@ class Resources:
     database: Database
     provisioner: Provisioner
     tpms: SoftTpms
-    agents: AgentSockets
+    agents: Mapping[str, attestation.EvidenceSource]
+    """Those that are asked from outside their guest, by the name of the way."""
     attestation: attestation.Settings
     verifying: Executor
     blocking: Executor
@@ -98,7 +99,7 @@ async def opened(settings: Settings) -> AsyncIterator[Resources]:
             database=database,
             provisioner=_provisioner(settings, runtime_id, stack),
             tpms=tpms,
-            agents=_agents(settings),
+            agents=_agents(settings, runtime_id),
             attestation=_attestation(settings, runtime_id, believed),
             verifying=_pool(stack, "verify", VERIFY_THREADS),
             blocking=blocking,
@@ -107,10 +108,12 @@ async def opened(settings: Settings) -> AsyncIterator[Resources]:
         )
 
 
-def _agents(settings: Settings) -> AgentSockets:
+def _agents(
+    settings: Settings, runtime_id: str
+) -> Mapping[str, attestation.EvidenceSource]:
     folder = settings.data_dir.resolve() / "agents"
     folder.mkdir(mode=0o711, exist_ok=True)
-    return AgentSockets(folder)
+    return {"virtio": AgentSockets(folder), "vsock": AgentVsock(runtime_id)}
 
 
 def _pool(stack: AsyncExitStack, name: str, threads: int) -> Executor:

@@ -24,7 +24,7 @@ from trustfabric.actors.playbooks import Playbooks
 from trustfabric.actors.runs import RunActor, RunTools
 from trustfabric.actors.streams import Broadcaster, Feed, Stream
 from trustfabric.actors.trust import ApplyChange, TrustRegistry
-from trustfabric.db import holds, listen, run_events, runs, trust, trust_events
+from trustfabric.db import hold_events, listen, run_events, runs, trust, trust_events
 from trustfabric.db.session import Database
 from trustfabric.domain.dispatch import DispatchSettings
 from trustfabric.domain.executors import Executor as JobExecutor
@@ -54,7 +54,7 @@ from trustfabric.supervision import (
 FEEDS = (
     Feed(Stream.TRUST, listen.TRUST_CHANNEL, trust_events.events_after),
     Feed(Stream.REMEDIATION, listen.REMEDIATION_CHANNEL, run_events.events_after),
-    Feed(Stream.HOLDS, holds.CHANNEL, holds.events_after),
+    Feed(Stream.HOLDS, hold_events.CHANNEL, hold_events.events_after),
 )
 SETTINGS = DispatchSettings(runtime_id="here", tick_s=0.2)
 CALM = StormLimits(minimum=10_000)

@@ -1,10 +1,12 @@
 """Evidence under attack and under faults (security cases S21, S22, S33)."""
 
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from tests.fix_machines import Machines, some_machines
 from trustfabric.actors.attestation import Attest
 from trustfabric.db.session import Database
 from trustfabric.db.vms import Instance
+from trustfabric.domain.evidence.tpm2_signature import verifies
 from trustfabric.domain.trust import AttestationStatus, Lifecycle
 from trustfabric.drivers.swtpm import SoftTpms
 
@@ -223,6 +226,24 @@ async def test_s22_a_verifier_that_fails_is_unknown(
     assert event.reason == "attestation:verifier-fault"
     assert event.lifecycle is Lifecycle.RESTORED
     assert event.metadata["purpose"] == "manual"
+
+
+async def test_s22_verification_never_holds_up_the_event_loop(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance = await machines.restored()
+    threads: list[str] = []
+
+    def noted(*arguments: Any) -> bool:
+        threads.append(threading.current_thread().name)
+        return verifies(*arguments)
+
+    monkeypatch.setattr("trustfabric.domain.evidence.tpm2.verifies", noted)
+    event = await attested(machines, instance)
+
+    assert event.status is AttestationStatus.TRUSTED
+    assert threads
+    assert threading.main_thread().name not in threads
 
 
 # --- S33: our own clock jumps ---------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +13,7 @@ from tests.builders import insert_owner
 from tests.db.fix_runs import ALICE, BOB, KEY, add_instance, add_playbook
 from trustfabric.actors.dispatch import DecideApproval, EnqueueRun
 from trustfabric.actors.holds import LookOut, PlaceHold, ReleaseBreaker, ReleaseHold
-from trustfabric.db import holds, runs, storms
+from trustfabric.db import hold_events, holds, incidents, runs
 from trustfabric.db.session import Database
 from trustfabric.domain.approvals import Ruling
 from trustfabric.domain.holds import Hold, HoldOrder, HoldScope, HoldState
@@ -48,14 +49,14 @@ async def add_fleet(
     return fleet
 
 
-async def incidents(database: Database) -> list[Incident]:
+async def raised(database: Database) -> list[Incident]:
     async with database.reading() as conn:
-        return await storms.list_incidents(conn, None)
+        return await incidents.list_incidents(conn, None)
 
 
 async def one_open(database: Database) -> Incident:
     async def look() -> Incident | None:
-        found = await incidents(database)
+        found = await raised(database)
         return found[0] if found else None
 
     incident: Incident = await until(look, lambda: "no incident")
@@ -100,7 +101,7 @@ async def held_of(fabric: Fabric, fleet: list[InstanceId]) -> list[InstanceId]:
 
 def a_release(**changes: Any) -> ReleaseBreaker:
     return ReleaseBreaker(
-        storms.BreakerRelease(by="user:1", reason="new image rolled out", **changes)
+        incidents.BreakerRelease(by="user:1", reason="new image rolled out", **changes)
     )
 
 
@@ -135,7 +136,7 @@ async def test_a_storm_is_one_incident_that_names_the_image_and_starts_nothing(
     await until_settled(fabric, bad)
     await until(lambda: _grown(fabric.database), lambda: incident)
 
-    (incident,) = await incidents(fabric.database)
+    (incident,) = await raised(fabric.database)
     assert (incident.scope, incident.owner_id) == (HoldScope.OWNER, ALICE)
     assert incident.common[0] == {
         "trait": "image",
@@ -154,7 +155,7 @@ async def test_a_storm_is_one_incident_that_names_the_image_and_starts_nothing(
 
 
 async def _grown(database: Database) -> bool | None:
-    (incident,) = await incidents(database)
+    (incident,) = await raised(database)
     return incident.quarantined == STORM or None
 
 
@@ -180,7 +181,7 @@ async def test_after_the_release_runs_are_staged_from_the_present(
     await asyncio.sleep(SETTINGS.tick_s * 3)
     for each in recovered:
         assert (await fabric.posture(each)).lifecycle is Lifecycle.SUSPECT
-    assert len(await incidents(fabric.database)) == 1, "the old ones count no more"
+    assert len(await raised(fabric.database)) == 1, "the old ones count no more"
 
 
 async def test_the_breaker_lets_go_on_what_a_person_asked_for(fabric: Fabric) -> None:
@@ -194,7 +195,7 @@ async def test_the_breaker_lets_go_on_what_a_person_asked_for(fabric: Fabric) ->
     await fabric.ask(order)
 
     await fabric.run_of(held, lambda run: run.status is RunStatus.COMPLETED)
-    assert (await incidents(fabric.database))[0].is_open
+    assert (await raised(fabric.database))[0].is_open
 
 
 async def test_an_approval_in_the_storm_lets_an_automatic_run_start(
@@ -252,7 +253,7 @@ async def test_two_runtimes_open_one_breaker(
         )
         await until_settled(fabric, bad)
 
-    assert len(await incidents(database)) == 1
+    assert len(await raised(database)) == 1
     async with database.reading() as conn:
         found = await holds.list_holds(conn, holds.HoldFilter(), SOON)
     assert len(found) == 1
@@ -269,7 +270,7 @@ async def test_few_of_many_are_no_storm(fabric: Fabric) -> None:
             each, lambda p: p.remediation_state is Tag.PENDING_APPROVAL
         )
 
-    assert not await incidents(fabric.database)
+    assert not await raised(fabric.database)
 
 
 async def test_those_that_are_gone_count_no_more(fabric: Fabric) -> None:
@@ -285,7 +286,7 @@ async def test_those_that_are_gone_count_no_more(fabric: Fabric) -> None:
     await fabric.change(bad[4], Signal.UNTRUSTED_VERDICT)
 
     assert not await fabric.holds.ask(LookOut(), within_s=10)
-    assert not await incidents(fabric.database)
+    assert not await raised(fabric.database)
 
 
 async def test_one_that_falls_again_and_again_counts_once(fabric: Fabric) -> None:
@@ -315,7 +316,7 @@ async def test_a_hold_ends_by_itself_and_what_is_due_goes_on(fabric: Fabric) -> 
     )
 
     async with fabric.database.reading() as conn:
-        events = await holds.list_events(conn, hold.id)
+        events = await hold_events.list_events(conn, hold.id)
     assert [event.kind for event in events] == ["held", "expired"]
 
 
@@ -325,8 +326,12 @@ async def test_under_a_persons_hold_nothing_starts(fabric: Fabric) -> None:
     hold = await place(fabric, scope=HoldScope.INSTANCE, instance_id=instance)
     order = EnqueueRun(owner=ALICE, by=ALICE, instance_id=instance, playbook=KEY)
     run = await fabric.ask(order)
+    await fabric.until_posture(instance, lambda p: p.remediation_state is Tag.HELD)
     await asyncio.sleep(SETTINGS.tick_s * 3)
     assert (await fabric.read(run.id)).status is RunStatus.PENDING
+    version = (await fabric.posture(instance)).version
+    await asyncio.sleep(SETTINGS.tick_s * 3)
+    assert (await fabric.posture(instance)).version == version, "told once"
 
     release = ReleaseHold(
         hold_id=hold.id, viewer=ALICE, by=f"user:{ALICE}", is_admin=False
@@ -337,6 +342,27 @@ async def test_under_a_persons_hold_nothing_starts(fabric: Fabric) -> None:
     again = await fabric.holds.ask(release, within_s=10)
     assert again == after
     assert after.state(SOON) is HoldState.RELEASED
+
+
+async def test_the_time_under_a_hold_is_no_time_in_the_queue(
+    database: Database, database_url: str
+) -> None:
+    settings = replace(SETTINGS, queue_ttl_s=0.5)
+    await add_playbook(database)
+    instance = await add_instance(database)
+    async with a_fabric(database, database_url, settings) as fabric:
+        hold = await place(fabric, scope=HoldScope.INSTANCE, instance_id=instance)
+        order = EnqueueRun(owner=ALICE, by=ALICE, instance_id=instance, playbook=KEY)
+        run = await fabric.ask(order)
+        await asyncio.sleep(1)
+        assert (await fabric.read(run.id)).status is RunStatus.PENDING
+
+        release = ReleaseHold(
+            hold_id=hold.id, viewer=ALICE, by=f"user:{ALICE}", is_admin=False
+        )
+        await fabric.holds.ask(release, within_s=10)
+
+        await fabric.run_of(instance, lambda run: run.status is RunStatus.COMPLETED)
 
 
 async def test_the_same_hold_asked_for_twice_is_one(fabric: Fabric) -> None:

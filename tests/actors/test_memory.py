@@ -1,6 +1,7 @@
 """What is remembered between challenges: a TPM's clock, and how long one was silent."""
 
 import shutil
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from trustfabric.actors.attestation import Attest
 from trustfabric.db.attestations import list_due
 from trustfabric.db.memory import get_memory
 from trustfabric.db.vms import Instance
+from trustfabric.domain.attestation.launch import Launch, LaunchDigest
 from trustfabric.domain.attestation.memory import Memory, Patience
 from trustfabric.domain.ids import InstanceId
+from trustfabric.domain.ports import Defined
 from trustfabric.domain.trust import AttestationStatus, Lifecycle
+from trustfabric.domain.vms import VmSpec
 
 pytestmark = pytest.mark.libvirt
 
@@ -185,6 +189,22 @@ async def test_silence_never_clears_a_failure(machines: Machines) -> None:
     assert failed.lifecycle is silent.lifecycle is Lifecycle.QUARANTINED
     assert silent.status is not AttestationStatus.TRUSTED
     assert silent.remediation_attempts == failed.remediation_attempts
+
+
+async def test_what_a_launch_must_show_is_kept_with_the_instance(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a hypervisor with SEV-SNP would tell it; libvirt's test driver has none."""
+    digest = LaunchDigest(measurement=b"\x4d" * 48, boots_kernel=True, guest_policy=3)
+    define = machines.provisioner.define
+
+    async def with_launch(spec: VmSpec) -> Defined:
+        return replace(await define(spec), launch=Launch(digest=digest))
+
+    monkeypatch.setattr(machines.provisioner, "define", with_launch)
+    instance = await machines.started()
+
+    assert (await remembered(machines, instance)).launch == digest
 
 
 NOON = datetime.fromisoformat("2026-11-22T12:00:00Z")

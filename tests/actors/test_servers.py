@@ -7,8 +7,8 @@ import pytest
 from tests.builders import OWNER
 from tests.fix_fabric import held, until
 from tests.fix_machines import CALLER, WITH_TPM, Machines
+from trustfabric.actors.launcher import Caller
 from trustfabric.actors.servers import (
-    Caller,
     DeleteServer,
     RedeployServer,
     ReleaseServer,

@@ -22,7 +22,8 @@ from trustfabric.agent.serve import MAX_QUESTION, reply_to, serve_port, serve_so
 from trustfabric.agent.transport import UnreachableError
 from trustfabric.domain.evidence.model import Reject
 from trustfabric.domain.evidence.tpm2 import parse_document
-from trustfabric.drivers.agents import AgentSockets
+from trustfabric.drivers import agents
+from trustfabric.drivers.agents import AgentSockets, AgentVsock
 from trustfabric.drivers.libvirt_xml import AGENT_PORT
 from trustfabric.drivers.swtpm import SoftTpms
 from trustfabric.errors import InvalidError, UnavailableError
@@ -234,5 +235,16 @@ async def test_nonsense_is_presented_to_be_judged(
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "A", "a.b"])
 async def test_a_name_that_is_no_instance_is_invalid(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InvalidError):
-        await AgentSockets(tmp_path).collect(name, NONCE)
+    for source in (AgentSockets(tmp_path), AgentVsock("rt-1")):
+        with pytest.raises(InvalidError):
+            await source.collect(name, NONCE)
+
+
+@pytest.mark.skipif(not Path("/dev/vsock").exists(), reason="needs vsock")
+async def test_nobody_behind_a_context_id_is_unavailable() -> None:
+    with pytest.raises(UnavailableError):
+        await AgentVsock("rt-1").collect("vm-nobody", NONCE)
+
+
+def test_both_ends_speak_of_the_same_port() -> None:
+    assert agents.VSOCK_PORT == serve.PORT

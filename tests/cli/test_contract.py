@@ -73,7 +73,24 @@ LOCAL: dict[str, list[str]] = {
     "scenarios list": [],
     "scenarios run": [],
     "scenarios manifest": [],
-    "attest verify": ["--anchors", "--only"],
+    "attest verify": ["--anchors", "--only", "--stored"],
+    "attest list": ["--instance-id", "--status", "--limit", "--json"],
+    "attest get": ["--json"],
+    "attest download": ["--raw"],
+    "attest enroll": ["--endorser", "--json"],
+    "attest tokens issue": ["--ttl", "--any-boot", "--json"],
+    "attest tokens list": ["--instance-id", "--json"],
+    "attest tokens revoke": ["--json"],
+    "attest policies list": ["--name", "--state", "--limit", "--json"],
+    "attest policies get": ["--json"],
+    "attest policies create": [
+        *("--owner", "--image", "--tier", "--note", "--dry-run", "--json"),
+    ],
+    "attest policies activate": ["--previous-until", "--expected-version", "--json"],
+    "attest policies deprecate": ["--until", "--expected-version", "--json"],
+    "attest policies revoke": ["--expected-version", "--json"],
+    "attest policies dry-run": ["--revoked", "--json"],
+    "attest references create": ["--image", "--dry-run", "--json"],
 }
 
 

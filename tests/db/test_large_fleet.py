@@ -195,7 +195,7 @@ async def test_a_tick_finds_each_kind_of_work(crowd: Database) -> None:
             table = statement.split()[1]
             await conn.execute(
                 sql.SQL("{} WHERE {} = %s").format(
-                    sql.SQL(statement),  # type: ignore[arg-type]
+                    sql.SQL(statement),
                     sql.Identifier(keys[table]),
                 ),
                 [number],

@@ -18,6 +18,7 @@ from trustfabric.domain.placement import (
     Situation,
     Trust,
     decide,
+    kind_of,
     policy_notes,
 )
 from trustfabric.domain.servers import ServerStatus
@@ -340,3 +341,133 @@ def test_the_policy_engine_leaves_out_what_is_not_there() -> None:
         "vm:trust-remediation-attempts:0",
     )
     assert policy_notes(replace(situation, trust=None)) == ()
+
+
+# --- whatever else holds -----------------------------------------------------------
+
+TIMES = st.sampled_from([NOON - timedelta(hours=1), NOON, SOON, None])
+SITUATIONS = st.builds(
+    Situation,
+    server_id=st.just(ServerId(3)),
+    trust=st.none()
+    | st.builds(
+        Trust,
+        status=st.sampled_from(A),
+        lifecycle=st.sampled_from(L),
+        previous_lifecycle=st.none() | st.sampled_from(L),
+        remediation_state=st.just("remediation:none"),
+        remediation_attempts=st.integers(0, 5),
+        freshness_deadline=TIMES,
+        provenance_ref=st.none() | st.just("attestation:tpm:4"),
+        event_id=st.just(HistoryId(9)),
+        reason=st.just("why"),
+    ),
+    running=st.booleans(),
+    terminated_at=TIMES,
+    released_at=TIMES,
+    active_run=st.none()
+    | st.builds(
+        ActiveRun,
+        st.sampled_from([RUN, RunId(41)]),
+        st.sampled_from(["pending", "running"]),
+        st.booleans(),
+    ),
+    failure=st.none()
+    | st.builds(Failure, st.sampled_from([*FailureReason, "gremlins"]), st.just(NOON)),
+    holds=st.lists(st.sampled_from(["all", "owner", "instance"]), unique=True),
+    accelerators=st.lists(
+        st.builds(
+            Accelerator,
+            st.sampled_from(["gpu0", "gpu1"]),
+            st.sampled_from(["trusted", "attested", "untrusted", "?"]),
+            st.just(()),
+        ),
+        max_size=2,
+    ),
+)
+
+
+def worse(situation: Situation) -> list[Situation]:
+    """Return what the situation is with one bad fact more, each on its own."""
+    more = [
+        replace(situation, holds=[*situation.holds, "all"]),
+        replace(
+            situation,
+            accelerators=[
+                *situation.accelerators,
+                Accelerator("gpu9", "untrusted", ()),
+            ],
+        ),
+        replace(situation, failure=Failure("execution-failure", NOON)),
+        replace(situation, released_at=None),
+    ]
+    if situation.active_run is None:
+        run = ActiveRun(RunId(99), "pending", awaits_approval=True)
+        more.append(replace(situation, active_run=run))
+    trust = situation.trust
+    if trust is not None:
+        bad = [
+            replace(trust, lifecycle=L.QUARANTINED),
+            replace(trust, lifecycle=L.REMEDIATING),
+            replace(trust, status=A.UNTRUSTED),
+            replace(trust, freshness_deadline=NOON),
+            replace(trust, remediation_attempts=trust.remediation_attempts + 1),
+        ]
+        more += [replace(situation, trust=each) for each in bad]
+    return more
+
+
+@given(SITUATIONS, st.sampled_from([None, RUN]))
+def test_a_bad_fact_more_never_opens_the_gate(
+    situation: Situation, run: RunId | None
+) -> None:
+    if decide(situation, NOON, for_run=run).allowed:
+        return
+
+    for each in worse(situation):
+        assert not decide(each, NOON, for_run=run).allowed, each
+
+
+@given(SITUATIONS, st.sampled_from([None, RUN]))
+def test_it_refuses_exactly_for_the_notes_that_it_names(
+    situation: Situation, run: RunId | None
+) -> None:
+    decision = decide(situation, NOON, for_run=run)
+
+    assert decision.allowed is (decision.blocking == ())
+    assert set(decision.blocking) <= set(decision.notes)
+    assert decision == decide(situation, NOON, for_run=run)
+
+
+@given(SITUATIONS)
+def test_notes_refuse_by_a_closed_set_of_kinds(situation: Situation) -> None:
+    kinds = {kind_of(note) for note in decide(situation, NOON).blocking}
+
+    assert kinds <= {
+        "lifecycle:quarantined",
+        "lifecycle:remediating",
+        "freshness-expired",
+        "active-run",
+        "failure:structural",
+        "failure:transient",
+        "held:all",
+        "held:owner",
+        "held:instance",
+        "accelerator",
+    }
+
+
+@pytest.mark.parametrize(
+    ("note", "kind"),
+    [
+        ("trust:lifecycle:quarantined", "lifecycle:quarantined"),
+        ("trust:freshness-expired:2026-01-01T12:00:00Z", "freshness-expired"),
+        ("policy_hook:remediation_gate=active-run:42:pending", "active-run"),
+        ("policy_hook:remediation_gate=failure:timeout:transient", "failure:transient"),
+        ("policy_hook:remediation_gate=held:owner", "held:owner"),
+        ("policy_hook:accelerator_gate=gpu:0:odd:untrusted", "accelerator"),
+        ("something:new", "other"),
+    ],
+)
+def test_a_kind_has_no_particulars(note: str, kind: str) -> None:
+    assert kind_of(note) == kind

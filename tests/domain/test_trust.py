@@ -451,6 +451,7 @@ def test_nothing_that_happens_frees_one_without_a_person_or_a_run(
             assert change.signal in {
                 S.RUN_STAGED,
                 S.RUN_STARTED,
+                S.RUN_RESUMED,
                 S.RELEASED,
                 S.OVERRIDDEN,
             }

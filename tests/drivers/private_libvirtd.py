@@ -88,9 +88,10 @@ class PrivateLibvirtd:
     def set_password(self, user: str, password: str) -> None:
         """Give a user of SASL a password; links that are open stay so."""
         database = self.root / "sasl.db"
+        where = ["-f", str(database), "-a", "libvirt", "-u", "vm"]
         subprocess.run(
-            ["saslpasswd2", "-p", "-c", "-f", database, "-a", "libvirt", "-u", "vm"]
-            + [user],
+            ["saslpasswd2", "-p", "-c", *where, user],
+            env={"PATH": _PATH},
             input=password.encode(),
             check=True,
         )

@@ -14,6 +14,7 @@ from tests.drivers.private_libvirtd import (
     until_printed,
 )
 from trustfabric.domain.vms import ConsoleKind, ConsoleSource, VmSpec, fill_console
+from trustfabric.drivers.console_lines import LineRing
 from trustfabric.drivers.libvirt import LibvirtProvisioner
 from trustfabric.scenarios.runtime import free_port
 
@@ -125,7 +126,9 @@ async def test_a_file_that_is_not_there_says_so(
     await qemu_driver.start(spec.name)
     await qemu_driver.close()
     (host.root / "consoles" / f"{spec.name}.log").unlink()
-    (qemu_driver._consoles.get(spec.name) or pytest.fail()).ring.__init__(10)
+    console = qemu_driver._consoles.get(spec.name)
+    assert console is not None
+    console.ring = LineRing(10)
     await qemu_driver.open(heard.on_event, heard.on_lost)
     await qemu_driver.observe()
 

@@ -53,7 +53,7 @@ def secret(tmp_path: Path) -> Path:
 
 
 def write(path: Path, password: str) -> Path:
-    """Rotate as `kubectl` or an operator does: another file takes the old one's place."""
+    """Rotate as `kubectl` does: another file takes the old one's place."""
     newer = path.with_suffix(".new")
     newer.write_text(f"{password}\n", "utf-8")
     newer.chmod(0o600)

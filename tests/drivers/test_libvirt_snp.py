@@ -8,7 +8,7 @@ import pytest
 from lxml import etree
 
 from tests.drivers.links import a_spec
-from trustfabric.domain.vms import IsolationTier, SnpLaunch
+from trustfabric.domain.vms import IsolationTier, SnpLaunch, vm_uuid, vsock_cid
 from trustfabric.drivers.libvirt_connect import parse_uri
 from trustfabric.drivers.libvirt_xml import VirtType, domain_xml, render
 
@@ -64,12 +64,15 @@ def test_other_tiers_are_as_they_were(tier: IsolationTier) -> None:
 
 @pytest.mark.skipif(not SCHEMA.exists(), reason="needs libvirt's own schemas")
 def test_an_agent_s_port_is_as_libvirt_s_schema_says() -> None:
-    spec = replace(a_spec(), agent_socket="/var/lib/tf/agents/vm-1.sock")
+    spec = replace(a_spec(), agent_socket="/var/lib/tf/agents/vm-1.sock", vsock=True)
 
     domain = domain_xml(spec, virt=VirtType.KVM, runtime="tests")
 
     channel = domain.find("devices/channel")
     assert channel is not None
+    cid = domain.find("devices/vsock/cid")
+    assert cid is not None
+    assert cid.get("address") == str(vsock_cid(spec.uuid))
     schema = etree.RelaxNG(etree.parse(SCHEMA))
     schema.assertValid(etree.fromstring(render(domain)))
 
@@ -78,6 +81,15 @@ def test_a_vm_without_an_agent_s_port_has_none() -> None:
     domain = domain_xml(a_spec(), virt=VirtType.KVM, runtime="tests")
 
     assert domain.find("devices/channel") is None
+    assert domain.find("devices/vsock") is None
+
+
+def test_context_ids_leave_those_alone_that_hypervisors_give() -> None:
+    ids = {vsock_cid(vm_uuid("rt-1", f"vm-{number}")) for number in range(1000)}
+
+    assert len(ids) == 1000
+    assert min(ids) >= 0x4000_0000
+    assert max(ids) < 0x8000_0000
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 import pytest
@@ -106,7 +106,7 @@ class Secrets:
         self._runner = web.AppRunner(app)
         self.port = 0
 
-    async def __aenter__(self) -> "Secrets":
+    async def __aenter__(self) -> Self:
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         self.port = self._runner.addresses[0][1]

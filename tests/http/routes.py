@@ -8,7 +8,6 @@ RUN = f"/api/trust/remediation/runs/{NONE}"
 SERVER = f"/api/servers/{NONE}"
 EVALUATION = f"/api/evaluations/{NONE}"
 HOLDS = "/api/trust/holds"
-CHALLENGES = "/api/attestation/challenges"
 TOKENS = "/api/attestation/tokens"
 POLICIES = "/api/attestation/policies"
 REFERENCES = "/api/attestation/references"
@@ -53,7 +52,6 @@ READS = (
     f"/api/attestation/{NONE}",
     f"/api/attestation/{NONE}/evidence",
     f"/api/attestation/{NONE}/case",
-    CHALLENGES,
     TOKENS,
     POLICIES,
     f"{POLICIES}/{NONE}",
@@ -83,7 +81,6 @@ WRITES = (
     ("POST", f"{SERVER}/release"),
     ("POST", f"{SERVER}/vm/attest"),
     ("POST", "/api/system/actors/fabric/nobody/kill"),
-    ("POST", CHALLENGES),
     ("POST", TOKENS),
     ("DELETE", f"{TOKENS}/{NONE}"),
     ("POST", "/api/attestation/keys"),

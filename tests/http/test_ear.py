@@ -244,7 +244,7 @@ async def test_a_verdict_that_has_gone_by_has_no_result(
     (await alice.call("GET", verdict.path)).problem(409, "conflict")
 
 
-async def test_others_have_no_result_of_it(
+async def test_s6_others_have_no_result_of_it(
     verdict: Verdict, bravo: Caller, nobody: Caller, meet: Meet
 ) -> None:
     viewer = meet("viewer", verdict.vm.runtime.newcomer())

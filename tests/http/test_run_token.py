@@ -1,6 +1,5 @@
 """A run's token: its own server's routes while its lease lasts, and nothing else."""
 
-
 import pytest
 
 from tests.fix_runtime import Served

@@ -15,15 +15,14 @@ import structlog
 from trustfabric.actors.bells import Bells
 from trustfabric.actors.trust import Applied, ApplyChange, TrustRegistry
 from trustfabric.db import agents, attestations, memory, policies, trust, verdicts, vms
-from trustfabric.db.session import Connection, Database
+from trustfabric.db.session import Database
 from trustfabric.domain.attestation.appraisal import Expected, unreachable
-from trustfabric.domain.attestation.basis import Basis, Rule, judge_by
+from trustfabric.domain.attestation.basis import Basis, judge_by
 from trustfabric.domain.attestation.binding import expected_of
 from trustfabric.domain.attestation.memory import Memory, Patience, fresh_clock
 from trustfabric.domain.attestation.model import Appraisal, Challenge
 from trustfabric.domain.attestation.policy import AppraisalPolicy
 from trustfabric.domain.attestation.provenance import Exchange, digest, provenance
-from trustfabric.domain.attestation.rules import policy_of, reference_set_of
 from trustfabric.domain.attestation.stored import Inputs
 from trustfabric.domain.attestation.versions import Scope
 from trustfabric.domain.evidence.anchors import Anchors
@@ -41,12 +40,6 @@ CHALLENGE_TTL = timedelta(seconds=90)
 NONCE = 32
 RETRY = timedelta(seconds=30)
 """After the first challenge that nothing answered; longer after each further one."""
-
-MOST_RULES = 4
-"""Versions of a policy that one judgement tries."""
-
-MOST_SETS = 256
-"""Sets of reference values that one judgement knows."""
 
 _SIGNALS: Mapping[AttestationStatus, Signal] = {
     AttestationStatus.TRUSTED: Signal.TRUSTED_VERDICT,
@@ -98,6 +91,16 @@ class Question:
     purpose: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concluded:
+    """What a verdict leaves to do."""
+
+    again: str | None = None
+    """Challenge it once more at once, for this purpose."""
+    renew_at: datetime | None = None
+    """When to ask again, where the policy wants that sooner than the scheduler."""
+
+
 @dataclass(frozen=True, slots=True)
 class Appraiser:
     """Does each step of an appraisal; holds nothing between two of them."""
@@ -124,7 +127,7 @@ class Appraiser:
                     keys=tuple(keys), last_seen=known.clock, launch=known.launch
                 ),
                 memory=known,
-                basis=await basis_for(
+                basis=await policies.basis_for(
                     conn, scope_of(instance), kind, self.settings.policy, now
                 ),
                 pushes=await agents.may_push(conn, instance_id, now),
@@ -186,15 +189,16 @@ class Appraiser:
         raw: bytes | None,
         appraisal: Appraisal,
         jitter: float,
-    ) -> str | None:
-        """Record a verdict; return the purpose of a challenge that is due at once.
+    ) -> Concluded:
+        """Record a verdict.
 
         ConflictError: the challenge was answered meanwhile, or its boot is over.
         """
         boot_id = question.challenge.boot_id
         if appraisal.accepted and subject.memory.saw_reboot(appraisal, boot_id):
             await self._note_reboot(subject.instance, appraisal)
-            return question.purpose if question.purpose == "post-run" else "boot"
+            post_run = question.purpose == "post-run"
+            return Concluded(again="post-run" if post_run else "boot")
         applied = await self._record(subject, question, raw, appraisal, jitter)
         if appraisal.status is AttestationStatus.UNKNOWN and (
             applied.after.lifecycle is Lifecycle.REMEDIATING
@@ -202,7 +206,16 @@ class Appraiser:
             await self._give_up_after_retries(
                 subject.instance.id, applied.after.version
             )
-        return None
+        return Concluded(renew_at=self._renew_at(subject, question, appraisal))
+
+    def _renew_at(
+        self, subject: Subject, question: Question, appraisal: Appraisal
+    ) -> datetime | None:
+        """Return half of the way to a deadline that the scheduler would overlook."""
+        max_age = self._max_age(subject.basis)
+        if not appraisal.accepted or max_age >= self.settings.max_age:
+            return None
+        return question.challenge.issued_at + max_age / 2
 
     async def _note_reboot(self, instance: vms.Instance, appraisal: Appraisal) -> None:
         """Begin the new boot that only its TPM told of: nobody attested it yet."""
@@ -314,31 +327,6 @@ class Appraiser:
 
     def _max_age(self, basis: Basis) -> timedelta:
         return min(self.settings.max_age, timedelta(seconds=basis.policy.max_age_s))
-
-
-async def basis_for(
-    conn: Connection,
-    whose: Scope,
-    kind: EvidenceKind,
-    default: AppraisalPolicy,
-    now: datetime,
-) -> Basis:
-    """Return what evidence of an instance is judged by at a moment.
-
-    The most specific policy in force, with what of it is deprecated and not over,
-    else the default; and every set of reference values that concerns it.
-    """
-    found = await policies.list_policies_for(conn, whose, now, limit=4 * MOST_RULES)
-    sets = await policies.list_references_for(conn, whose, kind, limit=MOST_SETS)
-    same = [each for each in found if each.name == found[0].name][:MOST_RULES]
-    rules = tuple(
-        Rule(policy=policy_of(each), until=each.deprecated_until, scope=each.scope)
-        for each in same
-    )
-    return Basis(
-        rules=rules or (Rule(policy=default),),
-        references=tuple(reference_set_of(each) for each in sets),
-    )
 
 
 def scope_of(instance: vms.Instance) -> Scope:

@@ -12,7 +12,7 @@ fetched and answered; nobody waits for it here but a timer.
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, assert_never
 
@@ -26,7 +26,14 @@ from trustfabric.db.session import Database
 from trustfabric.domain.attestation.versions import Scope
 from trustfabric.domain.ids import ChallengeId, InstanceId
 from trustfabric.errors import BusyError, FabricError
-from trustfabric.supervision import Actor, Address, AskError, Notice, Request
+from trustfabric.supervision import (
+    Actor,
+    Address,
+    AskError,
+    Notice,
+    Request,
+    Timer,
+)
 
 __all__ = [
     "CHALLENGE_TTL",
@@ -149,6 +156,8 @@ class Attestation(Actor):
         self._in_flight: set[InstanceId] = set()
         self._waiting: dict[InstanceId, str] = {}
         self._timed: set[ChallengeId] = set()
+        self._overdue: dict[InstanceId, Question] = {}
+        self._renewals: dict[InstanceId, Timer] = {}
         self._penalties: dict[InstanceId, float] = {}
 
     async def on_start(self) -> None:
@@ -183,8 +192,9 @@ class Attestation(Actor):
                 self._settle(instance_id, outcome)
             case _Found(outcome):
                 self._found(outcome)
-            case _Expired():
-                self._expire(message)
+            case _Expired(instance_id, question):
+                self._timed.discard(question.issued.id)
+                self._overdue[instance_id] = question
             case _:
                 assert_never(message)
         self._start_waiting()
@@ -208,8 +218,13 @@ class Attestation(Actor):
         """
         if self._waiting.get(instance_id) != "post-run":
             self._waiting[instance_id] = purpose
+        self._cancel_renewal(instance_id)
 
     def _start_waiting(self) -> None:
+        for instance_id in self._overdue.keys() - self._in_flight:
+            question = self._overdue.pop(instance_id)
+            work = self._inquiries.unanswered(instance_id, question)
+            self._start(instance_id, work)
         for instance_id in list(self._waiting):
             if len(self._in_flight) >= AT_ONCE:
                 return
@@ -249,11 +264,13 @@ class Attestation(Actor):
         self, instance_id: InstanceId, outcome: Outcome | BaseException
     ) -> None:
         match outcome:
-            case Outcome(again, waits):
+            case Outcome(again, waits, renew_at):
                 if again is not None:
                     self._want(instance_id, again)
                 if waits is not None:
                     self._wait_for_agent(instance_id, waits)
+                if renew_at is not None:
+                    self._renew(instance_id, renew_at)
             case FabricError() | AskError():
                 # Its challenge stays open; the scheduler finds who lacks evidence.
                 log.warning(
@@ -262,21 +279,24 @@ class Attestation(Actor):
             case _:
                 raise outcome
 
+    def _cancel_renewal(self, instance_id: InstanceId) -> None:
+        renewal = self._renewals.pop(instance_id, None)
+        if renewal is not None:
+            renewal.cancel()
+
+    def _renew(self, instance_id: InstanceId, at: datetime) -> None:
+        self._cancel_renewal(instance_id)
+        left = max(0.0, (at - self.now()).total_seconds())
+        again = Attest(instance_id, "scheduled")
+        self._renewals[instance_id] = self.after(left, again)
+
     def _wait_for_agent(self, instance_id: InstanceId, question: Question) -> None:
         self._settings.bells.ring(instance_id)
         if question.issued.id in self._timed:
             return
         self._timed.add(question.issued.id)
         left = question.challenge.expires_at - self.now()
-        self.after(left.total_seconds(), _Expired(instance_id, question))
-
-    def _expire(self, message: _Expired) -> None:
-        if message.instance_id in self._in_flight:
-            self.after(1.0, message)  # it may be the answer to this very one
-            return
-        self._timed.discard(message.question.issued.id)
-        work = self._inquiries.unanswered(message.instance_id, message.question)
-        self._start(message.instance_id, work)
+        self.after(max(0.0, left.total_seconds()), _Expired(instance_id, question))
 
     def _found(self, outcome: Sequence[InstanceId] | BaseException) -> None:
         match outcome:

@@ -11,9 +11,9 @@ from typing import assert_never
 
 import structlog
 
-from trustfabric.db import holds, storms
+from trustfabric.db import holds, incidents, storms
+from trustfabric.db.incidents import BreakerRelease
 from trustfabric.db.session import Database
-from trustfabric.db.storms import BreakerRelease
 from trustfabric.domain.holds import Hold, HoldOrder, check_order, check_release
 from trustfabric.domain.ids import HoldId, OwnerId
 from trustfabric.domain.storms import Incident, StormLimits, judge, sentence
@@ -134,7 +134,7 @@ class Holds(Actor):
 
     async def _release_breaker(self, order: BreakerRelease) -> list[Incident]:
         async with self._database.writing() as conn:
-            released = await storms.release_incidents(conn, order, self.now())
+            released = await incidents.release_incidents(conn, order, self.now())
         for incident in released:
             log.info("breaker.released", incident_id=incident.id, by=order.by)
         return released
@@ -149,7 +149,7 @@ class Holds(Actor):
         opened: list[Incident] = []
         for trip in judge(census, self._limits):
             async with self._database.writing() as conn:
-                incident = await storms.open_incident(
+                incident = await incidents.open_incident(
                     conn, trip, self._limits, now, f"runtime:{self._runtime_id}"
                 )
             if incident is not None:
@@ -189,12 +189,12 @@ class Holds(Actor):
 
     async def _grow(self) -> None:
         async with self._database.reading() as conn:
-            incidents = await storms.list_incidents(
+            grown = await incidents.list_incidents(
                 conn, None, is_open=True, limit=BATCH
             )
-        for incident in incidents:
+        for incident in grown:
             async with self._database.writing() as conn:
-                await storms.grow_incident(conn, incident, self.now())
+                await incidents.grow_incident(conn, incident, self.now())
 
 
 def _tell(opened: Sequence[Incident]) -> None:

@@ -116,6 +116,11 @@ class Hypervisor(Actor):
         self._powers: dict[str, PowerState] | None = None
         self._next: Timer | None = None
 
+    @property
+    def watched(self) -> int:
+        """How many domains somebody asked to be told of."""
+        return len(self._watchers)
+
     async def on_start(self) -> None:
         await self._open(0)
 
@@ -158,9 +163,14 @@ class Hypervisor(Actor):
 
     async def _power_of(self, message: PowerOf) -> PowerState | None:
         self._watchers[message.name] = message.watcher
-        looked = await self._reconcile() if message.afresh else True
-        if self._powers is None or not looked:
+        if self._powers is None:
             raise UnavailableError(f"{self._provisioner.endpoint}: the link is down")
+        if message.afresh:
+            power = await self._provisioner.look(message.name)
+            if power is None:
+                self._powers.pop(message.name, None)
+            else:
+                self._powers[message.name] = power
         return self._powers.get(message.name)
 
     async def _open(self, attempt: int) -> None:
@@ -206,18 +216,16 @@ class Hypervisor(Actor):
             self._next.cancel()
         self._next = self.after(RECONCILE_S, _Reconcile())
 
-    async def _reconcile(self) -> bool:
-        """Look at every domain; tell whether that could be done."""
+    async def _reconcile(self) -> None:
         try:
             seen = dict(await self._provisioner.observe())
         except UnavailableError as error:
             log.warning("hypervisor.unobserved", error=str(error))
-            return False
+            return
         before, self._powers = self._powers, seen
         for name, watcher in self._watchers.items():
             if before is None or before.get(name) is not seen.get(name):
                 watcher.address.tell(watcher.changed)
-        return True
 
     def _happened(self, event: PowerEvent) -> None:
         if self._powers is None:

@@ -39,6 +39,8 @@ class Outcome:
     """Challenge it once more, for this purpose."""
     waits: Question | None = None
     """For its agent to fetch it."""
+    renew_at: datetime | None = None
+    """When to challenge it again; None: when the scheduler does."""
 
 
 _NOTHING_LEFT = Outcome()
@@ -152,7 +154,7 @@ class Inquiries:
         appraisal: Appraisal,
     ) -> Outcome:
         try:
-            again = await self._appraiser.conclude(
+            left = await self._appraiser.conclude(
                 subject, question, raw, appraisal, self._jitter()
             )
         except ConflictError as error:
@@ -161,7 +163,7 @@ class Inquiries:
                 "attestation.late", instance_id=subject.instance.id, error=str(error)
             )
             return Outcome(again=question.purpose)
-        return Outcome(again=again)
+        return Outcome(again=left.again, renew_at=left.renew_at)
 
 
 def _question(asked: agents.Asked, nonce: bytes) -> Question:

@@ -9,7 +9,7 @@ from typing import assert_never
 
 import structlog
 
-from trustfabric.actors.appraisals import Settings, basis_for
+from trustfabric.actors.appraisals import Settings
 from trustfabric.actors.attestation import Attestation, Reconsider
 from trustfabric.db import policies, verdicts
 from trustfabric.db.session import Connection, Database
@@ -169,7 +169,9 @@ class Policies(Actor):
     ) -> Callable[[], Rehearsed]:
         whose = Scope(owner_id=row.owner_id, image=row.image, tier=row.tier)
         kind = EvidenceKind(row.kind)
-        now = await basis_for(conn, whose, kind, self._settings.policy, self.now())
+        now = await policies.basis_for(
+            conn, whose, kind, self._settings.policy, self.now()
+        )
         stored = stored_of(row)
         would_be = with_proposal(now, proposed, kind)
         anchors: Anchors = self._settings.anchors

@@ -5,14 +5,14 @@ when trust comes back. What is wanted is committed before anyone acts on it, so 
 VM's actor finds it again after any crash.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
 import structlog
 
-from trustfabric.actors.placement import Opening, Order, blocked, may_resume
-from trustfabric.actors.power import Equipment
+from trustfabric.actors.launcher import Caller, Fleet, Launcher
+from trustfabric.actors.placement import may_resume
 from trustfabric.actors.settling import (
     Release,
     Unsettled,
@@ -21,26 +21,20 @@ from trustfabric.actors.settling import (
     order_release,
     order_stop,
 )
-from trustfabric.actors.streams import ActorFollower, Broadcaster, Event, Follow, Stream
-from trustfabric.actors.trust import OpenInstance, TrustRegistry
-from trustfabric.actors.vms import Look, Vm
+from trustfabric.actors.streams import ActorFollower, Event, Follow, Stream
+from trustfabric.actors.vms import Look
 from trustfabric.db import servers, vms
-from trustfabric.db.session import Database
-from trustfabric.db.vms import NewInstance
 from trustfabric.domain.events import HeldEvent, TrustEvent
-from trustfabric.domain.ids import InstanceId, OwnerId, RunId, ServerId
+from trustfabric.domain.ids import InstanceId, ServerId
 from trustfabric.domain.servers import LaunchVerb, Server
 from trustfabric.domain.trust import Lifecycle
 from trustfabric.errors import (
     ConflictError,
     FabricError,
-    PlacementBlockedError,
 )
 from trustfabric.supervision import (
     Actor,
-    Address,
     AskError,
-    DynamicAddress,
     Notice,
     Request,
 )
@@ -52,21 +46,13 @@ SWEEP_S = 30.0
 ORDERS_S = 2.0
 """How late an order is found that was given in another runtime."""
 
+AGAIN_S = 1.0
+
 PAGE = 100
-TRIES = 3
-"""Of a launch whose gate opens while its refusal is written down."""
+ADOPTED = 500
 
 _OPENS = frozenset({Lifecycle.RESTORED, Lifecycle.SUSPECT})
 """An instance in one of these may let its server's next launch through the gate."""
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks: narrowed to an owner, and to its instance where a run asks."""
-
-    owner_id: OwnerId | None
-    actor: str
-    run_id: RunId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,45 +129,31 @@ class _Orders(Notice["Servers"]):
 
 
 @dataclass(frozen=True, slots=True)
+class _Adopt(Notice["Servers"]):
+    """Look after our own from beyond this id: in pages, so that orders go between."""
+
+    after: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class _TryAgain(Notice["Servers"]):
     server_id: ServerId
 
 
 Verb = StartServer | StopServer | RedeployServer | ReleaseServer
-Looking = _Sweep | _Waiting | _Orders | _TryAgain
+Looking = _Sweep | _Waiting | _Orders | _Adopt | _TryAgain
 Message = CreateServer | Verb | DeleteServer | Gone | _Changed | Looking
-
-
-@dataclass(frozen=True, slots=True)
-class Fleet:
-    """What the servers' actor works with."""
-
-    database: Database
-    trust: Address[TrustRegistry]
-    broadcaster: Address[Broadcaster]
-    vms: DynamicAddress[Vm]
-    equipment: Equipment
-    new_instance: Callable[[Server, str], NewInstance]
-    """Builds the insert of a server's next instance from its name for it."""
-    runtime_id: str
-    epoch: int
 
 
 class Servers(Actor):
     def __init__(self, fleet: Fleet) -> None:
         super().__init__()
         self._fleet = fleet
+        self._launcher = Launcher(fleet, self.now, self.random)
         self._orders = Unsettled(fleet.database, fleet.runtime_id)
 
     async def on_start(self) -> None:
-        fleet = self._fleet
-        async with fleet.database.writing() as conn:
-            living = await vms.adopt_living(conn, fleet.runtime_id, fleet.epoch)
-        for instance_id, is_unsettled in living:
-            vm = await self._watch_over(instance_id)
-            if is_unsettled:
-                # Its order was committed, and perhaps never told to it.
-                vm.tell(Look())
+        await self._adopt(_Adopt())
         self.address.tell(_Sweep())
         self.after(ORDERS_S, _Orders())
 
@@ -198,7 +170,7 @@ class Servers(Actor):
                 await self._fleet.vms.stop_child(str(instance_id))
             case _Changed(events):
                 await self._follow_trust(events)
-            case _Sweep() | _Waiting() | _Orders() | _TryAgain():
+            case _Sweep() | _Waiting() | _Orders() | _Adopt() | _TryAgain():
                 await self._look_about(message)
             case _:
                 assert_never(message)
@@ -207,11 +179,11 @@ class Servers(Actor):
     async def _carry_out(self, message: Verb) -> None:
         match message:
             case StartServer(server_id, caller):
-                await self._launch(LaunchVerb.START, server_id, caller)
+                await self._launcher.launch(LaunchVerb.START, server_id, caller)
             case StopServer():
                 await self._stop_vm(message)
             case RedeployServer(server_id, caller):
-                await self._launch(LaunchVerb.REDEPLOY, server_id, caller)
+                await self._launcher.launch(LaunchVerb.REDEPLOY, server_id, caller)
             case ReleaseServer():
                 await self._release(message)
             case _:
@@ -221,73 +193,19 @@ class Servers(Actor):
         async with self._fleet.database.writing() as conn:
             return await servers.insert_server(conn, new)
 
-    # --- launches ---------------------------------------------------------------
-
-    async def _launch(
-        self,
-        verb: LaunchVerb,
-        server_id: ServerId,
-        caller: Caller,
-        *,
-        resumes: bool = False,
-    ) -> None:
-        """Launch through the gate, or have it wait: PlacementBlockedError."""
-        for _ in range(TRIES):
-            async with self._fleet.database.reading() as conn:
-                server, instance = await find(conn, server_id, caller.owner_id)
-            new = self._new_instance(server)
-            again = instance if verb is LaunchVerb.START else None
-            order = Order(
-                server_id=server_id,
-                owner_id=caller.owner_id,
-                verb=verb,
-                backend=new.driver,
-                tier=(again or new).isolation_tier,
-                now=self.now,
-                for_run=caller.run_id,
-                resumes=resumes,
-            )
-            if again is not None:
-                await self._settle(order)
-                return await self._nudge(again)
-            opening = Opening(order, new, None if instance is None else instance.id)
-            try:
-                await self._open(opening, caller)
-            except PlacementBlockedError:
-                await self._settle(order)  # which keeps the refusal
-            else:
-                return None if instance is None else await self._nudge(instance)
-        raise ConflictError(f"server {server_id}: its gate opens and closes; try again")
-
-    def _new_instance(self, server: Server) -> NewInstance:
-        name = f"tf-{server.id}-{self.random.getrandbits(32):08x}"
-        return self._fleet.new_instance(server, name)
-
-    async def _settle(self, order: Order) -> None:
-        async with self._fleet.database.writing() as conn:
-            decision = await order.settle(conn)
-        if not decision.allowed:
-            raise blocked(order.server_id, decision)
-
-    async def _open(self, opening: Opening, caller: Caller) -> None:
-        instance_id = await self._fleet.trust.ask(
-            OpenInstance(insert=opening, actor=caller.actor), within_s=ASK_S
-        )
-        await self._watch_over(instance_id)
-
     # --- the rest of their lives --------------------------------------------------
 
     async def _stop_vm(self, message: StopServer) -> None:
         who = message.server_id, message.caller.owner_id
         instance = await order_stop(self._fleet.database, *who)
         if instance is not None:
-            await self._nudge(instance)
+            await self._launcher.nudge(instance)
 
     async def _delete(self, message: DeleteServer) -> None:
         who = message.server_id, message.caller.owner_id
         instance = await order_end(self._fleet.database, *who, self.now())
         if instance is not None:
-            await self._nudge(instance)
+            await self._launcher.nudge(instance)
 
     async def _release(self, message: ReleaseServer) -> None:
         who = message.server_id, message.caller.owner_id
@@ -298,18 +216,6 @@ class Servers(Actor):
     async def _read(self, message: Verb) -> Server:
         async with self._fleet.database.reading() as conn:
             return (await find(conn, message.server_id, message.caller.owner_id))[0]
-
-    async def _nudge(self, instance: vms.Instance) -> None:
-        """Have its actor look, where it is ours; another runtime finds the order."""
-        if instance.runtime_owner == self._fleet.runtime_id:
-            vm = await self._watch_over(instance.id)
-            vm.tell(Look())
-
-    async def _watch_over(self, instance_id: InstanceId) -> Address[Vm]:
-        equipment = self._fleet.equipment
-        return await self._fleet.vms.start_child(
-            str(instance_id), lambda: Vm(instance_id, equipment)
-        )
 
     async def _follow_trust(self, events: Sequence[Event]) -> None:
         """Launch what waited for trust that is back; have VMs look at their own."""
@@ -345,12 +251,29 @@ class Servers(Actor):
                     await self._try_waiting(after)
                 case _Orders(after):
                     await self._look_at_orders(after)
+                case _Adopt():
+                    await self._adopt(message)
                 case _TryAgain(server_id):
                     await self._try_again(server_id)
                 case _:
                     assert_never(message)
         except (FabricError, AskError) as error:
             log.warning("servers.look-failed", error=str(error))
+            if isinstance(message, _Adopt):
+                self.after(AGAIN_S, message)
+
+    async def _adopt(self, page: _Adopt) -> None:
+        fleet = self._fleet
+        who = fleet.runtime_id, fleet.epoch
+        async with fleet.database.writing() as conn:
+            living = await vms.adopt_living(conn, *who, after=page.after, limit=ADOPTED)
+        for instance_id, is_unsettled in living:
+            vm = await self._launcher.watch_over(instance_id)
+            if is_unsettled:
+                # Its order was committed, and perhaps never told to it.
+                vm.tell(Look())
+        if len(living) == ADOPTED:
+            self.address.tell(_Adopt(living[-1][0]))
 
     async def _follow(self) -> None:
         # Following again is harmless, and repairs what a broadcaster's death broke.
@@ -377,7 +300,7 @@ class Servers(Actor):
             self.after(ORDERS_S, _Orders())
             raise
         for instance_id in orders.fresh:
-            vm = await self._watch_over(instance_id)
+            vm = await self._launcher.watch_over(instance_id)
             vm.tell(Look())
         if orders.goes_on_after is None:
             self.after(ORDERS_S, _Orders())
@@ -389,7 +312,7 @@ class Servers(Actor):
         try:
             verb = await may_resume(self._fleet.database, server_id, self.now())
             if verb is not None:
-                await self._launch(verb, server_id, caller, resumes=True)
+                await self._launcher.launch(verb, server_id, caller, resumes=True)
         except ConflictError:
             return  # refused once more, or another runtime was first
         except (FabricError, AskError) as error:

@@ -11,7 +11,13 @@ from trustfabric.actors.orders import ASK_S, Desk, settled
 from trustfabric.db import dispatch, playbooks
 from trustfabric.db.holds import RefuseIfHeld
 from trustfabric.db.run_writes import InsertRun
-from trustfabric.domain.dispatch import DispatchSettings, Distrusted, remedy
+from trustfabric.domain.dispatch import (
+    DispatchSettings,
+    Distrusted,
+    held_no_longer,
+    held_note,
+    remedy,
+)
 from trustfabric.supervision import Address
 
 BATCH = 100
@@ -19,7 +25,7 @@ BATCH = 100
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """Decides on quarantines; each is decided once."""
+    """Decides on quarantines; each is decided once, and whether its run is held."""
 
     desk: Desk
     holds: Address[Holds]
@@ -34,7 +40,19 @@ class Staging:
             return True
         for one in found:
             await settled(self._decide(one, now))
+        return await self._tag_held(now) or len(found) == BATCH
+
+    async def _tag_held(self, now: datetime) -> bool:
+        """Say of runs that wait for their turn that they are held, or no longer."""
+        async with self.desk.database.reading() as conn:
+            found = await dispatch.list_mistagged(conn, now, limit=BATCH)
+        for one in found:
+            await settled(self._tag(one))
         return len(found) == BATCH
+
+    async def _tag(self, one: dispatch.Mistagged) -> None:
+        change = held_note() if one.held else held_no_longer()
+        await self.desk.apply(one.instance_id, change, expected_version=one.version)
 
     async def _decide(self, found: Distrusted, now: datetime) -> None:
         async with self.desk.database.reading() as conn:

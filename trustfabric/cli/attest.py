@@ -1,7 +1,6 @@
 """`mcpctl attest`: verdicts, their evidence, and the agents that push it."""
 
 import asyncio
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from trustfabric.cli.options import (
     given,
     limit,
 )
-from trustfabric.cli.policies import policies, references
 from trustfabric.cli.session import Session
 
 ATTESTATION = "/api/attestation"
@@ -163,17 +161,3 @@ async def enroll(
 async def stored_case(session: Session, attestation: int) -> bytes:
     """Read all that a recorded verdict rests on."""
     return await session.client.raw(f"{ATTESTATION}/{attestation}/case")
-
-
-def explain(verdict: dict[str, Any]) -> None:
-    """Tell people what failed, beside the line for programs."""
-    for check in verdict["checks"]:
-        if check["result"] == "fail":
-            expected, actual = (
-                json.dumps(check[key]) for key in ("expected", "actual")
-            )
-            render.note(f"{check['name']}: expected {expected}, actual {actual}")
-
-
-COMMANDS = (list_, get, download, tokens, enroll, policies, references)
-"""What `mcpctl attest` has beside what needs no host."""

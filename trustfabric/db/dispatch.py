@@ -1,6 +1,7 @@
 """What the dispatcher looks for: distrust without a run, and runs without progress."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import LiteralString
 
@@ -64,6 +65,16 @@ async def list_distrusted(
         return [Distrusted(**row) for row in await cursor.fetchall()]
 
 
+_IS_HELD: LiteralString = """
+       EXISTS (SELECT 1 FROM trust_holds o
+        WHERE o.released_at IS NULL AND (o.until IS NULL OR o.until > %(now)s)
+          AND (o.scope = 'all' OR o.owner_id = s.owner_id
+               OR o.runtime_vm_instance_id = i.id)
+          AND (o.incident_id IS NULL OR r.requested_by = 'actor:dispatcher'
+               AND (r.approval_decided_at < o.created_at) IS NOT FALSE))
+"""
+"""A person's hold covers the run; or the breaker's, and nobody asked for the run."""
+
 _READY_SQL: LiteralString = (
     "SELECT * FROM (SELECT"
     + RUN_COLUMNS
@@ -75,13 +86,9 @@ _READY_SQL: LiteralString = (
     + """
  WHERE r.status = 'pending' AND r.approval_state IN ('approved', 'auto-approved')
    AND (r.not_before IS NULL OR r.not_before <= %(now)s)
-   AND NOT EXISTS (SELECT 1 FROM trust_holds o
-        WHERE o.released_at IS NULL AND (o.until IS NULL OR o.until > %(now)s)
-          AND (o.scope = 'all' OR o.owner_id = s.owner_id
-               OR o.runtime_vm_instance_id = i.id)
-          AND (o.incident_id IS NULL OR r.requested_by = 'actor:dispatcher'
-               AND (r.approval_decided_at < o.created_at) IS NOT FALSE))
-) ready
+   AND NOT"""
+    + _IS_HELD
+    + """) ready
  WHERE turn <= %(per_owner)s
  ORDER BY sla_deadline NULLS LAST, priority, id
  LIMIT %(limit)s
@@ -101,6 +108,42 @@ async def list_ready(
     return [
         read_run({name: row[name] for name in row if name != "turn"}) for row in rows
     ]
+
+
+_MISTAGGED_SQL: LiteralString = (
+    "SELECT w.instance_id, w.version, w.held FROM (SELECT"
+    + _IS_HELD
+    + """ AS held, i.id AS instance_id, g.version, g.remediation_state
+  FROM runtime_vm_remediation_runs r
+  JOIN runtime_vm_instances i ON i.id = r.runtime_vm_instance_id
+  JOIN servers s ON s.id = i.server_id
+  JOIN runtime_vm_trust_registry g ON g.runtime_vm_instance_id = i.id
+ WHERE r.status = 'pending' AND r.approval_state IN ('approved', 'auto-approved')
+   AND g.remediation_state IN ('remediation:awaiting-executor', 'remediation:held')
+) w
+ WHERE w.held <> (w.remediation_state = 'remediation:held')
+ ORDER BY w.instance_id
+ LIMIT %(limit)s
+"""
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Mistagged:
+    """An instance whose tag is wrong on whether its waiting run is held."""
+
+    instance_id: InstanceId
+    version: int
+    held: bool
+
+
+async def list_mistagged(
+    conn: Connection, now: datetime, *, limit: int
+) -> list[Mistagged]:
+    """Return where a hold began or ended over a run that waits for its turn."""
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(_MISTAGGED_SQL, {"now": now, "limit": limit})
+        return [Mistagged(**row) for row in await cursor.fetchall()]
 
 
 _RUNNING_SQL: LiteralString = (
@@ -155,7 +198,12 @@ _OVERDUE_SQL: LiteralString = (
    AND CASE r.approval_state
        WHEN 'pending' THEN r.queued_at <= %(asked_before)s
        ELSE r.attempt = 0
-            AND coalesce(r.approval_decided_at, r.queued_at) <= %(queued_before)s END
+            AND coalesce(r.approval_decided_at, r.queued_at) <= %(queued_before)s
+            AND NOT EXISTS (SELECT 1 FROM trust_holds o
+                 WHERE (o.scope = 'all' OR o.owner_id = s.owner_id
+                        OR o.runtime_vm_instance_id = i.id)
+                   AND coalesce(o.released_at, o.until, 'infinity')
+                       > %(queued_before)s) END
  ORDER BY r.id
  LIMIT %(limit)s
 """
@@ -170,7 +218,10 @@ async def list_overdue(
     queue_ttl_s: float,
     limit: int,
 ) -> list[Run]:
-    """Return runs that waited too long for a person, or for their first turn."""
+    """Return runs that waited too long for a person, or for their first turn.
+
+    What was held waits for its turn from the end of the hold on.
+    """
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
             _OVERDUE_SQL,

@@ -10,24 +10,19 @@ from datetime import datetime
 from typing import Any, LiteralString
 
 from psycopg.rows import dict_row
-from psycopg.types.json import Jsonb
 
+from trustfabric.db.hold_events import tell
 from trustfabric.db.session import Connection
-from trustfabric.domain.events import HeldEvent, Position
 from trustfabric.domain.holds import (
     Hold,
-    HoldEvent,
     HoldEventKind,
     HoldOrder,
     HoldScope,
     HoldState,
 )
 from trustfabric.domain.ids import HoldId, IncidentId, InstanceId, OwnerId, RunId
-from trustfabric.domain.times import rfc3339
 from trustfabric.domain.trust import Snapshot
 from trustfabric.errors import HeldError, NotFoundError
-
-CHANNEL = "trust_hold"
 
 _TURN_SQL: LiteralString = """
 SELECT pg_advisory_xact_lock(hashtext('runtime_vm_trust_registry'))
@@ -287,95 +282,6 @@ async def next_expiry(conn: Connection) -> datetime | None:
     return None if row is None else row[0]
 
 
-_TELL_SQL: LiteralString = """
-INSERT INTO trust_hold_events
-       (hold_id, incident_id, kind, owner_id, actor, payload, at)
-VALUES (%(hold_id)s, %(incident_id)s, %(kind)s, %(owner_id)s, %(actor)s,
-        %(payload)s, %(now)s)
-"""
-
-
-async def tell(
-    conn: Connection,
-    hold: Hold,
-    kind: HoldEventKind,
-    actor: str,
-    message: str,
-    now: datetime,
-) -> None:
-    """Write down what happened to a hold; the trigger notifies."""
-    payload = {
-        "scope": hold.scope,
-        "runtime_vm_instance_id": hold.instance_id,
-        "owner_id": hold.owner_id,
-        "reason": hold.reason,
-        "by": hold.by,
-        "until": None if hold.until is None else rfc3339(hold.until),
-        "message": message,
-    }
-    await conn.execute(
-        _TELL_SQL,
-        {
-            "hold_id": hold.id,
-            "incident_id": hold.incident_id,
-            "kind": kind,
-            "owner_id": hold.whose,
-            "actor": actor,
-            "payload": Jsonb(payload),
-            "now": now,
-        },
-    )
-
-
-_AFTER_SQL: LiteralString = """
-SELECT e.id, e.xid::text AS xid, e.hold_id, e.incident_id, e.kind, e.owner_id,
-       e.actor, e.payload, e.at
-  FROM trust_hold_events e
- WHERE (e.xid, e.id) > (%(xid)s::text::xid8, %(id)s)
-   AND (e.xid, e.id) <= (%(upto_xid)s::text::xid8, %(upto_id)s)
-   AND e.xid < pg_snapshot_xmin(pg_current_snapshot())
- ORDER BY e.xid, e.id
- LIMIT %(limit)s
-"""
-
-
-async def events_after(
-    conn: Connection, position: Position, *, upto: Position | None = None, limit: int
-) -> list[HeldEvent]:
-    """Return what was committed after `position`, in order, none ever skipped."""
-    last = upto or Position.LAST
-    async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(
-            _AFTER_SQL,
-            {
-                "xid": str(position.xid),
-                "id": position.id,
-                "upto_xid": str(last.xid),
-                "upto_id": last.id,
-                "limit": limit,
-            },
-        )
-        return [
-            HeldEvent(
-                position=Position(int(row["xid"]), row["id"]), event=read_event(row)
-            )
-            for row in await cursor.fetchall()
-        ]
-
-
-_HISTORY_SQL: LiteralString = """
-SELECT e.hold_id, e.incident_id, e.kind, e.owner_id, e.actor, e.payload, e.at
-  FROM trust_hold_events e WHERE e.hold_id = %(id)s ORDER BY e.id LIMIT 100
-"""
-
-
-async def list_events(conn: Connection, hold_id: HoldId) -> list[HoldEvent]:
-    """Return what happened to one hold, in order."""
-    async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(_HISTORY_SQL, {"id": hold_id})
-        return [read_event(row) for row in await cursor.fetchall()]
-
-
 _HELD_SQL: LiteralString = """
 SELECT o.scope, o.id FROM trust_holds o
  WHERE o.released_at IS NULL AND (o.until IS NULL OR o.until > %(now)s)
@@ -437,16 +343,4 @@ def read_hold(row: Mapping[str, Any]) -> Hold:
         released_at=row["released_at"],
         released_by=row["released_by"],
         release_reason=row["release_reason"],
-    )
-
-
-def read_event(row: Mapping[str, Any]) -> HoldEvent:
-    return HoldEvent(
-        hold_id=row["hold_id"],
-        incident_id=row["incident_id"],
-        kind=HoldEventKind(row["kind"]),
-        owner_id=row["owner_id"],
-        actor=row["actor"],
-        payload=row["payload"],
-        at=row["at"],
     )

@@ -9,8 +9,18 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from trustfabric.db.session import Connection
+from trustfabric.domain.attestation.basis import Basis, Rule
+from trustfabric.domain.attestation.policy import AppraisalPolicy
+from trustfabric.domain.attestation.rules import policy_of, reference_set_of
 from trustfabric.domain.attestation.versions import Draft, Noun, Scope, State, Version
+from trustfabric.domain.evidence.model import EvidenceKind
 from trustfabric.domain.ids import InstanceId, OwnerId
+
+MOST_RULES = 4
+"""Versions of a policy that one judgement tries."""
+
+MOST_SETS = 256
+"""Sets of reference values that one judgement knows."""
 
 _COLUMNS: LiteralString = """
     d.id, d.noun, d.name, d.number, d.owner_id, d.image, d.tier, d.state,
@@ -274,6 +284,31 @@ async def list_references_for(
             _REFERENCES_SQL, _where(whose) | {"kind": kind, "limit": limit}
         )
         return [_version(row) for row in await cursor.fetchall()]
+
+
+async def basis_for(
+    conn: Connection,
+    whose: Scope,
+    kind: EvidenceKind,
+    default: AppraisalPolicy,
+    now: datetime,
+) -> Basis:
+    """Return what evidence of an instance is judged by at a moment.
+
+    The most specific policy in force, with what of it is deprecated and not over,
+    else the default; and every set of reference values that concerns it.
+    """
+    found = await list_policies_for(conn, whose, now, limit=4 * MOST_RULES)
+    sets = await list_references_for(conn, whose, kind, limit=MOST_SETS)
+    same = [each for each in found if each.name == found[0].name][:MOST_RULES]
+    rules = tuple(
+        Rule(policy=policy_of(each), until=each.deprecated_until, scope=each.scope)
+        for each in same
+    )
+    return Basis(
+        rules=rules or (Rule(policy=default),),
+        references=tuple(reference_set_of(each) for each in sets),
+    )
 
 
 _CONCERNED_SQL: LiteralString = """

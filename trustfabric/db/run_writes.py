@@ -168,6 +168,9 @@ class FinishRun:
         if not held or alive or self.version not in {None, run.version}:
             raise ConflictError(f"run {run.id} has moved on", status=run.status)
         if self.outcome.status is RunStatus.PENDING:
+            if run.cancellation_reason is not None:
+                # Asked for since the decision was made: it is to be made anew.
+                raise ConflictError(f"run {run.id} is to be cancelled")
             await _send_back(conn, run, self.outcome, self.now)
         else:
             await end(conn, run, self.outcome, self.now, by=self.by)

@@ -188,22 +188,34 @@ async def list_newest(
 _LIVING_SQL: LiteralString = """
 UPDATE runtime_vm_instances
    SET runtime_owner = %(runtime)s, owner_epoch = %(epoch)s, updated_at = now()
- WHERE terminated_at IS NULL
+ WHERE id IN (
+       SELECT id FROM runtime_vm_instances
+        WHERE terminated_at IS NULL AND id > %(after)s
+          AND (runtime_owner IS NULL OR runtime_owner = %(runtime)s)
+        ORDER BY id
+        LIMIT %(limit)s)
+   AND terminated_at IS NULL
    AND (runtime_owner IS NULL OR runtime_owner = %(runtime)s)
-RETURNING id,
-          desired_state = 'terminated'
-          OR (desired_state = 'running') <> (power_state = 'running')
+RETURNING id, unsettled
 """
 
 
 async def adopt_living(
-    conn: Connection, runtime: str, epoch: int
+    conn: Connection,
+    runtime: str,
+    epoch: int,
+    *,
+    after: int = 0,
+    limit: int | None = None,
 ) -> list[tuple[InstanceId, bool]]:
-    """Take over this runtime's living instances under its new epoch.
+    """Take over this runtime's living instances under its new epoch, by id.
 
     Return each with whether it isn't, or may not be, as it is wanted.
     """
-    cursor = await conn.execute(_LIVING_SQL, {"runtime": runtime, "epoch": epoch})
+    cursor = await conn.execute(
+        _LIVING_SQL,
+        {"runtime": runtime, "epoch": epoch, "after": after, "limit": limit},
+    )
     return sorted((InstanceId(row[0]), row[1]) for row in await cursor.fetchall())
 
 

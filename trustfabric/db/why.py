@@ -6,7 +6,7 @@ from typing import Any, LiteralString
 
 from psycopg.rows import dict_row
 
-from trustfabric.db import holds, placement, playbooks, runs, storms, trust
+from trustfabric.db import holds, incidents, placement, playbooks, runs, trust
 from trustfabric.db.session import Connection
 from trustfabric.domain.ids import HistoryId, InstanceId, OwnerId, ServerId
 from trustfabric.domain.placement import Decision, decide
@@ -90,7 +90,7 @@ async def read_facts(
             incident
             for hold in covering
             if hold.incident_id is not None
-            and (incident := await storms.get_incident(conn, None, hold.incident_id))
+            and (incident := await incidents.get_incident(conn, None, hold.incident_id))
         ],
         playbook_executor=None if playbook is None else str(playbook.executor_type),
     )

@@ -66,7 +66,7 @@ def remedy(
             _change(Signal.RUN_STAGED, tag, f"run {found.active_run} is active already")
         )
     if found.held:
-        return _note(Tag.HELD, "automatic remediation is held")
+        return Remedy(held_note())
     if found.attempts >= max_attempts:
         return _note(
             Tag.ATTEMPTS_EXHAUSTED, f"{found.attempts} attempts did not restore it"
@@ -109,6 +109,17 @@ def pick(
             counts[run.owner_id] = counts.get(run.owner_id, 0) + 1
             chosen.append(run)
     return chosen
+
+
+def held_note() -> Change:
+    """Note that what is due waits for the end of a hold."""
+    return _change(Signal.ANNOTATED, Tag.HELD, "automatic remediation is held")
+
+
+def held_no_longer() -> Change:
+    """Note that the run which was held waits only for its turn."""
+    tag = Tag.AWAITING_EXECUTOR
+    return _change(Signal.ANNOTATED, tag, "automatic remediation is held no longer")
 
 
 def _note(tag: Tag, reason: str) -> Remedy:

@@ -153,6 +153,9 @@ class Provisioner(Protocol):
     async def observe(self) -> Mapping[str, PowerState]:
         """Return every domain of ours (strangers never appear) and its power."""
 
+    async def look(self, name: str) -> PowerState | None:
+        """Return one domain's power, asked for now; None where it isn't ours."""
+
     async def console_tail(self, name: str, lines: int) -> ConsoleTail:
         """Return up to `lines` newest lines. NotFoundError."""
 

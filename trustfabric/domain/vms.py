@@ -268,6 +268,8 @@ class VmSpec:
     """For the tier `sev-snp` only."""
     agent_socket: str | None = None
     """Where the host's end of its agent's port is; None: it has no such port."""
+    vsock: bool = False
+    """Its agent is reached over vsock, under `vsock_cid`."""
     seed: Seed | None = None
     """What cloud-init in it is given."""
     attestation_kind: str = "unknown"
@@ -319,6 +321,11 @@ def check_image_name(image: str) -> None:
 def vm_uuid(runtime: str, name: str) -> UUID:
     """Return the UUID of an instance: the same in every process of `runtime`."""
     return uuid5(NAMESPACE_URL, f"trustfabric:{runtime}/{name}")
+
+
+def vsock_cid(uuid: UUID) -> int:
+    """Return the context id of a VM: above those that hypervisors count up from 3."""
+    return 0x4000_0000 | uuid.int & 0x3FFF_FFFF
 
 
 def fill_volume(

@@ -1,17 +1,27 @@
-"""Guest agents behind virtio-serial: the host's end of their port is a unix socket."""
+"""Guest agents that are asked from outside: over virtio-serial, or over vsock.
+
+A question and its answer are a line of JSON each: see `trustfabric.agent.serve`.
+"""
 
 import asyncio
 import contextlib
 import json
+import socket
+from collections.abc import Awaitable
 from pathlib import Path
+from typing import Final, TypeAlias
 
 from trustfabric.domain.evidence.documents import MAX_EVIDENCE, read_object
 from trustfabric.domain.evidence.model import Reject
-from trustfabric.domain.vms import check_instance_name
+from trustfabric.domain.vms import check_instance_name, vm_uuid, vsock_cid
 from trustfabric.errors import UnavailableError
 
+VSOCK_PORT: Final = 7610
+"""As the guest agent listens on it."""
 _MAX_ANSWER = 2 * MAX_EVIDENCE
 """Evidence inside one more JSON document."""
+
+Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class AgentSockets:
@@ -28,24 +38,55 @@ class AgentSockets:
         """
         check_instance_name(name)
         path = self._root / f"{name}.sock"
-        try:
-            reader, writer = await asyncio.open_unix_connection(path, limit=_MAX_ANSWER)
-        except OSError as error:
-            raise UnavailableError(f"agent of {name}: {error.strerror}") from error
-        try:
-            question = json.dumps({"extra_data": extra_data.hex()})
-            writer.write(question.encode() + b"\n")
-            await writer.drain()
-            line = await reader.readuntil(b"\n")
-        except asyncio.LimitOverrunError:
-            return b"an answer without an end"
-        except (OSError, asyncio.IncompleteReadError) as error:
-            raise UnavailableError(f"agent of {name}: it hung up") from error
-        finally:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-        return _evidence(name, line)
+        opening = asyncio.open_unix_connection(path, limit=_MAX_ANSWER)
+        return await _ask(name, opening, extra_data)
+
+
+class AgentVsock:
+    """The same over vsock, for VMs of hypervisors on this machine."""
+
+    def __init__(self, runtime_id: str) -> None:
+        """Know the context ids of this runtime's VMs, which it gave them."""
+        self._runtime_id = runtime_id
+
+    async def collect(self, name: str, extra_data: bytes) -> bytes:
+        """As `AgentSockets.collect`."""
+        check_instance_name(name)
+        cid = vsock_cid(vm_uuid(self._runtime_id, name))
+        return await _ask(name, _open_vsock(cid), extra_data)
+
+
+async def _open_vsock(cid: int) -> Streams:
+    connection = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    try:
+        connection.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(connection, (cid, VSOCK_PORT))
+        return await asyncio.open_connection(sock=connection, limit=_MAX_ANSWER)
+    except BaseException:
+        connection.close()
+        raise
+
+
+async def _ask(name: str, opening: Awaitable[Streams], extra_data: bytes) -> bytes:
+    try:
+        reader, writer = await opening
+    except OSError as error:
+        raise UnavailableError(f"agent of {name}: {error.strerror}") from error
+    try:
+        question = json.dumps({"extra_data": extra_data.hex()})
+        writer.write(question.encode() + b"\n")
+        await writer.drain()
+        line = await reader.readuntil(b"\n")
+    except asyncio.LimitOverrunError:
+        return b"an answer without an end"
+    except (OSError, asyncio.IncompleteReadError) as error:
+        raise UnavailableError(f"agent of {name}: it hung up") from error
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+    return _evidence(name, line)
 
 
 def _evidence(name: str, line: bytes) -> bytes:

@@ -264,6 +264,9 @@ def _judged(
             if (ended.code or -1) > 0
             else f"killed by {signal_name(ended.code)}"
         )
+        if not events.told.begun:
+            reason = FailureReason.EXECUTOR_UNAVAILABLE
+            return f"ansible-runner could not be started: {how}", reason, ended.code
         reason = FailureReason.EXECUTION_FAILURE
         return f"ansible-runner itself failed: {how}", reason, ended.code
     message, why = events.told.judged()

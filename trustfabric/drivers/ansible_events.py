@@ -14,8 +14,6 @@ _LONGEST = 1 << 20
 RECORDS = 2000
 
 UNREACHABLE, FAILED = "dark", "failures"
-# Exit codes of ansible-playbook that it ends with before any task.
-_OPTIONS, _PARSER = 5, 4
 
 
 @dataclass(slots=True)
@@ -27,6 +25,8 @@ class Told:
     stats: dict[str, dict[str, int]] | None = None
     output: dict[str, Any] | None = None
     """What set_stats left."""
+    begun: bool = False
+    """The host process itself was reached."""
     code: int | None = None
     """ansible-playbook's own; None where it never ended by itself."""
 
@@ -116,6 +116,7 @@ class EventLines:
         if stats := event.get("stats"):
             self.told.stats = stats
             self.told.output = event.get("output")
+        self.told.begun = self.told.begun or event.get("begun") is True
         if end := event.get("end"):
             self.told.code = end.get("rc")
 

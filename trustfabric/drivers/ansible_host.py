@@ -1,8 +1,9 @@
 """Runs ansible-runner: a program of its own, under the run's account and limits.
 
 It is started by path in isolated mode and imports nothing of ours. It reads
-`runner.json` from its working directory, and prints one JSON object a line: what
-ansible says (`lines`), what a task did on a host (`record`), the recap (`stats`).
+`runner.json` from its working directory, and prints one JSON object a line: that
+it runs (`begun`), what ansible says (`lines`), what a task did on a host (`record`),
+the recap (`stats`).
 
     0   ansible ended, and the last line (`end`) says how
     69  ansible-runner or ansible-core is not installed
@@ -36,6 +37,7 @@ def main() -> int:
             return NOT_INSTALLED
     import ansible_runner  # noqa: PLC0415  installed with the extra or not at all
 
+    _say({"begun": True})
     told = json.loads(Path("runner.json").read_text())
     runner = ansible_runner.Runner(_config(ansible_runner, told), event_handler=_tell)
     signal.signal(signal.SIGTERM, _pass_on)

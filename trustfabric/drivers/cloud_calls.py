@@ -95,6 +95,15 @@ def _texts(body: Any) -> list[str]:
             return []
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A request with the run's data and its secrets in it."""
+
+    url: URL
+    headers: dict[str, str] = field(repr=False)
+    body: bytes | None = field(repr=False)
+
+
 @dataclass(slots=True)
 class Calls:
     """The calls of one execution, in order."""
@@ -146,15 +155,16 @@ class Calls:
 
     async def _step(self, step: Step) -> None:
         await self._say(f"{step.name}: {step.request.method} {step.request.url}")
-        answer = await self._send(step.request)
+        answer = await self._send(step.request, self._prepared(step.request))
         self._judge(answer, step.expect, step.name)
         if step.poll is not None:
             await self._poll(step.poll, step.name)
 
     async def _poll(self, poll: Poll, name: str) -> None:
-        interval = poll.interval_s
+        # Once: what it polls with is the answer to the request, not to the last poll.
+        prepared, interval = self._prepared(poll.request), poll.interval_s
         for _ in range(self.settings.polls):
-            answer = await self._send(poll.request)
+            answer = await self._send(poll.request, prepared)
             fault = self._fault(answer, poll.until)
             if fault is None:
                 return
@@ -173,14 +183,19 @@ class Calls:
 
     # --- one request -------------------------------------------------------------
 
-    async def _send(self, request: Request) -> Answer:
+    def _prepared(self, request: Request) -> _Prepared:
+        return _Prepared(
+            url=URL(filled_url(request.url, self.data), encoded=True),
+            headers=self._headers(request),
+            body=self._body(request),
+        )
+
+    async def _send(self, request: Request, prepared: _Prepared) -> Answer:
         """Send a request, again where it may be; its JSON is `response` then."""
-        url = URL(filled_url(request.url, self.data), encoded=True)
-        headers, body = self._headers(request), self._body(request)
         self.data["response"] = MISSING
         delay = self.settings.retry_base_s
         for left in range(request.retries, -1, -1):
-            answer, failure, sent = await self._try(request, url, headers, body)
+            answer, failure, sent = await self._try(request, prepared)
             again = failure is not None or (
                 answer is not None and answer.status in _AGAIN
             )
@@ -200,10 +215,10 @@ class Calls:
         return answer
 
     async def _try(
-        self, request: Request, url: URL, headers: dict[str, str], body: bytes | None
+        self, request: Request, prepared: _Prepared
     ) -> tuple[Answer | None, _Failed | None, bool]:
         """Return the answer, or why there is none and whether it may have been sent."""
-        watch = Stopwatch()
+        watch, url = Stopwatch(), prepared.url
         shown = self.masker.mask(str(url))
         try:
             async with asyncio.timeout(request.timeout_s):
@@ -211,8 +226,8 @@ class Calls:
                     self.session,
                     request.method,
                     url,
-                    headers=headers,
-                    body=body,
+                    headers=prepared.headers,
+                    body=prepared.body,
                     limit=self.settings.body_bytes,
                 )
         except aiohttp.ConnectionTimeoutError:

@@ -188,6 +188,10 @@ class HttpProvisioner:
         await self._probe()
         return dict(self._power)
 
+    async def look(self, name: str) -> PowerState | None:
+        await self._probe()
+        return self._power.get(name)
+
     async def console_tail(self, name: str, lines: int) -> ConsoleTail:
         if lines <= 0:
             return ConsoleTail(())

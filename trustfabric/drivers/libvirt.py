@@ -265,6 +265,11 @@ class LibvirtProvisioner:
         await self._open_consoles(link, seen)
         return seen.power
 
+    async def look(self, name: str) -> PowerState | None:
+        return await self._up().observe(
+            f"looking at {name}", lambda conn: domains.power(self._host, conn, name)
+        )
+
     async def console_tail(self, name: str, lines: int) -> ConsoleTail:
         if self.simulated:
             await self._uuid_of(name)

@@ -186,6 +186,12 @@ def active(host: Host, conn: Any, name: str) -> bool:
     return domain is not None and bool(domain.isActive())
 
 
+def power(host: Host, conn: Any, name: str) -> PowerState | None:
+    """Return what one domain of ours does; None when there is none."""
+    domain = find_ours(host, conn, name)
+    return None if domain is None else _power(domain)
+
+
 def snapshot(
     host: Host, conn: Any, known: Mapping[str, str], strangers: AbstractSet[str]
 ) -> Snapshot:

@@ -26,6 +26,7 @@ from trustfabric.domain.vms import (
     SnpLaunch,
     VmSpec,
     VolumeTemplate,
+    vsock_cid,
 )
 
 NAMESPACE: Final = "urn:trustfabric:domain:1"
@@ -251,6 +252,9 @@ def _devices(spec: VmSpec, *, real: bool) -> Element:
     element.append(_serial(spec.console))
     if spec.agent_socket is not None:
         element.append(_agent_port(spec.agent_socket))
+    if spec.vsock:
+        vsock = SubElement(element, "vsock", model="virtio")
+        SubElement(vsock, "cid", auto="no", address=str(vsock_cid(spec.uuid)))
     if spec.vtpm:
         tpm = SubElement(element, "tpm", model="tpm-crb")
         SubElement(tpm, "backend", type="emulator", version="2.0")

@@ -146,7 +146,7 @@ class SoftTpms:
         path = self._folder(name) / _SOCKET
         try:
             async with asyncio.timeout(_READY_S):
-                while not path.exists():
+                while not (path.exists() and await self._starts_up(name)):
                     if process.returncode is not None:
                         raise UnavailableError(
                             f"software TPM {name}: ended with {process.returncode} "
@@ -155,7 +155,14 @@ class SoftTpms:
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
             raise UnavailableError(f"software TPM {name}: not up in time") from None
-        await self._ask(name, lambda tpm: tpm.startup())
+
+    async def _starts_up(self, name: str) -> bool:
+        """Tell whether it answers: its socket is there a moment before it listens."""
+        try:
+            await self._ask(name, lambda tpm: tpm.startup())
+        except UnavailableError:
+            return False
+        return True
 
     async def _end(self, name: str) -> None:
         process = self._processes.pop(name, None)

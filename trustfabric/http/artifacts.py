@@ -37,7 +37,8 @@ routes = web.RouteTableDef()
 PATH = r"/api/trust/remediation/runs/{id:\d+}/artifacts"
 METADATA_BYTES = 8192
 _OURS = frozenset({"execution-log", "result", "output", "ansible-events", "requests"})
-_NAME = r"^[A-Za-z0-9_+@=,. -]{1,100}(/[A-Za-z0-9_+@=,. -]{1,100}){0,3}$"
+_PART = r"[A-Za-z0-9_+@=,-][A-Za-z0-9_+@=,. -]{0,99}"
+_NAME = rf"^{_PART}(/{_PART}){{0,3}}$"
 
 
 class NewArtifactBody(Body):

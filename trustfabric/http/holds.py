@@ -8,7 +8,7 @@ from pydantic import Field
 
 from trustfabric.actors.holds import PlaceHold, ReleaseBreaker, ReleaseHold
 from trustfabric.actors.streams import Event, Stream
-from trustfabric.db import holds, storms
+from trustfabric.db import hold_events, holds, incidents, storms
 from trustfabric.domain.events import HeldEvent
 from trustfabric.domain.holds import (
     LONGEST,
@@ -122,7 +122,7 @@ async def stream_holds(request: web.Request) -> web.StreamResponse:
     channel = Channel(
         stream=Stream.HOLDS,
         accepts=_Accepts(request[PRINCIPAL].owner),
-        read=holds.events_after,
+        read=hold_events.events_after,
         view=event_view,
     )
     return await follow(request, channel, last_position(request, query))
@@ -137,7 +137,7 @@ async def get_hold(request: web.Request) -> web.Response:
         hold = await holds.get_hold(conn, request[PRINCIPAL].owner, hold_id)
         if hold is None:
             raise NotFoundError(f"no hold {hold_id}")
-        events = await holds.list_events(conn, hold_id)
+        events = await hold_events.list_events(conn, hold_id)
     told = [
         {"event": one.kind, "actor": one.actor, "at": one.at, **one.payload}
         for one in events
@@ -171,7 +171,7 @@ async def list_incidents(request: web.Request) -> web.Response:
     query = Query(request, "open", "limit", "cursor")
     limit, viewer = query.limit(), request[PRINCIPAL].owner
     async with request.app[FACE].database.reading() as conn:
-        rows = await storms.list_incidents(
+        rows = await incidents.list_incidents(
             conn,
             viewer,
             is_open=query.flag("open"),
@@ -192,7 +192,7 @@ async def get_incident(request: web.Request) -> web.Response:
     Query(request)
     viewer, incident_id = request[PRINCIPAL].owner, IncidentId(path_id(request))
     async with request.app[FACE].database.reading() as conn:
-        found = await storms.get_incident(conn, viewer, incident_id)
+        found = await incidents.get_incident(conn, viewer, incident_id)
     if found is None:
         raise NotFoundError(f"no incident {incident_id}")
     return reply(incident_view(found, viewer))
@@ -204,7 +204,7 @@ async def get_breaker(request: web.Request) -> web.Response:
     face, viewer = request.app[FACE], request[PRINCIPAL].owner
     async with face.database.reading() as conn:
         census = await storms.read_census(conn, face.now(), face.storm_limits)
-        incidents = await storms.list_incidents(conn, viewer, is_open=True)
+        opened = await incidents.list_incidents(conn, viewer, is_open=True)
     counted = (
         sum(hit.count.quarantined for hit in census.hits)
         if viewer is None
@@ -212,11 +212,11 @@ async def get_breaker(request: web.Request) -> web.Response:
     )
     return reply(
         {
-            "state": "open" if incidents else "closed",
-            "open": bool(incidents),
+            "state": "open" if opened else "closed",
+            "open": bool(opened),
             "limits": face.storm_limits.view(),
             "quarantined_in_window": counted,
-            "incidents": [incident_view(row, viewer) for row in incidents],
+            "incidents": [incident_view(row, viewer) for row in opened],
         }
     )
 
@@ -232,7 +232,7 @@ async def release_breaker(request: web.Request) -> web.Response:
     principal = require(request, Role.ADMIN)
     face = request.app[FACE]
     body = await read_body(request, BreakerRelease)
-    order = storms.BreakerRelease(
+    order = incidents.BreakerRelease(
         by=principal.actor,
         reason=body.reason,
         incident_id=None if body.incident_id is None else IncidentId(body.incident_id),
@@ -241,7 +241,7 @@ async def release_breaker(request: web.Request) -> web.Response:
 
     released = await face.holds.ask(ReleaseBreaker(order), within_s=ASK_S)
     async with face.database.reading() as conn:
-        left = await storms.list_incidents(conn, None, is_open=True)
+        left = await incidents.list_incidents(conn, None, is_open=True)
     return reply(
         {
             "released": [incident_view(one, None) for one in released],

@@ -6,9 +6,9 @@ from aiohttp import web
 from pydantic import ConfigDict, Field
 
 from trustfabric.actors.attestation import Attest
+from trustfabric.actors.launcher import Caller
 from trustfabric.actors.placement import explain
 from trustfabric.actors.servers import (
-    Caller,
     CreateServer,
     DeleteServer,
     RedeployServer,
@@ -60,7 +60,7 @@ class AttestationConfig(Body):
     kind: Literal[
         "tpm", "amd-sev-snp", "intel-tdx", "composite-azure-vtpm", "nvidia-gpu"
     ] = "tpm"
-    source: Literal["agent", "swtpm", "virtio"] = "agent"
+    source: Literal["agent", "swtpm", "virtio", "vsock"] = "agent"
 
 
 class ServerConfig(Body):

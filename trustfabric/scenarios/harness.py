@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trustfabric.config import load_settings
 from trustfabric.errors import ConfigError, FabricError
+from trustfabric.scenarios import storm
 from trustfabric.scenarios.faults import ExecutorOutage
 from trustfabric.scenarios.invariants import violations
 from trustfabric.scenarios.kinds import KINDS, Case
@@ -80,6 +81,7 @@ async def _run(
     database_url: str | None,
 ) -> int:
     data_dir = _fresh(output / "data")
+    _fresh(output / "data-of-storms")
     transcript = output / TRANSCRIPT_NAME
     runtime = Runtime(data_dir, {**SETTINGS, "BIND_PORT": str(free_port())})
     async with runtime.running():
@@ -94,6 +96,7 @@ async def _run(
                 await add_playbook(world.admin, ORDERED_PLAYBOOK, sub)
                 await add_playbook(world.admin, IMPATIENT_PLAYBOOK, sub, retry_limit=1)
             verdicts = await _matrix(chosen, world)
+    verdicts += await _storms(chosen, output / "data-of-storms")
     document = manifest_document(
         manifest,
         verdicts,
@@ -117,20 +120,42 @@ def _fresh(data_dir: Path) -> Path:
 
 
 async def _matrix(chosen: Sequence[Scenario], world: World) -> list[Verdict]:
-    """Run everything at once; only a kill of the whole process has its own turn."""
+    """Run everything at once; only a kill of the whole process has its own turn.
+
+    Storms have a runtime of their own: see `_storms`.
+    """
     outage = ExecutorOutage(world.runtime.data_dir)
     cases = [
         Case(one, world.tenants[name], world, outage)
         for one in chosen
         for name in one.tenants
     ]
-    together = [one for one in cases if one.scenario.kind is not Kind.PROCESS_KILL]
+    alone = {Kind.PROCESS_KILL, Kind.STORM}
+    together = [one for one in cases if one.scenario.kind not in alone]
     verdicts = await _at_once(together)
     for scenario in chosen:
         if scenario.kind is Kind.PROCESS_KILL:
             verdicts += await _at_once(
                 [one for one in cases if one.scenario is scenario]
             )
+    return verdicts
+
+
+async def _storms(chosen: Sequence[Scenario], data_dir: Path) -> list[Verdict]:
+    """Run the storms one by one, where the breaker opens as it does in earnest."""
+    scenarios = [one for one in chosen if one.kind is Kind.STORM]
+    if not scenarios:
+        return []
+    names = sorted({name for one in scenarios for name in one.tenants})
+    tenants = {name: FIRST_SUB + number for number, name in enumerate(names)}
+    settings = {**SETTINGS, **storm.SETTINGS, "BIND_PORT": str(free_port())}
+    runtime, verdicts = Runtime(data_dir, settings), []
+    async with runtime.running(), peopled(runtime, tenants) as world:
+        outage = ExecutorOutage(data_dir)
+        for scenario in scenarios:
+            for name in scenario.tenants:
+                case = Case(scenario, world.tenants[name], world, outage)
+                verdicts += await _at_once([case])
     return verdicts
 
 

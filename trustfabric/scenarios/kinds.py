@@ -18,6 +18,7 @@ from trustfabric.scenarios.faults import (
 )
 from trustfabric.scenarios.model import Kind, Phase, Scenario
 from trustfabric.scenarios.steps import REGISTRY, RUNS, SERVERS, FailedError, Story
+from trustfabric.scenarios.storm import storm
 from trustfabric.scenarios.tenants import (
     IMPATIENT_PLAYBOOK,
     ORDERED_PLAYBOOK,
@@ -165,12 +166,19 @@ async def process_kill(case: Case) -> Story:
     return story
 
 
+async def a_storm(case: Case) -> Story:
+    """Most of a fleet falls at once; automation stands back until it is released."""
+    name = f"{case.scenario.name}-{case.tenant.name}"
+    return await storm(case.world, case.tenant, name)
+
+
 KINDS: Mapping[Kind, Callable[[Case], Awaitable[Story]]] = {
     Kind.TENANT_ISOLATION: tenant_isolation,
     Kind.CONCURRENT_APPROVALS: concurrent_approvals,
     Kind.EXECUTOR_OUTAGE_RESUMPTION: executor_outage_resumption,
     Kind.ACTOR_KILL: actor_kill,
     Kind.PROCESS_KILL: process_kill,
+    Kind.STORM: a_storm,
 }
 
 

@@ -27,6 +27,7 @@ class Kind(StrEnum):
     EXECUTOR_OUTAGE_RESUMPTION = "executor-outage-resumption"
     ACTOR_KILL = "actor-kill"
     PROCESS_KILL = "process-kill"
+    STORM = "storm"
 
     @property
     def is_chaos(self) -> bool:

@@ -49,6 +49,7 @@ class Story:
     world: World
     tenant: Tenant
     name: str
+    image: str = "demo"
     at: Callable[["Story", Phase], Awaitable[None]] = _nothing
     """Called when a phase has begun."""
     step_s: float = STEP_S
@@ -75,7 +76,7 @@ class Story:
     async def launch(self) -> None:
         """Create the server and start it; done when its VM is trusted."""
         config = {
-            "vm": {"image": "demo"},
+            "vm": {"image": self.image},
             "attestation": {"kind": "tpm", "source": "swtpm"},
         }
         server = await self.tenant.operator.post(

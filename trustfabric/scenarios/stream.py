@@ -16,8 +16,8 @@ from trustfabric.scenarios.client import Person
 _OPEN_S = 30.0
 _AGAIN_S = 0.2
 _OK = 200
-_KEPT = {"history_id", "run_id"}
-"""What an event of either stream is known by."""
+_KEPT = {"history_id", "run_id", "hold_id"}
+"""What an event of a stream is known by."""
 
 
 class NotSeenError(FabricError):

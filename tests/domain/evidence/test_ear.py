@@ -146,7 +146,7 @@ def test_a_stranger_cannot_sign() -> None:
     assert judge(token(stranger)).code is Code.SIGNATURE_INVALID
 
 
-def test_the_token_never_chooses_the_algorithm() -> None:
+def test_s2_the_token_never_chooses_the_algorithm() -> None:
     confused = jwt.encode(CLAIMS, b"a shared secret of 32 bytes or more", "HS256")
     unsigned = jwt.encode(CLAIMS, "", "none")
 
@@ -154,7 +154,7 @@ def test_the_token_never_chooses_the_algorithm() -> None:
     assert judge(unsigned).code is Code.SIGNATURE_INVALID
 
 
-def test_a_key_inside_the_token_is_never_believed() -> None:
+def test_s2_a_key_inside_the_token_is_never_believed() -> None:
     stranger = ec.generate_private_key(ec.SECP256R1())
     jwk = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(stranger.public_key()))
 

@@ -309,3 +309,59 @@ def test_the_verdict_ends_with_the_first_of_its_certificates() -> None:
 
     assert appraisal.endorsed_until == NOW + timedelta(hours=1)
     assert appraisal.fresh_until(NOW, timedelta(days=1)) == NOW + timedelta(hours=1)
+
+
+floors = st.builds(TcbFloor, **dict.fromkeys(("bl", "tee", "snp"), st.integers(0, 30)))
+policies = st.fixed_dictionaries(
+    {
+        "max_vmpl": st.integers(0, 3),
+        "allow_debug": st.booleans(),
+        "allow_migrate": st.booleans(),
+        "vlek": st.sampled_from(["allow", "deny"]),
+        "require_crl": st.booleans(),
+        "measurements": st.sampled_from([(MEASUREMENT.hex(),), ("00" * 48,)]),
+        "min_tcb": st.builds(lambda floor: {"Milan": floor}, floors),
+    }
+)
+
+
+def stricter(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return what allows only what both do."""
+    floor, further = one["min_tcb"]["Milan"], other["min_tcb"]["Milan"]
+    return {
+        "max_vmpl": min(one["max_vmpl"], other["max_vmpl"]),
+        "allow_debug": one["allow_debug"] and other["allow_debug"],
+        "allow_migrate": one["allow_migrate"] and other["allow_migrate"],
+        "vlek": "deny" if "deny" in (one["vlek"], other["vlek"]) else "allow",
+        "require_crl": one["require_crl"] or other["require_crl"],
+        "measurements": one["measurements"]
+        if one["measurements"] == other["measurements"]
+        else ("00" * 48,),
+        "min_tcb": {
+            "Milan": TcbFloor(
+                **{
+                    part: max(getattr(floor, part), getattr(further, part))
+                    for part in ("bl", "tee", "snp")
+                }
+            )
+        },
+    }
+
+
+@given(policies, policies, st.integers(0, 3), st.booleans(), st.booleans())
+def test_a_stricter_policy_never_accepts_more(
+    one: dict[str, Any],
+    other: dict[str, Any],
+    vmpl: int,
+    debug: bool,  # noqa: FBT001 - hypothesis draws it
+    listed: bool,  # noqa: FBT001
+) -> None:
+    report = MILAN.report(vmpl=vmpl, policy=0x3_0000 | debug << 19)
+    anchors = MILAN.anchors(MILAN.crl() if listed else None)
+
+    def accepts(policy: dict[str, Any]) -> bool:
+        return judge(report, MILAN.leaf(), anchors, **policy).accepted
+
+    if accepts(stricter(one, other)):
+        assert accepts(one)
+        assert accepts(other)

@@ -330,7 +330,7 @@ def test_a_document_of_another_shape_is_refused(change: dict[str, object]) -> No
     ],
     ids=range(9),
 )
-def test_a_document_that_is_not_strict_json_is_malformed(document: bytes) -> None:
+def test_s13_a_document_that_is_not_strict_json_is_malformed(document: bytes) -> None:
     assert judge(document).code is Code.MALFORMED
 
 
