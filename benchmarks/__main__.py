@@ -18,6 +18,7 @@ from benchmarks import (
     evidence,
     frame,
     lifetime,
+    machines,
     queue,
     registry,
     requests,

@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import aiohttp
 import psycopg
 
 from benchmarks.bench import Bench, Seed
@@ -18,6 +19,9 @@ from benchmarks.streams import STREAM
 STREAMS = 100
 START_S = 120.0
 """Who is not ready by then has this as its figure."""
+
+ALL_UP_S = 300.0
+"""Until each instance has its actor: it is ready long before that."""
 
 SETTLED_S = 2.0
 """Of little work, before memory is read; at most ten times."""
@@ -83,11 +87,13 @@ async def measure_start(bench: Bench) -> list[Sample]:
     seed = Seed(instances=count, runtime=f"rt-{RUNTIME}", desired="stopped")
     async with bench.database(seed) as url:
         alone = await _read_rows(url)
-        async with serving(bench, url, ready=False, LOG_LEVEL="error") as served:
+        quiet = {"LOG_LEVEL": "error", "METRICS_OPEN": "true"}
+        async with serving(bench, url, ready=False, **quiet) as served:
             begun = time.perf_counter()
             with suppress(TimeoutError):
                 await served.ready(START_S)
             ready = time.perf_counter() - begun
+            await _until_all_are_up(served, count)
             await _settle(served)
             memory = served.resident_bytes()
     return [Sample(START.name, ready, alone), Sample(MEMORY.name, memory / 1e6)]
@@ -104,6 +110,17 @@ PARTS = (
         quick=False,
     ),
 )
+
+
+async def _until_all_are_up(served: Served, count: int) -> None:
+    """Return once each instance has its actor."""
+    wanted = f'trustfabric_actors{{kind="Vm"}} {count}.0'
+    async with asyncio.timeout(ALL_UP_S), aiohttp.ClientSession() as session:
+        while True:
+            async with session.get(f"{served.url}/metrics") as response:
+                if wanted in (await response.text()).splitlines():
+                    return
+            await asyncio.sleep(SETTLED_S / 4)
 
 
 async def _settle(served: Served) -> None:

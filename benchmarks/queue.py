@@ -7,7 +7,7 @@ The peers move a bare job. Where they are not installed, what they did here coun
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 
@@ -24,7 +24,7 @@ from trustfabric.actors.orders import Desk
 from trustfabric.actors.runs import RunActor, RunTools
 from trustfabric.actors.streams import Broadcaster, Feed, Stream
 from trustfabric.actors.trust import TrustRegistry
-from trustfabric.db import holds, listen, run_events, trust_events
+from trustfabric.db import hold_events, listen, run_events, trust_events
 from trustfabric.db.session import Database
 from trustfabric.domain.dispatch import DispatchSettings
 from trustfabric.domain.executors import Cancellation, Emit, ExitStatus, Job
@@ -59,7 +59,7 @@ QUEUE = Figure(
 FEEDS = (
     Feed(Stream.TRUST, listen.TRUST_CHANNEL, trust_events.events_after),
     Feed(Stream.REMEDIATION, listen.REMEDIATION_CHANNEL, run_events.events_after),
-    Feed(Stream.HOLDS, holds.CHANNEL, holds.events_after),
+    Feed(Stream.HOLDS, hold_events.CHANNEL, hold_events.events_after),
 )
 
 _QUEUED = """
@@ -113,7 +113,7 @@ async def measure(bench: Bench) -> list[Sample]:
         await conn.execute("VACUUM ANALYZE")
         begun = time.perf_counter()
         async with _dispatching(bench, url):
-            while await _left(conn):
+            while await _left(conn):  # noqa: ASYNC110  # it looks from outside
                 await asyncio.sleep(0.02)
         took = time.perf_counter() - begun
     return [Sample(QUEUE.name, count / took, BEST_PEER)]
@@ -160,7 +160,7 @@ def _tree(database: Database, url: str) -> SupervisorSpec:
         lease_s=60.0,
     )
 
-    async def open_wakeups(channels: tuple[str, ...]) -> listen.Wakeups:
+    async def open_wakeups(channels: Sequence[str]) -> listen.Wakeups:
         return await listen.Wakeups.open(url, channels)
 
     def dispatch() -> Dispatcher:
@@ -184,7 +184,7 @@ def _tree(database: Database, url: str) -> SupervisorSpec:
                 address=on_hold,
                 start=lambda: Holds(database, StormLimits(), "bench"),
             ),
-            ChildSpec(address=attestation, start=Unasked),  # type: ignore[arg-type]
+            ChildSpec(address=attestation, start=Unasked),
             DynamicSpec(address=running, restart=Restart.TEMPORARY),
             ChildSpec(address=dispatcher, start=dispatch),
         ),

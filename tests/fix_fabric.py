@@ -250,4 +250,5 @@ async def held(database: Database, instance: InstanceId) -> AsyncIterator[Connec
     """Keep the registry waiting: somebody is in the middle of changing it."""
     async with database.writing() as conn:
         await trust.lock(conn, [instance])
+        await conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         yield conn

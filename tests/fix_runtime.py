@@ -53,6 +53,8 @@ class Served:
             "DATABASE_URL": database_url,
             "TRUSTFABRIC_DATA_DIR": str(data_dir),
             "BIND_PORT": str(self.port),
+            "EXECUTOR_ALLOWED_HOSTS": f"127.0.0.1:{self.port}",
+            "EXECUTOR_SECRET_DEMO": "the-demo-secret",
             **settings,
         }
         self._process: subprocess.Popen[bytes] | None = None

@@ -41,6 +41,13 @@ def test_measurements_are_allowed_beside_the_policy_s() -> None:
     assert policy.kinds.intel_tdx.mrtd == ("ab" * 48,)
 
 
+def test_a_measurement_that_nothing_can_show_is_warned_of() -> None:
+    (warning,) = believed_by(chosen(measurements=("ab" * 32, "ab" * 48))).warnings
+
+    assert warning.startswith("VM_ATTESTATION_MEASUREMENTS: abab")
+    assert "32 bytes" in warning
+
+
 def test_the_age_of_a_named_policy_is_the_setting_s() -> None:
     assert believed_by(chosen(max_age_s=3600.0)).policy.max_age_s == 3600
     assert believed_by(chosen(max_age_s=0.5)).policy.max_age_s == 1

@@ -1,6 +1,7 @@
 """The composition root: settings → resources → tree → run until told to stop."""
 
 import asyncio
+import gc
 import secrets
 import shlex
 import signal
@@ -9,6 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import structlog
@@ -48,12 +50,12 @@ from trustfabric.domain.refreshes import RefreshSettings
 from trustfabric.domain.runs import RetryPolicy, Run
 from trustfabric.domain.specs import ExecutorType
 from trustfabric.domain.storms import StormLimits
-from trustfabric.drivers.ansible import AnsibleExecutor
+from trustfabric.drivers.ansible import NEEDED, AnsibleExecutor
 from trustfabric.drivers.cloud_api import CloudExecutor
 from trustfabric.drivers.pinned import PinnedClient
 from trustfabric.drivers.secrets import Secrets, masker_of
 from trustfabric.drivers.shell import ShellExecutor
-from trustfabric.drivers.workplace import ProgramSettings, Workplace
+from trustfabric.drivers.workplace import ProgramSettings, Workplace, sweep
 from trustfabric.errors import ConfigError, FabricError
 from trustfabric.http.face import Face, Limits
 from trustfabric.http.site import Site
@@ -104,8 +106,11 @@ async def _serve(settings: Settings) -> int:
     at = Addresses()
     loop.add_signal_handler(signal.SIGHUP, lambda: _told(at.hypervisor.tell(Renew())))
     async with opened(settings) as resources:
+        if killed := sweep(settings.data_dir.resolve() / "runs"):
+            log.warning("programs.swept", killed=killed)
         runtime = Runtime(answers=(FabricError, AskError))
         await runtime.start(fabric(at, _makers(resources, runtime, at)))
+        gc.freeze()  # to look through all this again would stop every stream
         _announce(resources)
         told = asyncio.create_task(stop.wait())
         ended = asyncio.create_task(runtime.wait())
@@ -246,8 +251,13 @@ def _storm_limits(settings: Settings) -> StormLimits:
 
 def _rules(settings: Settings) -> Rules:
     chosen = settings.remediation
+    known = set(ExecutorType)
+    if not all(map(find_spec, NEEDED)):
+        known.remove(ExecutorType.ANSIBLE)
     return Rules(
-        max_attempts=chosen.max_attempts, default_playbook=chosen.default_playbook
+        max_attempts=chosen.max_attempts,
+        default_playbook=chosen.default_playbook,
+        executors=frozenset(known),
     )
 
 

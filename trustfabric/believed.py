@@ -1,5 +1,6 @@
 """What evidence is believed by default: policy and roots, as the settings say."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -23,6 +24,8 @@ from trustfabric.domain.evidence.packaged import (
 from trustfabric.errors import ConfigError, InvalidError
 
 _LARGEST = 256 * 1024
+_LAUNCH_DIGEST = 96
+"""Hexadecimal digits of what SEV-SNP and TDX sign."""
 _NAMED = {policy.id: policy for policy in (DEFAULT_POLICY, DEMO_POLICY)}
 
 
@@ -30,6 +33,7 @@ _NAMED = {policy.id: policy for policy in (DEFAULT_POLICY, DEMO_POLICY)}
 class Believed:
     policy: AppraisalPolicy
     anchors: Anchors
+    warnings: tuple[str, ...] = ()
 
 
 def believed_by(chosen: AttestationSettings) -> Believed:
@@ -54,7 +58,16 @@ def believed_by(chosen: AttestationSettings) -> Believed:
             faults.append(f"VM_ATTESTATION_TRUST_ROOTS: {error}")
     if faults:
         raise ConfigError(faults)
-    return Believed(policy, anchors)
+    return Believed(policy, anchors, tuple(_never_matched(chosen.measurements)))
+
+
+def _never_matched(measurements: Iterable[str]) -> Iterator[str]:
+    for digest in measurements:
+        if len(digest) != _LAUNCH_DIGEST:
+            yield (
+                f"VM_ATTESTATION_MEASUREMENTS: {digest[:16]}… has "
+                f"{len(digest) // 2} bytes; launch digests have {_LAUNCH_DIGEST // 2}"
+            )
 
 
 def roots_in(folder: Path) -> Anchors:

@@ -9,6 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+import structlog
+
 from trustfabric.actors import attestation
 from trustfabric.believed import Believed, believed_by
 from trustfabric.config import Settings
@@ -28,6 +30,8 @@ from trustfabric.drivers.swtpm import SoftTpms
 from trustfabric.errors import ConfigError
 from trustfabric.http.tokens import Tokens
 from trustfabric.keys import held, runtime_id_of, tokens_of
+
+log = structlog.get_logger(__name__)
 
 LIBVIRT_THREADS = 8
 TPM_THREADS = 8
@@ -72,6 +76,8 @@ class Resources:
 async def opened(settings: Settings) -> AsyncIterator[Resources]:
     """Open everything, in order; close it in reverse, whatever happened."""
     believed = believed_by(settings.attestation)
+    for warning in believed.warnings:
+        log.warning("settings.warning", text=warning)
     async with AsyncExitStack() as stack:
         stack.enter_context(held(settings.data_dir))
         tokens = tokens_of(settings)

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from tests.actors.test_attestation import MEASURED, Gate, attested, idle, slow
+from tests.domain.evidence.snp_platform import Platform
 from tests.fix_fabric import until
 from tests.fix_machines import Machines, some_machines
 from trustfabric.actors.attestation import Attest
 from trustfabric.db.session import Database
 from trustfabric.db.vms import Instance
+from trustfabric.domain.evidence import snp
 from trustfabric.domain.evidence.tpm2_signature import verifies
 from trustfabric.domain.trust import AttestationStatus, Lifecycle
 from trustfabric.drivers.swtpm import SoftTpms
@@ -113,6 +115,33 @@ async def test_s21_nonsense_is_untrusted_and_no_crash(
     event = await attested(machines, instance)
 
     assert event.reason == "attestation:malformed"
+
+
+@pytest.mark.parametrize("text", [b"SEV\0Milan", b"SEV\nMilan", b"SEV\xffMilan"])
+async def test_s31_what_a_guest_says_never_keeps_its_verdict_from_being_recorded(
+    machines: Machines, text: bytes
+) -> None:
+    """Names in certificates are its own words: a database takes no NUL in a text."""
+    chip = Platform()
+    leaf = chip.leaf().replace(b"SEV-Milan", text)
+    assert text in leaf
+    instance = await machines.started(
+        attestation={"kind": "amd-sev-snp", "source": "swtpm"}
+    )
+    answers = await in_our_hands(machines)
+
+    async def show(name: str, extra_data: bytes) -> bytes:
+        return snp.write_document(chip.report(), leaf)
+
+    answers.instead = show
+    event = await attested(machines, instance)
+
+    assert event.reason == "attestation:chain-invalid"
+    assert event.lifecycle is Lifecycle.QUARANTINED
+    assert event.provenance is not None
+    (failed,) = event.provenance["checks"]
+    assert failed["actual"].startswith("SEV")
+    assert failed["actual"].isprintable()
 
 
 # --- S22: faults at each step -----------------------------------------------------

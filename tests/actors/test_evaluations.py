@@ -118,32 +118,28 @@ async def test_a_deadline_that_passed_while_no_process_lived_counts_at_once(
         instance = await first.instance_of(server.id)
         await first.change(instance, Signal.TRUSTED_VERDICT)
 
-    name = "an heir"
-    async with some_machines(
-        database, database_url, tpm_dir, schedules=True, name=name
-    ) as heir:
-        await pass_time(heir, 20)
-        heir.runtime.suspend(TICK)
-        heir.clock.advance(3600)
-        async with database.writing() as conn:
-            await conn.execute(
-                "UPDATE runtime_vm_instances SET power_state = 'running'"
-            )
-        row = await heir.posture(instance)
+    async with database.writing() as conn:
+        await conn.execute("UPDATE runtime_vm_instances SET power_state = 'running'")
+    async with some_machines(database, database_url, tpm_dir, name="reader") as reader:
+        reader.clock.advance(3600)
+        now = reader.clock.now()
+        row = await reader.posture(instance)
         async with database.reading() as conn:
-            stale = await trust.list_postures(
-                conn, trust.PostureFilter(stale=True), heir.clock.now()
-            )
+            wanted = trust.PostureFilter(stale=True)
+            stale = await trust.list_postures(conn, wanted, now)
 
         # Nobody has written it yet, and nobody takes it for trusted.
         assert row.lifecycle is Lifecycle.RESTORED
-        assert is_stale(row.freshness_deadline, heir.clock.now())
+        assert is_stale(row.freshness_deadline, now)
         assert [one.snapshot.instance_id for one in stale] == [instance]
-        decision, _ = await explain(database, server.id, heir.clock.now())
+        decision, _ = await explain(database, server.id, now)
         assert not decision.allowed
         assert decision.stale
 
-        heir.runtime.resume(TICK)
+    async with some_machines(
+        database, database_url, tpm_dir, schedules=True, name="heir"
+    ) as heir:
+        heir.clock.advance(3600)
         await pass_time(heir, 30)
         await heir.until_posture(instance, lifecycle=Lifecycle.SUSPECT)
         assert await expiries(heir, instance) == 1
@@ -188,6 +184,28 @@ async def test_a_registry_that_dies_under_a_tick_does_not_end_the_ticks(
 
     await scheduled.until_posture(instance, lifecycle=Lifecycle.SUSPECT)
     assert await expiries(scheduled, instance) == 1
+
+
+@pytest.mark.libvirt
+async def test_more_than_a_batch_is_not_left_for_the_next_tick(
+    scheduled: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trustfabric.actors.evaluations.BATCH", 3)
+    instances = await scheduled.instances(7)
+    for each in instances:
+        await scheduled.change(each, Signal.TRUSTED_VERDICT)
+    scheduled.runtime.suspend(TICK)
+    scheduled.clock.advance(3600)
+    await scheduled.kill(TICK)
+
+    for _ in range(2):
+        await settled(scheduled)
+        scheduled.clock.advance(1)
+    await settled(scheduled)
+
+    for each in instances:
+        await scheduled.until_posture(each, lifecycle=Lifecycle.SUSPECT)
+        assert await expiries(scheduled, each) == 1
 
 
 async def test_of_two_runtimes_that_find_it_one_writes_it(

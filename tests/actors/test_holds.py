@@ -92,10 +92,12 @@ async def until_settled(fabric: Fabric, fleet: list[InstanceId]) -> None:
 
 
 async def held_of(fabric: Fabric, fleet: list[InstanceId]) -> list[InstanceId]:
+    """Return those for which no run was staged because of a hold."""
+    postures = [await fabric.posture(each) for each in fleet]
     return [
-        each
-        for each in fleet
-        if (await fabric.posture(each)).remediation_state is Tag.HELD
+        one.instance_id
+        for one in postures
+        if one.remediation_state is Tag.HELD and one.lifecycle is Lifecycle.QUARANTINED
     ]
 
 

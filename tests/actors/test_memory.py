@@ -199,7 +199,8 @@ async def test_what_a_launch_must_show_is_kept_with_the_instance(
     define = machines.provisioner.define
 
     async def with_launch(spec: VmSpec) -> Defined:
-        return replace(await define(spec), launch=Launch(digest=digest))
+        defined: Defined = await define(spec)
+        return replace(defined, launch=Launch(digest=digest))
 
     monkeypatch.setattr(machines.provisioner, "define", with_launch)
     instance = await machines.started()

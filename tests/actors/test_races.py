@@ -54,10 +54,11 @@ def a_decision(run: Run, by: OwnerId, *, approve: bool) -> DecideApproval:
 
 async def race(fabrics: Sequence[Fabric], *orders: object) -> list[object]:
     """Give the orders to the runtimes in turn, all at once."""
-    return await asyncio.gather(
+    outcomes: list[object] = await asyncio.gather(
         *(fabrics[at % 3].ask(order) for at, order in enumerate(orders)),
         return_exceptions=True,
     )
+    return outcomes
 
 
 async def test_of_50_racing_enqueues_one_is_made_and_49_are_refused(

@@ -84,9 +84,11 @@ async def test_a_refresh_waits_for_its_time_and_then_asks_again(
 
 
 async def test_evidence_older_than_the_claim_does_not_do(fabric: Refreshing) -> None:
+    fabric.runtime.suspend("fabric/refreshes")
     instance = await fabric.machine()
     await fabric.answer(instance, TRUSTED)
 
+    fabric.runtime.resume("fabric/refreshes")
     await fabric.tick()
 
     assert (await fabric.certification(instance)).status == "pending"

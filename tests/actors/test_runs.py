@@ -296,3 +296,29 @@ async def test_runs_end_once_while_the_actors_around_them_are_killed(
         run = await fabric.run_of(instance, lambda r: not r.status.active)
         assert (run.status, run.attempt) == (RunStatus.COMPLETED, 1)
         assert await fabric.lines(run.id) == ["on"]
+
+
+async def test_what_the_last_attempt_leaves_is_kept_with_its_run(
+    fabric: Fabric,
+) -> None:
+    instance = await add_instance(fabric.database)
+
+    await enqueued(
+        fabric,
+        instance,
+        script=(
+            'cd "$TRUSTFABRIC_OUTPUT_DIR"; echo "$TRUSTFABRIC_ATTEMPT" > attempt.txt;'
+            " echo '{\"n\": 7}' > result.json;"
+            ' [ "$TRUSTFABRIC_ATTEMPT" = 2 ] || exit 75'
+        ),
+    )
+    run = await fabric.run_of(instance, lambda r: r.status is RunStatus.COMPLETED)
+
+    assert run.result is not None
+    assert run.result["output"] == {"n": 7}
+    async with fabric.database.reading() as conn:
+        kept = await artifacts.list_artifacts(conn, ALICE, run.id)
+        content = await artifacts.read_artifact(conn, kept[0])
+    assert [one.artifact_type for one in kept] == ["output", "result", "execution-log"]
+    assert content == b"2\n"
+    assert kept[0].metadata == {"name": "attempt.txt", "attempt": 2}

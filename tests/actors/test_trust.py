@@ -18,6 +18,7 @@ from tests.fix_fabric import (
 )
 from trustfabric.actors.trust import Applied, OpenInstance
 from trustfabric.db import trust_events
+from trustfabric.db.faults import ContentionError
 from trustfabric.db.session import Connection, Database
 from trustfabric.domain.events import Position
 from trustfabric.domain.ids import InstanceId, OwnerId, ServerId
@@ -416,6 +417,37 @@ async def test_a_companion_of_a_refused_change_is_not_written(fabric: Fabric) ->
         )
 
     assert await notes(fabric.database) == 0
+
+
+@pytest.mark.slow
+async def test_who_is_in_the_way_of_one_is_in_nobody_elses(fabric: Fabric) -> None:
+    one, two, three = await fabric.instances(3)
+
+    async with fabric.database.writing() as conn:
+        await conn.execute(
+            """
+            SELECT FROM runtime_vm_trust_registry
+             WHERE runtime_vm_instance_id = %s FOR UPDATE
+            """,
+            [two],
+        )
+        await conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+        asked = asyncio.gather(
+            *(fabric.change(each, Signal.ANNOTATED) for each in (one, two, three)),
+            return_exceptions=True,
+        )
+
+        async def refused() -> bool | None:
+            # Only tests' clocks wait for us to let time pass between two tries.
+            fabric.clock.advance(0.2)
+            return asked.done() or None
+
+        await until(refused, "all answers")
+
+    outcomes = await asked
+    assert [isinstance(each, Snapshot) for each in outcomes] == [True, False, True]
+    assert isinstance(outcomes[1], ContentionError)
+    assert (await fabric.change(two, Signal.ANNOTATED)).version == 2
 
 
 # --- several runtimes --------------------------------------------------------------

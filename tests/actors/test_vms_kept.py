@@ -21,6 +21,7 @@ from trustfabric.domain.servers import ServerStatus
 from trustfabric.domain.trust import Lifecycle
 from trustfabric.domain.vms import PowerState
 from trustfabric.drivers.hypervisor import HttpProvisioner
+from trustfabric.errors import UnavailableError
 
 libvirt = pytest.importorskip("libvirt")
 
@@ -217,7 +218,7 @@ async def test_a_reboot_waits_for_a_database_that_is_away(machines: Machines) ->
         nonlocal failures
         if not failures:
             failures += 1
-            raise hypervisor.UnavailableError("the database is away")
+            raise UnavailableError("the database is away")
         await write(heard)
 
     actor._write = fails_once  # type: ignore[attr-defined]
@@ -234,6 +235,35 @@ async def test_a_reboot_waits_for_a_database_that_is_away(machines: Machines) ->
         return (await machines.read(instance.id)).boot_id != instance.boot_id or None
 
     await until(noted, "the new boot")
+
+
+async def test_what_ended_while_we_were_away_is_seen_when_it_is_adopted(
+    uri: str, database: Database, database_url: str, tpm_dir: Path, operator: Any
+) -> None:
+    parts = {"name": "one", "uri": uri}
+    async with some_machines(database, database_url, tpm_dir, **parts) as before:  # type: ignore[arg-type]
+        runs_on = await before.started()
+        ends = await before.started(vm={"restart": "never"})
+    operator.lookupByName(ends.name).destroy()
+
+    async with some_machines(
+        database,
+        database_url,
+        tpm_dir,
+        **parts,  # type: ignore[arg-type]
+        epoch=2,
+    ) as after:
+        await after.until_instance(ends.id, power_state=PowerState.CRASHED)
+
+        row = await after.read(runs_on.id)
+        assert (row.power_state, row.boot_id) == ("running", runs_on.boot_id)
+        assert await after.power_log(runs_on.id) == ["started"]
+        operator.lookupByName(runs_on.name).destroy()  # it is heard of all the same
+
+        async def crashed() -> bool | None:
+            return bool((await after.read(runs_on.id)).crashes) or None
+
+        await until(crashed, "its crash")
 
 
 class TestBehindHttp:

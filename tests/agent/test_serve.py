@@ -24,7 +24,7 @@ from trustfabric.domain.evidence.model import Reject
 from trustfabric.domain.evidence.tpm2 import parse_document
 from trustfabric.drivers import agents
 from trustfabric.drivers.agents import AgentSockets, AgentVsock
-from trustfabric.drivers.libvirt_xml import AGENT_PORT
+from trustfabric.drivers.libvirt_launch import AGENT_PORT
 from trustfabric.drivers.swtpm import SoftTpms
 from trustfabric.errors import InvalidError, UnavailableError
 

@@ -230,3 +230,24 @@ async def test_a_job_goes_its_way(database: Database) -> None:
     assert (refresh.status, refresh.attempts) == (JobStatus.DONE, 2)
     assert refresh.last_error == "no answer"
     assert refresh.finished_at == NOON
+
+
+async def test_of_old_refreshes_so_many_are_kept(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refreshes, "KEPT", 3)
+    async with database.writing() as conn:
+        one, _ = await a_running_one(conn)
+        other, _ = await a_running_one(conn)
+        for number, times in ((other, 2), (one, 6)):
+            for _ in range(times):
+                await refreshes.act(conn, number, Enqueue(NOON), "here", NOON)
+                await refreshes.act(conn, number, End(JobStatus.DONE), "here", NOON)
+        await refreshes.act(conn, one, Enqueue(NOON), "here", NOON)
+
+        kept = await refreshes.list_refreshes(conn, one, limit=100)
+        others = await refreshes.list_refreshes(conn, other, limit=100)
+
+    done, live = JobStatus.DONE, JobStatus.QUEUED
+    assert [each.status for each in kept] == [live, done, done, done]
+    assert len(others) == 2

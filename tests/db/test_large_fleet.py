@@ -107,6 +107,9 @@ READS: dict[str, Read] = {
     "a certification": lambda conn: evaluations.get_standing(
         conn, None, CertificationId(77)
     ),
+    "a certification's refreshes": lambda conn: refreshes.list_refreshes(
+        conn, CertificationId(77)
+    ),
     "inputs of scores": lambda conn: intelligence.read_inputs(
         conn, [ServerId(n) for n in range(1, 50)]
     ),

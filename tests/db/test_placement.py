@@ -280,3 +280,33 @@ async def test_a_release_is_seen(fabric: Fabric) -> None:
         )
 
     assert (await of(fabric, instance)).released_at == fabric.clock.now()
+
+
+async def test_of_old_decisions_so_many_are_kept(
+    fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trustfabric.db.placement.KEPT", 3)
+    server, other = await fabric.instance(), await fabric.instance()
+    for instance, number in ((server, 5), (other, 2)):
+        for tier in range(number):
+            async with fabric.database.writing() as conn:
+                await placement.record_decision(
+                    conn,
+                    placement.PolicyDecision(
+                        server_id=(await fabric.posture(instance)).server_id,
+                        backend="libvirt",
+                        tier=str(tier),
+                        verb="start",
+                        notes=(),
+                        blocking=(),
+                        inputs={},
+                        allowed=True,
+                        decided_at=fabric.clock.now(),
+                    ),
+                )
+
+    async with fabric.database.reading() as conn:
+        cursor = await conn.execute(
+            "SELECT tier FROM runtime_policy_decisions ORDER BY id"
+        )
+        assert [row[0] for row in await cursor.fetchall()] == ["2", "3", "4", "0", "1"]

@@ -528,3 +528,22 @@ async def test_an_unknown_run_is_not_found(database: Database) -> None:
     async with database.writing() as conn:
         with pytest.raises(NotFoundError):
             await request_cancel(conn, None, RunId(99), "x", NOON)
+
+
+async def test_an_owners_limit_holds_for_whoever_claims(database: Database) -> None:
+    first = await a_ready_run(database)
+    second = await add_run(
+        database,
+        await add_instance(database),
+        await add_playbook(database, key="other"),
+    )
+
+    def claim(run: Run, limit: int) -> ClaimRun:
+        return ClaimRun(
+            run_id=run.id, lease_owner="x", lease_s=9, now=NOON, owner_limit=limit
+        )
+
+    await write(database, first.instance_id, claim(first, 1))
+    with pytest.raises(ConflictError):
+        await write(database, second.instance_id, claim(second, 1))
+    await write(database, second.instance_id, claim(second, 2))

@@ -351,3 +351,26 @@ async def test_values_keep_their_meaning(database: Database) -> None:
 
     assert row == (data, now, now + timedelta(days=1))
     assert row[1].tzname() == "UTC"
+
+
+async def test_what_is_written_at_once_takes_a_connection_that_lives(
+    database: Database, database_url: str
+) -> None:
+    async def write(conn: Connection) -> int:
+        cursor = await conn.execute("INSERT INTO users DEFAULT VALUES RETURNING id")
+        row = await cursor.fetchone()
+        assert row is not None
+        return int(row[0])
+
+    first = await database.at_once(write)
+    async with await psycopg.AsyncConnection.connect(
+        database_url, autocommit=True
+    ) as admin:
+        await admin.execute(
+            """
+            SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+             WHERE datname = current_database() AND pid <> pg_backend_pid()
+            """
+        )
+
+    assert await database.at_once(write) == first + 1

@@ -265,6 +265,28 @@ async def test_no_list_of_a_large_fleet_reads_all_of_it(crowd: Database) -> None
                 assert "Seq Scan" not in line or few, plan
 
 
+async def test_what_is_terminated_is_not_passed_by_again(crowd: Database) -> None:
+    async with crowd.writing() as conn:
+        await conn.execute(
+            "UPDATE runtime_vm_instances SET terminated_at = now() WHERE id <> 77"
+        )
+        (size,) = await one_row(conn, "SELECT count(*) FILTER (WHERE NOT ended)")
+        found = await trust.list_decayed(conn, NEW_YEAR + timedelta(days=1), limit=9)
+        await conn.execute("UPDATE runtime_vm_instances SET terminated_at = NULL")
+        (back,) = await one_row(conn, "SELECT count(*) FILTER (WHERE NOT ended)")
+        (versions,) = await one_row(conn, "SELECT max(version)")
+
+    assert (size, found) == (1, [77])
+    assert (back, versions) == (12_000, 1)
+
+
+async def one_row(conn: Connection, what: str) -> tuple[Any, ...]:
+    cursor = await conn.execute(f"{what} FROM runtime_vm_trust_registry".encode())
+    row = await cursor.fetchone()
+    assert row is not None
+    return row
+
+
 async def test_lists_of_a_large_fleet_are_quick_in_themselves(crowd: Database) -> None:
     async with crowd.reading() as conn:
         await conn.execute("SET LOCAL statement_timeout = '100ms'")

@@ -1,6 +1,7 @@
 """Instances: adopted by their runtime, never brought back from their end."""
 
 import uuid
+from datetime import timedelta
 
 import pytest
 
@@ -9,8 +10,9 @@ from tests.fix_fabric import RUNTIME, Fabric, a_new_instance
 from trustfabric.actors.trust import OpenInstance
 from trustfabric.db import boots, vms
 from trustfabric.domain.ids import InstanceId, OwnerId
+from trustfabric.domain.ports import Defined
 from trustfabric.domain.trust import Signal
-from trustfabric.domain.vms import PowerState
+from trustfabric.domain.vms import IsolationTier, PowerState
 from trustfabric.errors import ConflictError
 
 
@@ -43,7 +45,8 @@ async def adopted(
     fabric: Fabric, runtime: str, epoch: int
 ) -> list[tuple[InstanceId, bool]]:
     async with fabric.database.writing() as conn:
-        return await vms.adopt_living(conn, runtime, epoch)
+        living = await vms.adopt_living(conn, runtime, epoch)
+    return [(one.id, one.unsettled) for one in living]
 
 
 async def test_an_instance_is_read_by_its_owner(fabric: Fabric) -> None:
@@ -156,3 +159,60 @@ async def test_its_own_log_is_read_newest_first(fabric: Fabric) -> None:
         ("stopped", {}),
         ("started", {"by": "us"}),
     ]
+
+
+async def test_reboots_that_nobody_noted_make_one_unsettled(fabric: Fabric) -> None:
+    instance = await fabric.instance()
+    row = await read(fabric, instance, OWNER)
+    assert row is not None
+    async with fabric.database.writing() as conn:
+        await vms.set_power(conn, instance, PowerState.RUNNING, fabric.clock.now())
+    assert await adopted(fabric, RUNTIME, 1) == [(instance, False)]
+
+    async with fabric.database.writing() as conn:
+        await boots.add_reboots(conn, {row.name: 2, "nobody": 1})
+
+    assert await adopted(fabric, RUNTIME, 2) == [(instance, True)]
+    again = await read(fabric, instance, OWNER)
+    assert again is not None
+    assert again.reboots_due == 2
+
+
+async def test_only_the_newest_crashes_are_kept(fabric: Fabric) -> None:
+    instance = await fabric.instance()
+    now = fabric.clock.now()
+
+    async with fabric.database.writing() as conn:
+        for second in range(25):
+            await boots.add_crash(conn, instance, now + timedelta(seconds=second))
+
+    row = await read(fabric, instance, OWNER)
+    assert row is not None
+    assert list(row.crashes) == [now + timedelta(seconds=n) for n in range(5, 25)]
+
+
+async def test_a_name_that_is_another_s_is_refused(fabric: Fabric) -> None:
+    first, second = await fabric.instances(2)
+    row = await read(fabric, first, OWNER)
+    assert row is not None
+    theirs = Defined(hypervisor_name=row.name, tier=IsolationTier.STANDARD)
+
+    with pytest.raises(ConflictError):
+        async with fabric.database.writing() as conn:
+            await boots.set_defined(conn, second, theirs, fabric.clock.now())
+
+
+async def test_a_definition_is_recorded_once(fabric: Fabric) -> None:
+    instance = await fabric.instance()
+    made = Defined(
+        hypervisor_name="hv-1", tier=IsolationTier.STANDARD, notes=("a note",)
+    )
+    later = Defined(hypervisor_name="hv-2", tier=IsolationTier.STANDARD)
+
+    async with fabric.database.writing() as conn:
+        await boots.set_defined(conn, instance, made, fabric.clock.now())
+        await boots.set_defined(conn, instance, later, fabric.clock.now())
+
+    row = await read(fabric, instance, OWNER)
+    assert row is not None
+    assert (row.name, tuple(row.capability_notes)) == ("hv-1", ("a note",))

@@ -136,6 +136,20 @@ def test_notes_say_what_was_expected_and_found() -> None:
     assert appraisal.notes() == ["measurement-unknown: pcr expected a actual b"]
 
 
+@given(st.text())
+def test_s31_an_attester_s_words_can_be_kept_and_shown_anywhere(words: str) -> None:
+    check = Check(name="x", passed=False, code=Code.MALFORMED, actual=words)
+    appraisal = an_appraisal(
+        Code.MALFORMED, checks=(check,), claims={words: [words, {"a": words}]}
+    )
+
+    told = [check.actual, *appraisal.claims, *appraisal.notes()]
+    document = provenance(appraisal, an_exchange())
+    assert all(text.isprintable() for text in told)
+    assert "\\u0000" not in canonical(document).decode().replace("\\\\", "")
+    assert check.actual == words or not words.isprintable()
+
+
 def test_freshness_runs_from_the_challenge() -> None:
     fresh = an_appraisal().fresh_until(NOON, timedelta(seconds=300))
 

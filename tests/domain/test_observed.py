@@ -64,8 +64,10 @@ def test_of_an_api_its_requests() -> None:
             "method": "POST",
             "url": "https://user:word@cloud.example/x",
             "headers": {"Authorization": "Bearer x", "Accept": "*/*"},
-            "poll": {"url": "https://cloud.example/y"},
+            "body": {"run": "${run_id}", "zone": "${payload/zone}"},
+            "poll": {"url": "https://cloud.example/${response/id}"},
         },
+        automation_payload={"zone": "west"},
     )
 
     assert would["requests"] == [
@@ -73,8 +75,9 @@ def test_of_an_api_its_requests() -> None:
             "method": "POST",
             "url": "https://***@cloud.example/x",
             "headers": {"Authorization": "***", "Accept": "*/*"},
+            "body": {"run": 42, "zone": "west"},
         },
-        {"method": "GET", "url": "https://cloud.example/y"},
+        {"method": "GET", "url": "https://cloud.example/${response/id}"},
     ]
 
 

@@ -1,12 +1,15 @@
 """Reference values in versions, policies that overlap, and verdicts judged again."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.domain.evidence.tpm_quotes import NONCE, FakeTpm
 from trustfabric.domain.attestation.appraisal import Expected
@@ -407,6 +410,40 @@ def test_a_document_that_is_no_stored_verdict_is_refused(
 
     with pytest.raises(MalformedError):
         parse_stored(json.dumps(document).encode())
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.data())
+def test_a_document_with_anything_in_it_is_read_or_refused(data: st.DataObject) -> None:
+    document = json.loads(dump(a_stored()))
+    inner: Any = document
+    while isinstance(inner, dict | list) and inner:
+        keys = list(inner) if isinstance(inner, dict) else list(range(len(inner)))
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(inner[key], dict | list) or data.draw(st.booleans()):
+            inner[key] = data.draw(JSON)
+            break
+        inner = inner[key]
+
+    with suppress(MalformedError):
+        judge_again(parse_stored(json.dumps(document).encode()), NO_ANCHORS)
+
+
+@given(st.dictionaries(st.sampled_from(["kind", "values"]) | st.text(), JSON))
+def test_a_set_with_anything_in_it_is_read_or_refused(
+    document: dict[str, Any],
+) -> None:
+    with suppress(InvalidError):
+        parse_references(document)
 
 
 # --- rehearsals ---------------------------------------------------------------------

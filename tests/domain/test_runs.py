@@ -232,7 +232,15 @@ def test_no_owner_starves_another() -> None:
 
     chosen = pick(ready, {ALICE: 1}, free=2, per_owner=2)
 
-    assert [run.id for run in chosen] == [1, 4]
+    assert [run.id for run in chosen] == [4, 1]
+
+
+def test_a_long_queue_of_one_owner_keeps_nobody_waiting() -> None:
+    ready = [a_run(id=RunId(n)) for n in range(1, 6)]
+    ready += [a_run(id=RunId(n), owner_id=BOB) for n in (6, 7)]
+
+    assert [run.id for run in pick(ready, {}, free=3, per_owner=9)] == [1, 6, 2]
+    assert [run.id for run in pick(ready, {ALICE: 1}, free=2, per_owner=9)] == [6, 1]
 
 
 def test_the_streams_data_is_the_contracts() -> None:
@@ -302,3 +310,6 @@ def test_an_event_says_what_happened() -> None:
         "message": "oops",
     }
     assert status.event["approval_state"] == "pending"
+    assert status.event["previous_status"] is None
+    left = status_event(a_run(), "again", NOON, was=RunStatus.RUNNING)
+    assert left.event["previous_status"] == "running"

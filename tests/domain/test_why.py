@@ -289,6 +289,14 @@ def test_stale_evidence_is_told_since_its_deadline() -> None:
         ),
         (
             {
+                "approval_state": ApprovalState.AUTO_APPROVED,
+                "not_before": SOON,
+                "failure_reason": FailureReason.EXECUTOR_UNAVAILABLE,
+            },
+            "executor-unavailable",
+        ),
+        (
+            {
                 "approval_state": ApprovalState.APPROVED,
                 "status": RunStatus.RUNNING,
                 "lease_owner": "there",

@@ -56,6 +56,8 @@ class Bench(Protocol):
 
     def failing(self) -> dict[str, Spec]: ...
 
+    def successor(self) -> Executor: ...
+
     def left(self) -> list[int]: ...
 
 
@@ -114,7 +116,10 @@ class ShellBench(Programs):
     executor: Executor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.executor = ShellExecutor(self.workplace)
+        self.executor = self.successor()
+
+    def successor(self) -> Executor:
+        return ShellExecutor(self.workplace)
 
     def gated(self) -> Spec:
         return {"script": f"echo first; {WAIT}; echo second"}
@@ -163,7 +168,10 @@ class AnsibleBench(Programs):
     executor: Executor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.executor = AnsibleExecutor(self.workplace)
+        self.executor = self.successor()
+
+    def successor(self) -> Executor:
+        return AnsibleExecutor(self.workplace)
 
     def gated(self) -> Spec:
         return _play(
@@ -283,13 +291,17 @@ class CloudBench:
             "timeout": self.get("/gate", timeout_seconds=0.2),
         }
 
+    def successor(self) -> Executor:
+        return self.executor
+
     def left(self) -> list[int]:
         return []
 
 
 @asynccontextmanager
 async def a_cloud() -> AsyncIterator[CloudBench]:
-    gate, seen = asyncio.Event(), []
+    gate = asyncio.Event()
+    seen: list[web.Request] = []
 
     async def ok(_: web.Request) -> web.Response:
         return web.json_response({"state": "done", "count": len(seen)})
@@ -326,5 +338,6 @@ async def a_cloud() -> AsyncIterator[CloudBench]:
     app.router.add_route("*", "/echo", echo)
     app.router.add_route("*", "/status/{status}", status)
     async with TestServer(app, host="127.0.0.1") as server:
+        assert isinstance(server, TestServer)
         yield CloudBench(server, gate, seen)
         gate.set()

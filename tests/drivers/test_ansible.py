@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -230,3 +231,21 @@ async def test_nothing_of_it_outlives_it(bench: AnsibleBench) -> None:
     assert status.failure_reason is None
     assert bench.left() == []
     assert list(bench.workplace.settings.root.iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap")
+async def test_in_the_sandbox_of_a_runtime_that_is_not_root(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with a_workplace(unsandboxed=False) as workplace:
+        (workplace.settings.hidden / "jwt-secret").write_text("x")
+        secret = workplace.settings.hidden / "jwt-secret"
+
+        status, log = await run(
+            AnsibleBench(workplace),
+            _play(_shell(f"! test -e {secret} && ! touch /etc/x"), debug("shut")),
+        )
+
+    assert status.failure_reason is None, log.events
+    assert '    "msg": "shut"' in log.lines()

@@ -48,7 +48,9 @@ class Api:
         )
         answer = self.answers[min(len(self.asked), len(self.answers)) - 1]
         made = answer(request)
-        return await made if asyncio.iscoroutine(made) else made
+        response = await made if asyncio.iscoroutine(made) else made
+        assert isinstance(response, web.StreamResponse)
+        return response
 
     def will(self, *answers: Callable[[web.Request], Any]) -> None:
         self.answers = list(answers)
@@ -111,7 +113,7 @@ def resolves(*addresses: str) -> Lookup:
     return lookup
 
 
-# --- what is sent --------------------------------------------------------------------
+# --- what is sent ------------------------------------------------------------
 
 
 async def test_a_body_is_filled_with_values_never_with_text(api: Api) -> None:
@@ -211,7 +213,7 @@ async def test_a_header_can_not_be_split(api: Api) -> None:
     assert len(api.asked) == 1
 
 
-# --- whom it reaches -----------------------------------------------------------------
+# --- whom it reaches ---------------------------------------------------------
 
 
 async def test_s19_a_host_that_is_not_listed_is_not_called(api: Api) -> None:
@@ -331,7 +333,7 @@ async def _self_signed(place: Path) -> AsyncIterator[tuple[int, list[Any]]]:
         await runner.cleanup()
 
 
-# --- what it takes for an answer -------------------------------------------------------
+# --- what it takes for an answer ---------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -374,7 +376,7 @@ async def test_a_status_names_its_reason(
     ],
 )
 async def test_expectations_hold_or_fail_the_run(
-    api: Api, expected: Any, holds: bool
+    api: Api, *, expected: Any, holds: bool
 ) -> None:
     document = {"state": "done", "count": 1, "list": [{"a/b": 1}], "none": None}
     api.will(said(document))
@@ -428,7 +430,7 @@ async def test_a_slow_drip_has_its_time(api: Api) -> None:
     assert "no answer within 0.1 s" in ended.message
 
 
-# --- what it does again ----------------------------------------------------------------
+# --- what it does again ------------------------------------------------------
 
 
 async def test_a_get_is_tried_again_and_waits_as_asked(api: Api) -> None:
@@ -443,7 +445,7 @@ async def test_a_get_is_tried_again_and_waits_as_asked(api: Api) -> None:
     assert any("again in 1 s" in line for line in api.log.lines())
 
 
-async def test_a_post_is_sent_once_unless_it_says_that_twice_is_once(api: Api) -> None:
+async def test_a_post_is_sent_once_unless_twice_is_once(api: Api) -> None:
     api.will(status(503))
 
     once = await api.run(method="POST", body={})
@@ -477,7 +479,7 @@ async def test_no_such_host_is_a_dependency_that_is_away(api: Api) -> None:
     assert ended.failure_reason is FailureReason.DEPENDENCY_UNAVAILABLE
 
 
-async def test_an_exchange_that_breaks_off_is_not_repeated_for_a_post(api: Api) -> None:
+async def test_a_post_whose_exchange_breaks_off_is_not_repeated(api: Api) -> None:
     async def cut(request: web.Request) -> web.StreamResponse:
         assert request.transport is not None
         request.transport.abort()
@@ -491,7 +493,7 @@ async def test_an_exchange_that_breaks_off_is_not_repeated_for_a_post(api: Api) 
     assert len(api.asked) == 1
 
 
-# --- polling -----------------------------------------------------------------------------
+# --- polling -----------------------------------------------------------------
 
 
 async def test_it_polls_until_it_is_done(api: Api) -> None:

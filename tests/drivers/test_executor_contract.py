@@ -120,13 +120,17 @@ async def test_s17_secrets_are_masked_everywhere(bench: Bench) -> None:
         assert form not in shown.replace("***", ""), form
 
 
-async def test_the_runs_data_is_there_and_is_only_data(bench: Bench) -> None:
+async def test_the_runs_data_is_there_and_is_only_data(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JWT_SECRET", "of-the-runtime-itself")
     status, log = await run(bench, bench.tell_run())
 
     assert status.failure_reason is None, log.events
     said = repr(log.events) + repr(status.detail)
     assert "{{7*7}} $(id)" in said
     assert TOKEN not in said
+    assert "of-the-runtime-itself" not in said
 
 
 async def test_every_failure_is_told_by_its_reason(bench: Bench) -> None:
@@ -142,6 +146,26 @@ async def test_a_playbook_that_can_not_be_read_is_a_bug(bench: Bench) -> None:
     status, _ = await run(bench, {"neither": "this"})
 
     assert status.failure_reason is FailureReason.PLAYBOOK_BUG
+
+
+async def test_what_an_earlier_runtime_left_is_ended_by_the_next(bench: Bench) -> None:
+    log, cancelled = Log(), asyncio.Event()
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        work = tasks.create_task(
+            bench.executor.execute(a_job(**bench.endless()), log.emit, cancelled)
+        )
+        while not any("on" in line for line in log.lines()):
+            log.grew.clear()
+            await log.grew.wait()
+        alive = len(bench.left())
+
+        killed = await bench.successor().reap(RunId(1))
+
+        assert killed >= alive
+        assert bench.left() == []
+        cancelled.set()
+
+    assert work.result().failure_reason is not None
 
 
 async def test_reaping_what_is_not_there_is_nothing(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 from pydantic import SecretStr
@@ -10,6 +11,7 @@ from pydantic import SecretStr
 from tests.drivers.links import Heard, a_spec
 from tests.drivers.reference_hypervisor import ReferenceHypervisor
 from trustfabric.domain.ports import ConsoleEntry
+from trustfabric.domain.seeds import Seed
 from trustfabric.domain.vms import IsolationTier, PowerChange, is_structural
 from trustfabric.drivers.hypervisor import HttpProvisioner
 from trustfabric.errors import (
@@ -52,6 +54,18 @@ async def test_an_order_says_what_is_wanted(
     assert defined.tier is IsolationTier.SEV_SNP
     assert defined.attestation_hint == "tpm"
     assert not defined.simulated
+
+
+async def test_an_order_carries_what_cloud_init_is_given(
+    driver: HttpProvisioner, reference: ReferenceHypervisor
+) -> None:
+    spec = replace(a_spec(), seed=Seed("#cloud-config\n"))
+
+    made = await driver.define(spec)
+
+    given = reference.machines[made.hypervisor_name].order["config"]["cloud_init"]
+    assert given["user_data"] == "#cloud-config\n"
+    assert spec.name in given["meta_data"]
 
 
 async def test_less_isolation_than_ordered_is_refused_and_cleared_away(

@@ -318,3 +318,14 @@ async def test_what_is_heard_after_the_loop_closed_is_dropped(
 
 def test_uuids_are_ours_by_runtime() -> None:
     assert a_spec("vm-1").uuid == vm_uuid(RUNTIME, "vm-1")
+
+
+def test_a_question_asked_a_second_time_is_not_answered() -> None:
+    """Some transports ask a wrong password again for ever."""
+    from trustfabric.drivers.libvirt_connect import _OneShot
+
+    answers = _OneShot(Credentials("alice", lambda: SecretStr("secret")))
+    question: list[list[object]] = [[5, "Password", "", None, None]]
+
+    assert (answers(question, None), question[0][4]) == (0, "secret")
+    assert answers([[5, "Password", "", None, None]], None) == -1

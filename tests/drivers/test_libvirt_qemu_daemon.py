@@ -1,6 +1,7 @@
 """A libvirtd that dies, hangs and comes back while its guests run on."""
 
 import asyncio
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.drivers.private_libvirtd import (
     PrivateLibvirtd,
     a_running_vm,
     missing,
+    until_printed,
 )
 from trustfabric.domain.vms import (
     PowerChange,
@@ -21,6 +23,7 @@ from trustfabric.drivers import libvirt_link
 from trustfabric.drivers.libvirt import LibvirtProvisioner
 from trustfabric.drivers.libvirt_connect import Credentials
 from trustfabric.errors import (
+    AlreadyRunningError,
     ConfigError,
     UnavailableError,
 )
@@ -161,3 +164,41 @@ async def test_renewing_leaks_no_file(
         await qemu_driver.observe()
 
     assert files() <= before + 2
+
+
+@pytest.mark.parametrize("after_s", [0.05, 0.3])
+async def test_a_daemon_that_dies_in_the_middle_of_a_start_boots_nothing_twice(
+    qemu_driver: LibvirtProvisioner,
+    host: PrivateLibvirtd,
+    heard: Heard,
+    after_s: float,
+) -> None:
+    spec = host.spec()
+    await qemu_driver.define(spec)
+    starting = asyncio.ensure_future(qemu_driver.start(spec.name))
+    await asyncio.sleep(after_s)  # into the call: libvirt tells nobody how far it is
+    host.kill()
+    with contextlib.suppress(UnavailableError):
+        await starting
+    host.start()
+    await qemu_driver.open(heard.on_event, heard.on_lost)
+
+    await qemu_driver.define(spec)
+    with contextlib.suppress(AlreadyRunningError):
+        await qemu_driver.start(spec.name)
+
+    await until_printed(qemu_driver, spec.name, "tick 1")
+    assert (await qemu_driver.observe())[spec.name] is PowerState.RUNNING
+    guests = [
+        each
+        for each in Path("/proc").glob("[0-9]*/cmdline")
+        if f"guest={spec.name}".encode() in _cmdline(each)
+    ]
+    assert len(guests) == 1
+
+
+def _cmdline(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

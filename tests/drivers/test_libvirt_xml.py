@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.drivers.links import a_spec
+from trustfabric.domain.seeds import Seed
 from trustfabric.domain.vms import (
     ConsoleKind,
     ConsoleSource,
@@ -20,11 +21,13 @@ from trustfabric.domain.vms import (
     NetworkTemplate,
     VmSpec,
     VolumeTemplate,
+    fill_console,
 )
 from trustfabric.drivers.libvirt_readback import differences
 from trustfabric.drivers.libvirt_xml import (
     Tag,
     VirtType,
+    console_of,
     domain_xml,
     parse,
     render,
@@ -240,6 +243,31 @@ def test_a_value_never_becomes_markup(text: str) -> None:
     ]
 
 
+SEED = Seed("#cloud-config\n")
+
+
+def console_at(kind: ConsoleKind) -> ConsoleSource:
+    source = ConsoleSource(kind=kind, port=20_000)
+    return fill_console(source, data_dir="/srv/tf", name=f"vm-{kind}")
+
+
+@pytest.mark.parametrize("kind", ConsoleKind)
+def test_a_console_is_found_again_by_the_mark(kind: ConsoleKind) -> None:
+    source = console_at(kind)
+    root = xml_of(replace(a_spec(f"vm-{kind}"), console=source), VirtType.QEMU)
+
+    mark = at(root, "metadata")[0]
+
+    found = console_of(render(mark))
+    assert (found.kind, found.path) == (source.kind, source.path)
+    assert found.port == (20_000 if kind is ConsoleKind.TCP else 0)
+
+
+@pytest.mark.parametrize("text", [None, "", "<x", "<x console='no'/>", "<x/>"])
+def test_a_domain_that_says_nothing_of_its_console_has_a_pty(text: str | None) -> None:
+    assert console_of(text) == ConsoleSource()
+
+
 @pytest.mark.skipif(not SCHEMA.exists(), reason="libvirt's schemas are not installed")
 @pytest.mark.parametrize("virt", list(VirtType))
 @pytest.mark.parametrize(
@@ -249,6 +277,12 @@ def test_a_value_never_becomes_markup(text: str) -> None:
         a_full_spec(),
         a_spec("vm-sev", IsolationTier.SEV),
         a_spec("vm-sev-es", IsolationTier.SEV_ES),
+        replace(a_spec("vm-seeded"), seed=SEED),
+        replace(a_spec("vm-seeded-sev", IsolationTier.SEV), seed=SEED),
+        *(
+            replace(a_spec(f"vm-{kind}"), console=console_at(kind))
+            for kind in ConsoleKind
+        ),
     ],
     ids=lambda spec: spec.name,
 )

@@ -27,7 +27,7 @@ from trustfabric.drivers.output import OutputLimits
 from trustfabric.drivers.secrets import Secrets
 from trustfabric.drivers.shell import ShellExecutor
 from trustfabric.drivers.subprocesses import marked
-from trustfabric.drivers.workplace import ProgramSettings, Workplace
+from trustfabric.drivers.workplace import ProgramSettings, Workplace, sweep
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 TOKEN = "token-of-this-run-0123456789"
@@ -313,6 +313,69 @@ async def test_s24_files_are_bounded(executor: ShellExecutor) -> None:
     assert status.failure_reason is FailureReason.EXECUTION_FAILURE
 
 
+async def test_s24_memory_is_bounded(executor: ShellExecutor) -> None:
+    bounded = with_settings(executor, limits=ProgramLimits(memory_bytes=64 << 20))
+
+    status, _ = await execute(bounded, script="head -c 200m /dev/zero | tail -c 100m")
+
+    assert status.failure_reason is not None
+
+
+@pytest.mark.slow
+async def test_s24_processor_time_is_bounded(executor: ShellExecutor) -> None:
+    bounded = with_settings(executor, limits=ProgramLimits(cpu_s=1))
+
+    status, _ = await execute(bounded, script="while :; do :; done")
+
+    assert status.failure_reason is FailureReason.EXECUTION_FAILURE
+    assert status.duration_s < 30
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_program_that_can_not_be_killed_is_not_said_to_have_ended(
+    executor: ShellExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system refuses the signals, as it does for what became another user."""
+    kill = os.kill
+    monkeypatch.setattr("os.killpg", lambda pid, number: None)
+    monkeypatch.setattr("os.kill", lambda pid, number: None)
+    monkeypatch.setattr("trustfabric.drivers.attendance.KILL_S", 0.1)
+
+    status, log = await execute(
+        executor, script="echo $$; exec sleep 60", timeout_seconds=0.2,
+        kill_grace_seconds=0.1,
+    )  # fmt: skip
+
+    assert status.failure_reason is FailureReason.TIMEOUT
+    assert status.code is None
+    assert "could not be proven to have ended" in status.message
+    for pid in marked(f"{executor._workplace.installation}-1"):
+        kill(pid, 9)
+    assert log.lines()
+
+
+async def test_what_it_leaves_is_kept_and_its_result_is_told(
+    executor: ShellExecutor,
+) -> None:
+    status, log = await execute(
+        executor,
+        env={"PASSWORD": "secret:db"},
+        script=(
+            'cd "$TRUSTFABRIC_OUTPUT_DIR"; echo "x $PASSWORD" > a.txt;'
+            " ln -s /etc/passwd b; echo '{\"fixed\": 2}' > result.json; exit 1"
+        ),
+    )
+
+    assert status.failure_reason is FailureReason.EXECUTION_FAILURE
+    assert [(f.name, f.content) for f in status.files] == [
+        ("a.txt", b"x ***\n"),
+        ("result.json", b'{"fixed": 2}\n'),
+    ]
+    assert status.detail == {"output": {"fixed": 2}}
+    (note,) = log.lines(LogStream.SYSTEM)
+    assert note.startswith("artifact b: not kept")
+
+
 async def test_s24_output_is_bounded_and_says_so(executor: ShellExecutor) -> None:
     small = OutputLimits(line_chars=10, lines=3, chars=100)
     bounded = with_settings(executor, output=small)
@@ -350,6 +413,7 @@ async def test_when_the_execution_itself_is_cancelled_the_program_is_gone(
         await work
 
     assert marked(f"{executor._workplace.installation}-1") == []
+    assert list(executor._workplace.settings.root.iterdir()) == []
 
 
 async def test_reaping_kills_what_a_dead_runtime_left(
@@ -369,6 +433,22 @@ async def test_reaping_kills_what_a_dead_runtime_left(
     assert await executor.reap(RunId(5)) == 0
 
 
+async def test_a_start_sweeps_what_is_left_of_any_run(executor: ShellExecutor) -> None:
+    """Another runtime may have ended the run meanwhile: nobody would ask for it."""
+    log, root = Log(), executor._workplace.settings.root
+    job = a_job(run_id=7, script="(setsid sleep 60 &); echo on; sleep 60")
+    work = asyncio.ensure_future(executor.execute(job, log.emit, asyncio.Event()))
+    await log.grew.wait()
+
+    killed = sweep(root)
+
+    assert killed >= 2
+    assert (await work).failure_reason is FailureReason.EXECUTION_FAILURE
+    assert marked(executor._workplace.installation) == []
+    assert list(root.iterdir()) == []
+    assert sweep(root) == sweep(root / "absent") == 0
+
+
 async def test_without_account_or_sandbox_nothing_is_run(
     executor: ShellExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -379,6 +459,7 @@ async def test_without_account_or_sandbox_nothing_is_run(
 
     assert status.failure_reason is FailureReason.EXECUTOR_UNAVAILABLE
     assert "EXECUTOR_UNSANDBOXED" in status.message
+    assert list(executor._workplace.settings.root.iterdir()) == []
 
 
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap")
@@ -395,6 +476,26 @@ async def test_in_the_sandbox_our_data_is_not_there(
 
     assert status.code == 0, log.events
     assert log.lines() == ["runs", "shut"]
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap")
+async def test_in_the_sandbox_too_a_cancel_is_term_first(
+    executor: ShellExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    log, cancelled = Log(), asyncio.Event()
+    job = a_job(
+        script="trap 'echo bye; exit 0' TERM; echo on; while :; do sleep 0.05; done"
+    )
+    async with asyncio.TaskGroup() as tasks:
+        work = tasks.create_task(
+            with_settings(executor, unsandboxed=False).execute(job, log.emit, cancelled)
+        )
+        await log.grew.wait()
+        cancelled.set()
+
+    assert work.result().failure_reason is FailureReason.CANCELLED
+    assert log.lines() == ["on", "bye"]
 
 
 _HOST = """

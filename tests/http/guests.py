@@ -109,6 +109,12 @@ async def issue(owner: Caller, instance: int, **more: Any) -> Json:
 
 async def a_guest(owner: Caller) -> Guest:
     server, instance = await a_running(owner)
+
+    async def look() -> bool | None:
+        row = (await owner.get(f"/api/trust/registry/{instance}")).json()
+        return row["attestation_status"] == "unknown" or None
+
+    await until(look, "its boot to be asked in vain")
     issued = await issue(owner, instance)
     agent = Caller(owner.runtime, owner.http, token=issued["token"])
     guest = Guest(owner, server, instance, agent, issued["id"])

@@ -5,8 +5,12 @@ import base64
 import json
 import secrets
 
+import aiohttp
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.domain.evidence.tpm_quotes import FakeTpm
+from tests.fix_runtime import Served
 from tests.http.client import Caller, Json
 from tests.http.conftest import Meet
 from tests.http.guests import (
@@ -19,6 +23,7 @@ from tests.http.guests import (
     a_running,
     issue,
 )
+from trustfabric.actors.bells import MOST
 from trustfabric.verify import verify_stored
 
 # --- answers ------------------------------------------------------------------------
@@ -222,6 +227,28 @@ async def test_an_agent_that_waits_is_told_at_once(guest: Guest) -> None:
     assert asked["vm_instance_id"] == guest.id
 
 
+async def test_who_waits_keeps_no_runtime_from_stopping(
+    own_runtime: Served, http: aiohttp.ClientSession
+) -> None:
+    owner = Caller(own_runtime, http, 7, own_runtime.token(7))
+    guest = await a_guest(owner)
+    await guest.answer()
+    await guest.until_posture(lifecycle_state="restored")
+
+    calls = [guest.agent.get(CHALLENGES, wait=30) for _ in range(MOST + 1)]
+    waiting = {asyncio.ensure_future(call) for call in calls}
+    async with asyncio.timeout(15):
+        (refused,), still = await asyncio.wait(
+            waiting, return_when=asyncio.FIRST_COMPLETED
+        )
+        refused.result().problem(429, "busy")  # so the others wait by now
+        code = await asyncio.to_thread(own_runtime.stop)
+        answers = await asyncio.gather(*still)
+
+    assert code == 0
+    assert [(each.status, each.json()) for each in answers] == [(200, [])] * MOST
+
+
 @pytest.mark.parametrize("wait", ["31", "-1", "x", ""])
 async def test_a_wait_is_bounded(guest: Guest, wait: str) -> None:
     answer = await guest.agent.call("GET", CHALLENGES, query={"wait": wait})
@@ -270,8 +297,11 @@ async def test_a_token_reaches_the_challenges_only(guest: Guest) -> None:
     )
 
 
-async def test_people_have_no_challenges(alice: Caller) -> None:
+async def test_only_agents_have_challenges(alice: Caller, nobody: Caller) -> None:
     (await alice.get(CHALLENGES)).problem(403, "forbidden")
+    (await alice.post(CHALLENGES, {})).problem(403, "forbidden")
+    (await nobody.get(CHALLENGES)).problem(401, "unauthenticated")
+    (await nobody.post(CHALLENGES, {})).problem(401, "unauthenticated")
 
 
 @pytest.mark.parametrize(
@@ -365,6 +395,19 @@ async def test_only_an_admin_vouches_for_hardware(guest: Guest, boss: Caller) ->
     assert (await boss.post(path, body)).status == 201
     body["tpmt_public"] = "AAAA"
     (await boss.post(path, body)).problem(422, "invalid")
+
+
+async def test_s21_a_key_is_not_exchanged_for_another(guest: Guest) -> None:
+    path = "/api/attestation/keys"
+    other = FakeTpm(key=ec.generate_private_key(ec.SECP256R1()))
+    body = {"runtime_vm_instance_id": guest.id}
+    same, new = (
+        {**body, "tpmt_public": base64.b64encode(tpm.public()).decode()}
+        for tpm in (guest.tpm, other)
+    )
+
+    assert (await guest.owner.post(path, same)).status == 201
+    (await guest.owner.post(path, new)).problem(409, "conflict")
 
 
 # --- verdicts -----------------------------------------------------------------------

@@ -235,6 +235,7 @@ async def test_unknown_ids_are_not_found(boss: Caller, method: str, path: str) -
         "approval": {"new_state": "approved", "expected_version": 1},
         str(2**62): {"description": "x"},
         "status": {},
+        "artifacts": {"text": "x"},
         "deprecate": {"until": "2030-01-01T00:00:00Z"},
     }
     name = path.rsplit("/", 1)[-1]

@@ -105,3 +105,26 @@ async def test_a_restart_policy_that_nobody_knows_is_refused(
     answer = await alice.post(PATH, body)
 
     assert "config.vm.restart" in answer.problem(422, "invalid")["detail"]
+
+
+SEED = {"user_data": "#cloud-config\npassword: hunter2\n"}
+
+
+async def test_what_cloud_init_is_given_is_never_shown(alice: Caller) -> None:
+    body = {"name": "seeded", "config": {"vm": {"cloud_init": SEED}}}
+
+    made = await alice.made("/api/servers", body)
+
+    path = f"/api/servers/{made['id']}"
+    assert made["config"]["vm"]["cloud_init"] == {"user_data": "***"}
+    for place in (path, "/api/servers", f"{path}/vm"):
+        assert b"hunter2" not in (await alice.get(place)).body
+
+
+async def test_a_seed_that_cloud_init_would_ignore_is_refused(alice: Caller) -> None:
+    body = {"name": "x", "config": {"vm": {"cloud_init": {"user_data": "hello"}}}}
+
+    answer = await alice.post(PATH, body)
+
+    detail = answer.problem(422, "invalid")["detail"]
+    assert "config.vm.cloud_init.user_data" in detail

@@ -89,6 +89,38 @@ BODIES: dict[str, dict[str, Any]] = {
     },
     "POST {server}/release": {"reason": "x"},
     "POST /api/session": {"token": "x"},
+    "POST /api/attestation/tokens": {
+        "runtime_vm_instance_id": 1,
+        "ttl_seconds": 60,
+        "boot": "any",
+    },
+    "POST /api/attestation/keys": {
+        "runtime_vm_instance_id": 1,
+        "tpmt_public": "ACMACwAFBHIAAA==",
+        "endorser": "swtpm",
+    },
+    "POST /api/attestation/policies": {
+        "name": "fuzz",
+        "document": {"max_age_s": 60, "kinds": {"tpm": {"pcrs": {"7": ["00"]}}}},
+        "owner_id": None,
+        "image": "x",
+        "tier": "sev",
+        "note": "x",
+    },
+    "POST /api/attestation/references": {
+        "name": "fuzz",
+        "document": {"kind": "tpm", "values": {"pcr-7": ["00" * 32]}},
+        "image": "x",
+    },
+    "POST /api/attestation/policies/dry-run": {
+        "document": {"kinds": {"amd-sev-snp": {"min_tcb": {"Milan": {"bl": 1}}}}},
+        "image": "x",
+        "state": "active",
+    },
+    "POST /api/attestation/references/1/deprecate": {
+        "until": "2030-01-01T00:00:00Z",
+        "expected_version": 1,
+    },
 }
 
 

@@ -47,6 +47,18 @@ async def test_a_hold_is_placed_listed_and_released(alice: Caller, vm: Still) ->
     assert not (await alice.get(HOLDS, state="in-force")).json()
 
 
+async def test_a_hold_without_an_end_asked_for_twice_is_one(
+    alice: Caller, vm: Still
+) -> None:
+    order = {name: value for name, value in on(vm).items() if name != "until"}
+
+    first, second = [await alice.post(HOLDS, order) for _ in range(2)]
+
+    assert (first.status, second.status) == (201, 200)
+    assert first.json() == second.json()
+    assert first.json()["until"] is not None
+
+
 async def test_a_hold_shows_in_the_gate_with_who_and_until(
     alice: Caller, vm: Still
 ) -> None:

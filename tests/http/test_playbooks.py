@@ -251,3 +251,39 @@ async def test_a_viewer_reads_playbooks_and_writes_none(
     (await viewer.post(PATH, DRAFT)).problem(403, "forbidden")
     (await viewer.call("PATCH", path, {"description": "x"})).problem(403, "forbidden")
     (await viewer.call("DELETE", path)).problem(403, "forbidden")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "named"),
+    [
+        ({**CLOUD, "parameters": {"type": "strin"}}, "metadata.parameters"),
+        (
+            {
+                **CLOUD,
+                "parameters": {
+                    "type": "object",
+                    "properties": {"a": {"pattern": "(?=a)"}},
+                },
+            },
+            "metadata.parameters/properties/a/pattern",
+        ),
+        ({**CLOUD, "approvals_required": 0}, "metadata.approvals_required"),
+        ({**CLOUD, "observe_only": "yes"}, "metadata.observe_only"),
+        ({"method": "POST", "url": "gopher://x"}, "url"),
+    ],
+)
+async def test_what_could_not_run_is_refused_when_saved(
+    alice: Caller, metadata: Json, named: str
+) -> None:
+    answer = await alice.post(
+        "/api/trust/remediation/playbooks",
+        {
+            "playbook_key": "bad",
+            "display_name": "Bad",
+            "executor_type": "cloud_api",
+            "approval_required": True,
+            "metadata": metadata,
+        },
+    )
+
+    assert named in answer.problem(422, "invalid")["detail"]

@@ -30,6 +30,10 @@ VIEW = {
     "approval_decided_at",
     "approval_decided_by",
     "approval_notes",
+    "approvals_required",
+    "approvals_given",
+    "sla_breached",
+    "sla_breached_at",
     "requested_by",
     "assigned_owner_id",
     "sla_deadline",
@@ -101,13 +105,79 @@ async def test_a_second_active_run_is_refused(
 ) -> None:
     body = {"runtime_vm_instance_id": vm.id, "playbook": "repair"}
 
-    answers = await asyncio.gather(*(alice.post(PATH, body) for _ in range(8)))
+    answers = await asyncio.gather(*(alice.post(PATH, body) for _ in range(50)))
 
-    assert sorted(answer.status for answer in answers) == [200] + [409] * 7
+    assert sorted(answer.status for answer in answers) == [200] + [409] * 49
     for answer in answers:
         if answer.status == 409:
             answer.problem(409, "run-active")
     assert len((await alice.get(PATH)).json()) == 1
+
+
+async def test_a_payload_that_does_not_fit_is_422_with_a_pointer_to_the_fault(
+    alice: Caller, vm: Still
+) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"depth": {"type": "integer"}, "zone": {"default": "a"}},
+        "required": ["depth"],
+    }
+    await a_playbook(alice, "deep", metadata={**CLOUD, "parameters": parameters})
+    body = {"runtime_vm_instance_id": vm.id, "playbook": "deep"}
+
+    problem = (await alice.post(PATH, body)).problem(422, "invalid")
+    wrong = {**body, "automation_payload": {"depth": "HUNTER2"}}
+    other = (await alice.post(PATH, wrong)).problem(422, "invalid")
+    right = {**body, "automation_payload": {"depth": 2}}
+    run = (await alice.made(PATH, right))["run"]
+
+    assert (problem["pointer"], other["pointer"]) == ("/depth", "/depth")
+    assert problem["faults"] == [{"pointer": "/depth", "message": "is required"}]
+    assert "HUNTER2" not in str(other)
+    assert run["playbook_snapshot"]["parameters"] == {"depth": 2, "zone": "a"}
+
+
+async def test_it_takes_two_people_where_the_playbook_says_so(
+    alice: Caller, meet: Meet, vm: Still
+) -> None:
+    metadata = {**CLOUD, "approvals_required": 2}
+    await a_playbook(alice, "paired", metadata=metadata)
+    run = await a_run(alice, vm, "paired")
+    path = f"{PATH}/{run['id']}"
+
+    def consent(version: int) -> Json:
+        return {"new_state": "approved", "expected_version": version}
+
+    first, second = meet("admin"), meet("admin")
+    half = await first.made(f"{path}/approval", consent(run["version"]))
+    again = await first.post(f"{path}/approval", consent(half["version"]))
+    waiting = (await alice.get(vm.path)).json()["remediation_state"]
+    whole = await second.made(f"{path}/approval", consent(half["version"]))
+
+    assert (run["approvals_given"], run["approvals_required"]) == (0, 2)
+    assert (half["approval_state"], half["approvals_given"]) == ("pending", 1)
+    assert again.problem(409, "conflict")["approvals_required"] == 2
+    assert waiting == "remediation:pending-approval"
+    assert (whole["approval_state"], whole["approvals_given"]) == ("approved", 2)
+
+
+async def test_a_breached_sla_is_a_badge_and_an_event(
+    alice: Caller, vm: Still, runtime: Served
+) -> None:
+    await a_playbook(alice, "late", sla_duration_seconds=1)
+    run = await a_run(alice, vm, "late")
+    assert run["sla_breached"] is False
+
+    async with alice.stream(
+        "/api/trust/remediation/stream", last_event_id="0-0", run_id=run["id"]
+    ) as stream:
+        while (told := (await stream.event()).data["event"])["message"] != (
+            "sla-breached"
+        ):
+            assert told["sla_breached"] is False
+
+    assert told["sla_breached"] is True
+    assert (await alice.get(f"{PATH}/{run['id']}")).json()["sla_breached"] is True
 
 
 async def test_an_unknown_playbook_is_400_and_an_unknown_instance_404(

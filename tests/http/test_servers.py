@@ -1,15 +1,13 @@
 """Servers over HTTP, with VMs of libvirt's own test driver."""
 
-import asyncio
-
 import pytest
 
+from tests.fix_fabric import until
 from tests.fix_runtime import Served
 from tests.http.client import Caller, Json
 from tests.http.conftest import Meet, Still, a_playbook, a_run
 
 PATH = "/api/servers"
-LIFE_S = 20.0
 
 
 async def _server(caller: Caller, **config: object) -> Json:
@@ -17,12 +15,11 @@ async def _server(caller: Caller, **config: object) -> Json:
 
 
 async def _until(caller: Caller, server: Json, status: str) -> Json:
-    async with asyncio.timeout(LIFE_S):
-        while True:
-            now: Json = (await caller.get(f"{PATH}/{server['id']}")).json()
-            if now["status"] == status:
-                return now
-            await asyncio.sleep(0.05)
+    async def look() -> Json | None:
+        now: Json = (await caller.get(f"{PATH}/{server['id']}")).json()
+        return now if now["status"] == status else None
+
+    return await until(look, f"the server to be {status}")
 
 
 async def test_a_server_is_made_with_201_and_not_started(alice: Caller) -> None:

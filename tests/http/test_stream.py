@@ -277,6 +277,8 @@ async def test_filters_of_the_remediation_stream(
     assert await runs(run_id=one) == [(one, "pending"), (one, "cancelled")]
     assert await runs(instance_id=other.id) == [(two, "pending")]
     assert await runs(status="cancelled") == [(one, "cancelled")]
+    assert await runs(status="pending") == await runs()  # leaving is seen
+    assert await runs(status="running") == []
     async with bravo.stream(RUNS, "0-0", run_id=one) as theirs:
         await theirs.frame()
         await theirs.silence()

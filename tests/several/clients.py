@@ -30,6 +30,10 @@ class Follower:
     runtimes: Sequence[Served]
     cuts: random.Random | None = None
     """Hangs up at random, too, in the middle of whatever comes."""
+    at_frames: bool = False
+    """Hangs up only where a frame has ended."""
+    bytes_at_once: int = 20_000
+    """What it reads at most before it hangs up."""
     position: str = "0-0"
     events: list[Seen] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
@@ -57,14 +61,14 @@ class Follower:
             if response.status != 200:
                 return
             self.visited.add(runtime.url)
-            left = self.cuts.randint(1, 20_000) if self.cuts else 2**60
+            left = self.cuts.randint(1, self.bytes_at_once) if self.cuts else 2**60
             rest = b""
-            while chunk := await response.content.read(min(left, 65_536)):
+            while chunk := await response.content.read(min(max(left, 1), 65_536)):
                 *blocks, rest = (rest + chunk).split(b"\n\n")
                 for block in blocks:
                     self._take(block)
                 left -= len(chunk)
-                if left <= 0:
+                if left <= 0 and not (self.at_frames and rest):
                     return
 
     def _take(self, block: bytes) -> None:
@@ -77,9 +81,11 @@ class Follower:
         else:
             self.others.append(fields["event"])
 
-    @property
-    def ids(self) -> list[str]:
-        return [id_ for id_, _ in self.events]
+    def has_seen(self, position: str) -> bool:
+        """Whether it has come to that event, or beyond."""
+        xid, _, row = position.partition("-")
+        at_xid, _, at_row = self.position.partition("-")
+        return (int(at_xid), int(at_row)) >= (int(xid), int(row))
 
 
 @asynccontextmanager
@@ -206,7 +212,7 @@ async def have_all(runtime: Served, *followers: Follower) -> None:
     """Wait until they have heard of the last row; then hold them to all of it."""
     expected = told(runtime)
     with suppress(TimeoutError):
-        await until(lambda: all(expected[-1][0] in one.ids for one in followers), 15)
+        await until(lambda: all(one.has_seen(expected[-1][0]) for one in followers))
     for one in followers:
         seen = [
             (id_, data["vm_instance_id"], data["version"]) for id_, data in one.events

@@ -136,7 +136,7 @@ async def kill_until_done(runtimes: Sequence[Served], witness: Witness) -> int:
     """
     random, kills = Random(SEED), 0
     while (left := witness.active()) > 0:
-        goal = max(0, left - random.randint(15, 50))
+        goal = max(0, left - random.randint(25, 60))
 
         def reached(goal: int = goal) -> bool:
             witness.look()
@@ -169,7 +169,7 @@ async def test_killed_runtimes_leave_no_run_behind_and_start_none_twice(
         started_once(runtimes[0], journal)
         nothing_lost(runtimes[0], witness)
         registry_agrees(runtimes[0])
-    assert kills >= 3
+    assert kills >= 2
 
 
 def ended_all(runtime: Served) -> None:

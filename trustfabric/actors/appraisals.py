@@ -22,7 +22,12 @@ from trustfabric.domain.attestation.binding import expected_of
 from trustfabric.domain.attestation.memory import Memory, Patience, fresh_clock
 from trustfabric.domain.attestation.model import Appraisal, Challenge
 from trustfabric.domain.attestation.policy import AppraisalPolicy
-from trustfabric.domain.attestation.provenance import Exchange, digest, provenance
+from trustfabric.domain.attestation.provenance import (
+    Exchange,
+    canonical,
+    digest,
+    provenance,
+)
 from trustfabric.domain.attestation.stored import Inputs
 from trustfabric.domain.attestation.versions import Scope
 from trustfabric.domain.evidence.anchors import Anchors
@@ -249,9 +254,9 @@ class Appraiser:
         deadline = None
         if appraisal.accepted:
             deadline = appraisal.fresh_until(issued_at, self._max_age(subject.basis))
+        kept = subject.basis.document()
         basis = verdicts.KeepBasis(
-            sha256=hashlib.sha256(subject.basis.canonical()).digest(),
-            document=subject.basis.document(),
+            sha256=hashlib.sha256(canonical(kept)).digest(), document=kept
         )
         document = provenance(
             appraisal,

@@ -4,7 +4,7 @@ A chore of the Dispatcher. Who is first with the row has the run (SKIP LOCKED in
 `db/run_writes.py`); what is read here only chooses what to reach for.
 """
 
-from collections import Counter
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,20 +35,24 @@ class Claims:
         """Start what there is room for; return when the next retry becomes ready."""
         per_owner = self.settings.owner_concurrency
         async with self.desk.database.reading() as conn:
+            busy = await dispatch.count_running(conn, self.settings.runtime_id)
+            counts = busy.by_owner.items()
             ready = await dispatch.list_ready(
-                conn, now, per_owner=per_owner, limit=BATCH
+                conn,
+                now,
+                per_owner=per_owner,
+                limit=BATCH,
+                full=[owner for owner, count in counts if count >= per_owner],
             )
-            running = await dispatch.list_running(conn)
             retry_at = await dispatch.next_retry(conn, now)
-        mine = sum(run.lease_owner == self.settings.runtime_id for run in running)
         chosen = pick(
             ready,
-            Counter(run.owner_id for run in running),
-            free=self.settings.concurrency - mine,
+            busy.by_owner,
+            free=self.settings.concurrency - busy.mine,
             per_owner=per_owner,
         )
-        for run in chosen:
-            await settled(self._start(run, now))
+        # Asked for together, they are claimed together: one commit of the registry's.
+        await asyncio.gather(*(settled(self._start(run, now)) for run in chosen))
         return retry_at
 
     async def _start(self, run: Run, now: datetime) -> None:
@@ -67,6 +71,7 @@ class Claims:
                 lease_owner=self.settings.runtime_id,
                 lease_s=self.lease_s,
                 now=now,
+                owner_limit=self.settings.owner_concurrency,
             ),
         )
         *_, epoch = applied.written

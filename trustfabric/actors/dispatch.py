@@ -25,7 +25,7 @@ from trustfabric.domain.approvals import Ruling
 from trustfabric.domain.dispatch import DispatchSettings
 from trustfabric.domain.events import HeldEvent, TrustEvent
 from trustfabric.domain.ids import InstanceId, OwnerId, RunId
-from trustfabric.domain.runs import Run, RunOrder
+from trustfabric.domain.runs import Run, RunOrder, RunStatus
 from trustfabric.domain.trust import AttestationStatus, Lifecycle, Tag
 from trustfabric.errors import FabricError
 from trustfabric.supervision import (
@@ -278,25 +278,30 @@ class Dispatcher(Actor):
 
         The other way round, an actor whose run was ended from outside is told to look.
         """
-        now = self.now()
+        now, runtime_id = self.now(), self._settings.runtime_id
         async with self._desk.database.reading() as conn:
-            running = await dispatch.list_running(conn)
-        for run in running:
-            mine = run.lease_owner == self._settings.runtime_id
-            orphaned = mine and self._running.child(_key(run.id)) is None
-            assert run.lease_expires_at is not None
-            expired = run.lease_expires_at <= now
-            if orphaned and not expired and not await self._upkeep.has_begun(run):
-                await self._start_actor(run.id, run.lease_epoch)
-            elif orphaned or expired:
-                end = self._upkeep.end_lost(
-                    run, now, mine=orphaned, jitter=self.random.random()
-                )
-                await settled(end)
-        for key in self._running.children().keys() - {_key(run.id) for run in running}:
+            leases = await dispatch.list_leases(conn, runtime_id, now)
+        for lease in leases:
+            orphaned = lease.is_mine and self._running.child(_key(lease.run_id)) is None
+            if orphaned or lease.is_over:
+                await settled(self._take_up(lease, now, orphaned=orphaned))
+        known = {_key(lease.run_id) for lease in leases}
+        for key in self._running.children().keys() - known:
             child = self._running.child(key)
             if child is not None:
                 child.tell(LookAtLease())
+
+    async def _take_up(
+        self, lease: dispatch.Lease, now: datetime, *, orphaned: bool
+    ) -> None:
+        run = await self._desk.read(None, lease.run_id)
+        if run.status is not RunStatus.RUNNING:
+            return
+        if orphaned and not lease.is_over and not await self._upkeep.has_begun(run):
+            await self._start_actor(run.id, run.lease_epoch)
+            return
+        jitter = self.random.random()
+        await self._upkeep.end_lost(run, now, mine=orphaned, jitter=jitter)
 
     async def _spare(self) -> None:
         """Call off what waits for instances that were mended, as events told."""

@@ -64,7 +64,7 @@ class Inquiries:
     async def attest(self, instance_id: InstanceId, purpose: str) -> Outcome:
         """Challenge an instance, and judge what its source answers."""
         subject = await self._appraiser.read(instance_id, self._now())
-        if subject is None or not (subject.attestable or purpose == "post-run"):
+        if subject is None or not _is_asked(subject, purpose):
             return _NOTHING_LEFT
         source = self._sources.get(_source_of(subject))
         if source is None and subject.pushes:
@@ -106,7 +106,7 @@ class Inquiries:
         async with self._database.reading() as conn:
             waits = await attestations.is_newest_and_open(conn, question.issued.id)
         subject = await self._appraiser.read(instance_id, self._now())
-        if not waits or subject is None or not subject.attestable:
+        if not waits or subject is None or not _is_asked(subject, question.purpose):
             return _NOTHING_LEFT
         await self._judged(subject, question, None)
         return _NOTHING_LEFT
@@ -176,6 +176,11 @@ def _question(asked: agents.Asked, nonce: bytes) -> Question:
         expires_at=asked.expires_at,
     )
     return Question(challenge=challenge, issued=asked.issued, purpose=asked.purpose)
+
+
+def _is_asked(subject: Subject, purpose: str) -> bool:
+    """Tell whether silence would mean something: what is off answers nobody."""
+    return subject.attestable or purpose == "post-run"
 
 
 def _source_of(subject: Subject) -> str:

@@ -10,7 +10,7 @@ from trustfabric.actors.power import Equipment
 from trustfabric.actors.settling import find
 from trustfabric.actors.streams import Broadcaster
 from trustfabric.actors.trust import OpenInstance, TrustRegistry
-from trustfabric.actors.vms import Look, Vm
+from trustfabric.actors.vms import Look, Settled, Vm, vm_maker
 from trustfabric.db import vms
 from trustfabric.db.session import Database
 from trustfabric.db.vms import NewInstance
@@ -116,8 +116,10 @@ class Launcher:
             vm = await self.watch_over(instance.id)
             vm.tell(Look())
 
-    async def watch_over(self, instance_id: InstanceId) -> Address[Vm]:
-        equipment = self._fleet.equipment
+    async def watch_over(
+        self, instance_id: InstanceId, settled: Settled | None = None
+    ) -> Address[Vm]:
+        """Have it looked after; `settled` spares its actor the first look."""
         return await self._fleet.vms.start_child(
-            str(instance_id), lambda: Vm(instance_id, equipment)
+            str(instance_id), vm_maker(instance_id, self._fleet.equipment, settled)
         )

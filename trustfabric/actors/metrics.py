@@ -74,6 +74,7 @@ class Reading:
     runs: Sequence[metrics.Stage] = ()
     refreshes: Sequence[metrics.Stage] = ()
     holds: Mapping[str, int] = field(default_factory=dict)
+    breakers: Mapping[str, int] = field(default_factory=dict)
     lag_s: Mapping[str, float] = field(default_factory=dict)
     """How old the oldest event is that was not handed on, by stream."""
     took_s: float = 0.0
@@ -241,6 +242,7 @@ class Meter(Actor):
                     runs=await metrics.read_runs(conn, now),
                     refreshes=await metrics.read_refreshes(conn, now),
                     holds=await metrics.read_holds(conn, now),
+                    breakers=await metrics.read_breakers(conn),
                     lag_s=await self._lag(conn, now),
                     took_s=self.monotonic() - begun,
                     at=now,

@@ -353,6 +353,7 @@ class RunActor(Actor):
         decided = outcome(
             self._row, self._exit, self._tools.retry, self.now(), self.random.random()
         )
+        await self._keep_files(decided)
         by, is_last = f"run:{self._run_id}", decided.status is not RunStatus.PENDING
         async with self._tools.database.reading() as conn:
             text = await artifacts.execution_log(conn, self._run_id, recorded_by=by)
@@ -363,12 +364,6 @@ class RunActor(Actor):
             by=by,
             lease_epoch=self._epoch,
             log=text if is_last else None,
-            files=tuple(
-                artifacts.file_artifact(
-                    self._run_id, file, by, attempt=self._row.attempt
-                )
-                for file in (self._exit.files if is_last else ())
-            ),
         )
         try:
             await self._apply(decided, decided.signal, finish)
@@ -376,6 +371,16 @@ class RunActor(Actor):
             # Somebody moved the instance meanwhile: the run ends, the state stays.
             await self._apply(decided, Signal.ANNOTATED, finish)
         return decided
+
+    async def _keep_files(self, decided: Outcome) -> None:
+        """Keep what the last attempt left, beside the registry's own commits."""
+        files = decided.exit.files
+        if decided.status is RunStatus.PENDING or not files:
+            return
+        async with self._tools.database.writing() as conn:
+            run = await runs.lock_run(conn, self._run_id)
+            if run.lease_epoch == self._epoch:
+                await artifacts.keep_files(conn, run, files)
 
     async def _apply(self, decided: Outcome, signal: Signal, finish: FinishRun) -> None:
         assert self._row is not None

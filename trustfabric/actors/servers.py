@@ -22,7 +22,7 @@ from trustfabric.actors.settling import (
     order_stop,
 )
 from trustfabric.actors.streams import ActorFollower, Event, Follow, Stream
-from trustfabric.actors.vms import Look
+from trustfabric.actors.vms import Look, Settled
 from trustfabric.db import servers, vms
 from trustfabric.domain.events import HeldEvent, TrustEvent
 from trustfabric.domain.ids import InstanceId, ServerId
@@ -267,13 +267,14 @@ class Servers(Actor):
         who = fleet.runtime_id, fleet.epoch
         async with fleet.database.writing() as conn:
             living = await vms.adopt_living(conn, *who, after=page.after, limit=ADOPTED)
-        for instance_id, is_unsettled in living:
-            vm = await self._launcher.watch_over(instance_id)
-            if is_unsettled:
+        for one in living:
+            settled = None if one.unsettled else Settled(one.name, one.power)
+            vm = await self._launcher.watch_over(one.id, settled)
+            if one.unsettled:
                 # Its order was committed, and perhaps never told to it.
                 vm.tell(Look())
         if len(living) == ADOPTED:
-            self.address.tell(_Adopt(living[-1][0]))
+            self.address.tell(_Adopt(living[-1].id))
 
     async def _follow(self) -> None:
         # Following again is harmless, and repairs what a broadcaster's death broke.

@@ -32,7 +32,7 @@ LOOK_BACK, LOOK_BACK_S = 10, 0.3
 """After a commit whose answer was lost: how often to look whether it was made."""
 
 ATTEMPTS, CONTENDED_S = 3, 0.05
-"""How often a batch is tried that others are in the way of, and the rest between."""
+"""How often a change is tried that others are in the way of, and the rest between."""
 
 SMALL = 32
 """Changes that are not worth two batches."""
@@ -219,10 +219,10 @@ class TrustRegistry(Actor):
     ) -> list[Outcome | None]:
         """Commit together; where one change spoils it for all, half and half again.
 
-        Others who are in the way go away as a rule: that is tried a few times first.
+        Whoever is in the way of the one that is left may go away: it is tried again.
         """
         spoilt: FabricError
-        for attempt in range(1, ATTEMPTS + 1):
+        for attempt in range(1, 1 + (ATTEMPTS if len(orders) == 1 else 1)):
             try:
                 return await self._commit(orders)
             except ContentionError as error:

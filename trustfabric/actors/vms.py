@@ -4,6 +4,7 @@ The actor holds nothing that the database doesn't: on every restart it reads its
 asks the hypervisor what is, and goes on: domain/power.py decides, actors/power.py acts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -33,15 +34,36 @@ class Look(Notice["Vm"]):
 
 
 @dataclass(frozen=True, slots=True)
+class Settled:
+    """What a row said of an instance that is as it is wanted."""
+
+    name: str
+    power: PowerState
+
+
+@dataclass(frozen=True, slots=True)
+class _Compare(Notice["Vm"]):
+    """Look only where its hypervisor says something else than the row did."""
+
+    row: Settled
+
+
+@dataclass(frozen=True, slots=True)
 class _Done(Notice["Vm"]):
     step: Step
     error: BaseException | None
 
 
 class Vm(Actor):
-    def __init__(self, instance_id: InstanceId, equipment: Equipment) -> None:
+    def __init__(
+        self,
+        instance_id: InstanceId,
+        equipment: Equipment,
+        settled: Settled | None = None,
+    ) -> None:
         super().__init__()
         self._id = instance_id
+        self._settled = settled
         self._use = equipment
         self._power = Power(instance_id, equipment, self.now)
         self._busy: Step | None = None
@@ -51,16 +73,28 @@ class Vm(Actor):
         self._next: Timer | None = None
 
     async def on_start(self) -> None:
-        self.address.tell(Look())
+        first = Look() if self._settled is None else _Compare(self._settled)
+        self.address.tell(first)
 
-    async def handle(self, message: Look | _Done) -> None:
+    async def handle(self, message: Look | _Compare | _Done) -> None:
         match message:
             case Look():
                 await self._look()
+            case _Compare(row):
+                await self._compare(row)
             case _Done():
                 self._done(message)
             case _:
                 assert_never(message)
+
+    async def _compare(self, row: Settled) -> None:
+        try:
+            observed = await self._power_of(row.name)
+        except (FabricError, AskError) as error:
+            self._retry(error)
+            return
+        if observed is not row.power:
+            await self._look()
 
     async def _look(self) -> None:
         if self._busy is not None:
@@ -172,3 +206,18 @@ class Vm(Actor):
 
 def _done(step: Step, result: object) -> _Done:
     return _Done(step, result if isinstance(result, BaseException) else None)
+
+
+def vm_maker(
+    instance_id: InstanceId, equipment: Equipment, settled: Settled | None
+) -> Callable[[], Vm]:
+    """Return what makes its actor, each incarnation; only the first may be spared.
+
+    Where quarantine holds what runs, every one looks: its row doesn't tell of that.
+    """
+    spared = [settled] if equipment.quarantine_action is Hold.NONE else []
+
+    def make() -> Vm:
+        return Vm(instance_id, equipment, spared.pop() if spared else None)
+
+    return make

@@ -50,6 +50,7 @@ _COLUMNS = (
 _ARTIFACT_COLUMNS = (
     ("id", "ARTIFACT"),
     ("artifact_type", "TYPE"),
+    ("name", "NAME"),
     ("media_type", "MEDIA TYPE"),
     ("size", "SIZE"),
     ("sha256", "SHA-256"),

@@ -42,6 +42,9 @@ _APPROVAL_SQL: LiteralString = """
 INSERT INTO runtime_vm_remediation_approvals
        (run_id, user_id, decision, notes, content_sha256, decided_at)
 VALUES (%(id)s, %(user_id)s, %(decision)s, %(notes)s, %(sha256)s, %(now)s)
+    ON CONFLICT ON CONSTRAINT approval_per_user DO UPDATE
+   SET decision = EXCLUDED.decision, notes = EXCLUDED.notes,
+       decided_at = EXCLUDED.decided_at
 """
 
 
@@ -89,6 +92,7 @@ class DecideRun:
             raise ConflictError(f"run {run.id} has moved on", status=run.status)
 
     async def _note(self, conn: Connection, run: Run) -> None:
+        # Who has approved may still think better of it, and reject.
         notes = self.ruling.notes
         facts = {
             "id": run.id,

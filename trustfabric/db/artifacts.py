@@ -7,7 +7,7 @@ alone is kept elsewhere.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, LiteralString
@@ -20,6 +20,7 @@ from trustfabric.db.session import Connection
 from trustfabric.domain.executors import ProducedFile
 from trustfabric.domain.ids import OwnerId, RunId
 from trustfabric.domain.run_events import render_log
+from trustfabric.domain.runs import Run
 from trustfabric.errors import ConflictError, NotFoundError
 
 EXECUTION_LOG = "execution-log"
@@ -45,23 +46,6 @@ class NewArtifact:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     content: bytes | None = field(default=None, repr=False)
     """What is to be kept; its address is given by the database then."""
-
-
-def file_artifact(
-    run_id: RunId, file: ProducedFile, recorded_by: str, **metadata: object
-) -> NewArtifact:
-    """Describe a file that a run left, ready to be recorded."""
-    return NewArtifact(
-        run_id=run_id,
-        artifact_type=file.artifact_type,
-        uri=LARGE_OBJECT,
-        media_type=file.media_type,
-        sha256=hashlib.sha256(file.content).hexdigest(),
-        size=len(file.content),
-        recorded_by=recorded_by,
-        metadata={**metadata, "name": file.name},
-        content=file.content,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +108,9 @@ async def insert_artifact(conn: Connection, artifact: NewArtifact) -> int:
 
 
 _ROOM_SQL: LiteralString = """
-SELECT count(*), coalesce(sum(size), 0) FROM runtime_vm_remediation_artifacts
+SELECT count(*),
+       coalesce(sum(size) FILTER (WHERE uri LIKE 'large-object:%%'), 0)
+  FROM runtime_vm_remediation_artifacts
  WHERE run_id = %(run_id)s AND artifact_type <> 'execution-log'
 """
 
@@ -144,6 +130,44 @@ async def add_artifact(conn: Connection, artifact: NewArtifact) -> int:
             f"of {RUN_BYTES} bytes together"
         )
     return await insert_artifact(conn, artifact)
+
+
+_KEPT_SQL: LiteralString = """
+SELECT EXISTS (
+    SELECT 1 FROM runtime_vm_remediation_artifacts
+     WHERE run_id = %(run_id)s AND artifact_type = %(artifact_type)s
+       AND sha256 = %(sha256)s AND metadata = %(metadata)s)
+"""
+
+
+async def keep_files(conn: Connection, run: Run, files: Sequence[ProducedFile]) -> None:
+    """Keep the files that an attempt left; those that are kept already stay.
+
+    The caller holds the lock on the run's row.
+    """
+    for file in files:
+        artifact = NewArtifact(
+            run_id=run.id,
+            artifact_type=file.artifact_type,
+            uri=LARGE_OBJECT,
+            media_type=file.media_type,
+            sha256=hashlib.sha256(file.content).hexdigest(),
+            size=len(file.content),
+            recorded_by=f"run:{run.id}",
+            metadata={"name": file.name, "attempt": run.attempt},
+            content=file.content,
+        )
+        cursor = await conn.execute(
+            _KEPT_SQL,
+            {
+                "run_id": run.id,
+                "artifact_type": file.artifact_type,
+                "sha256": artifact.sha256,
+                "metadata": Jsonb(dict(artifact.metadata)),
+            },
+        )
+        if (await cursor.fetchone()) != (True,):
+            await insert_artifact(conn, artifact)
 
 
 _SELECT_SQL: LiteralString = """

@@ -278,7 +278,7 @@ SELECT i.id, r.lifecycle_state
   FROM runtime_vm_instances i
   JOIN runtime_vm_trust_registry r ON r.runtime_vm_instance_id = i.id
  WHERE i.runtime_owner = %(runtime)s AND i.terminated_at IS NULL
-   AND i.desired_state = 'running' AND i.power_state = 'running'
+   AND i.desired_state = 'running' AND i.power_state = 'running' AND NOT r.ended
    AND (r.lifecycle_state = 'suspect'
         OR (r.lifecycle_state = 'restored' AND r.freshness_deadline <= %(before)s)
         OR (r.lifecycle_state = 'restored' AND r.freshness_deadline > %(beyond)s

@@ -1,6 +1,6 @@
 """What the dispatcher looks for: distrust without a run, and runs without progress."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import LiteralString
@@ -10,7 +10,7 @@ from psycopg.rows import dict_row
 from trustfabric.db.runs import RUN_COLUMNS, RUN_TABLES, read_run
 from trustfabric.db.session import Connection
 from trustfabric.domain.dispatch import Distrusted
-from trustfabric.domain.ids import InstanceId, RunId
+from trustfabric.domain.ids import InstanceId, OwnerId, RunId
 from trustfabric.domain.run_events import begins
 from trustfabric.domain.runs import Run
 
@@ -86,6 +86,7 @@ _READY_SQL: LiteralString = (
     + """
  WHERE r.status = 'pending' AND r.approval_state IN ('approved', 'auto-approved')
    AND (r.not_before IS NULL OR r.not_before <= %(now)s)
+   AND s.owner_id <> ALL (%(full)s::bigint[])
    AND NOT"""
     + _IS_HELD
     + """) ready
@@ -97,12 +98,21 @@ _READY_SQL: LiteralString = (
 
 
 async def list_ready(
-    conn: Connection, now: datetime, *, per_owner: int, limit: int
+    conn: Connection,
+    now: datetime,
+    *,
+    per_owner: int,
+    limit: int,
+    full: Collection[OwnerId] = (),
 ) -> list[Run]:
-    """Return runs that may start, in order, a few of each owner."""
+    """Return runs that may start, in order, a few of each owner.
+
+    Nothing of owners who are `full`: what can't start must not hide what can.
+    """
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
-            _READY_SQL, {"now": now, "per_owner": per_owner, "limit": limit}
+            _READY_SQL,
+            {"now": now, "per_owner": per_owner, "limit": limit, "full": list(full)},
         )
         rows = await cursor.fetchall()
     return [
@@ -119,7 +129,10 @@ _MISTAGGED_SQL: LiteralString = (
   JOIN servers s ON s.id = i.server_id
   JOIN runtime_vm_trust_registry g ON g.runtime_vm_instance_id = i.id
  WHERE r.status = 'pending' AND r.approval_state IN ('approved', 'auto-approved')
-   AND g.remediation_state IN ('remediation:awaiting-executor', 'remediation:held')
+   AND (g.remediation_state = 'remediation:held'
+        OR g.remediation_state = 'remediation:awaiting-executor' AND EXISTS (
+           SELECT 1 FROM trust_holds o WHERE o.released_at IS NULL
+              AND (o.until IS NULL OR o.until > %(now)s)))
 ) w
  WHERE w.held <> (w.remediation_state = 'remediation:held')
  ORDER BY w.instance_id
@@ -146,16 +159,58 @@ async def list_mistagged(
         return [Mistagged(**row) for row in await cursor.fetchall()]
 
 
-_RUNNING_SQL: LiteralString = (
-    "SELECT" + RUN_COLUMNS + RUN_TABLES + " WHERE r.status = 'running' ORDER BY r.id"
-)
+_LEASES_SQL: LiteralString = """
+SELECT id, lease_owner = %(runtime_id)s, lease_expires_at <= %(now)s
+  FROM runtime_vm_remediation_runs
+ WHERE status = 'running'
+   AND (lease_owner = %(runtime_id)s OR lease_expires_at <= %(now)s)
+ ORDER BY id
+"""
 
 
-async def list_running(conn: Connection) -> list[Run]:
-    """Return every run under a lease, of all runtimes."""
-    async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(_RUNNING_SQL)
-        return [read_run(row) for row in await cursor.fetchall()]
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A lease that a runtime has to look at: its own, or one that has run out."""
+
+    run_id: RunId
+    is_mine: bool
+    is_over: bool
+
+
+async def list_leases(conn: Connection, runtime_id: str, now: datetime) -> list[Lease]:
+    """Return this runtime's leases, and everybody's that have run out."""
+    cursor = await conn.execute(_LEASES_SQL, {"runtime_id": runtime_id, "now": now})
+    return [Lease(RunId(row[0]), row[1], row[2]) for row in await cursor.fetchall()]
+
+
+_BUSY_SQL: LiteralString = """
+SELECT s.owner_id, count(*), count(*) FILTER (WHERE r.lease_owner = %(runtime_id)s)
+  FROM runtime_vm_remediation_runs r
+  JOIN runtime_vm_instances i ON i.id = r.runtime_vm_instance_id
+  JOIN servers s ON s.id = i.server_id
+ WHERE r.status = 'running'
+ GROUP BY s.owner_id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """How many runs are under way."""
+
+    by_owner: Mapping[OwnerId, int]
+    """In all runtimes."""
+    mine: int
+    """In this one."""
+
+
+async def count_running(conn: Connection, runtime_id: str) -> Busy:
+    """Count the runs under a lease, for the limits."""
+    cursor = await conn.execute(_BUSY_SQL, {"runtime_id": runtime_id})
+    rows = await cursor.fetchall()
+    return Busy(
+        {OwnerId(owner): count for owner, count, _ in rows},
+        sum(mine for _, _, mine in rows),
+    )
 
 
 _BEGUN_SQL: LiteralString = """

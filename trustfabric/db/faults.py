@@ -85,13 +85,14 @@ CONSTRAINTS: dict[str, Callable[[], FabricError]] = {
     "trust_holds_owner_id_fkey": lambda: NotFoundError("no such owner"),
 }
 
-_CONTENTION = (pg.SerializationFailure, pg.DeadlockDetected, pg.LockNotAvailable)
-
-_GONE = (
-    psycopg.OperationalError,
-    pg.IdleInTransactionSessionTimeout,
-    pg.TransactionTimeout,
+_CONTENTION = (
+    pg.SerializationFailure,
+    pg.DeadlockDetected,
+    pg.LockNotAvailable,
+    pg.IdleInTransactionSessionTimeout,  # we were stopped, and rolled back meanwhile
 )
+
+_GONE = (psycopg.OperationalError, pg.TransactionTimeout)
 
 
 def translate(error: psycopg.Error) -> FabricError | None:

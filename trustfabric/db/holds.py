@@ -151,7 +151,8 @@ SELECT s.owner_id FROM runtime_vm_instances i
 _SAME_SQL: LiteralString = (
     HOLD_SQL
     + """
- WHERE o.released_at IS NULL AND o.until = %(until)s AND o.until > %(now)s
+ WHERE o.released_at IS NULL AND o.until > %(now)s
+   AND (o.until = %(until)s OR NOT %(ends_as_given)s)
    AND o.scope = %(scope)s AND o.incident_id IS NULL
    AND o.owner_id IS NOT DISTINCT FROM %(owner_id)s
    AND o.runtime_vm_instance_id IS NOT DISTINCT FROM %(instance_id)s
@@ -186,6 +187,7 @@ async def place_hold(
         "reason": order.reason,
         "by": order.by,
         "until": order.until,
+        "ends_as_given": order.ends_as_given,
         "needs_admin": order.is_admin,
         "incident_id": None,
         "now": now,

@@ -49,13 +49,13 @@ async def open_incident(
 
     The unique index decides between runtimes; `by` is the one that was first.
     """
-    await holds.take_turn(conn)
     since = now - limits.window
     living = await (
         await conn.execute(_LIVING_SQL, {"owner_id": trip.owner_id})
     ).fetchone()
     assert living is not None
     members = await storms.list_members(conn, trip.owner_id, since)
+    await holds.take_turn(conn)
     cursor = await conn.execute(
         _OPEN_SQL,
         {
@@ -91,7 +91,11 @@ async def open_incident(
             "now": now,
         },
     )
-    told = sentence(incident) if trip.owner_id is not None else "the fleet's is open"
+    told = (
+        sentence(incident)
+        if trip.owner_id is not None
+        else "automatic runs of the whole fleet are held"
+    )
     await hold_events.tell(conn, hold, HoldEventKind.BREAKER_OPENED, BREAKER, told, now)
     return incident
 

@@ -33,7 +33,7 @@ _STALE_SQL: LiteralString = """
 SELECT count(*)
   FROM runtime_vm_trust_registry r
   JOIN runtime_vm_instances i ON i.id = r.runtime_vm_instance_id
- WHERE r.freshness_deadline <= %(now)s AND i.terminated_at IS NULL
+ WHERE r.freshness_deadline <= %(now)s AND NOT r.ended AND i.terminated_at IS NULL
    AND i.desired_state = 'running'
 """
 
@@ -112,6 +112,18 @@ async def read_refreshes(conn: Connection, now: datetime) -> list[Stage]:
 async def read_holds(conn: Connection, now: datetime) -> dict[str, int]:
     """Return how many holds are in force, by scope."""
     cursor = await conn.execute(_HOLDS_SQL, {"now": now})
+    return {row[0]: row[1] for row in await cursor.fetchall()}
+
+
+_BREAKERS_SQL: LiteralString = """
+SELECT scope, count(*) FROM remediation_incidents
+ WHERE released_at IS NULL GROUP BY scope
+"""
+
+
+async def read_breakers(conn: Connection) -> dict[str, int]:
+    """Return how many breakers are open, by scope."""
+    cursor = await conn.execute(_BREAKERS_SQL)
     return {row[0]: row[1] for row in await cursor.fetchall()}
 
 

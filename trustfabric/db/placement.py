@@ -126,7 +126,17 @@ async def read_situation(
     )
 
 
+KEPT = 200
+"""Decisions on one server; the oldest go."""
+
 _RECORD_SQL: LiteralString = """
+WITH old AS (
+    DELETE FROM runtime_policy_decisions
+     WHERE server_id = %(server_id)s AND id <= (
+           SELECT id FROM runtime_policy_decisions
+            WHERE server_id = %(server_id)s
+            ORDER BY id DESC OFFSET %(kept)s - 1 LIMIT 1)
+)
 INSERT INTO runtime_policy_decisions
        (server_id, backend, tier, verb, notes, blocking, inputs, allowed, decided_at)
 VALUES (%(server_id)s, %(backend)s, %(tier)s, %(verb)s, %(notes)s, %(blocking)s,
@@ -157,6 +167,7 @@ async def record_decision(conn: Connection, decision: PolicyDecision) -> None:
         _RECORD_SQL,
         {
             "server_id": decision.server_id,
+            "kept": KEPT,
             "backend": decision.backend,
             "tier": decision.tier,
             "verb": decision.verb,

@@ -265,7 +265,19 @@ UPDATE evaluation_refresh_jobs
  WHERE certification_id = %(certification_id)s AND status = 'claimed'
 """
 
+KEPT = 50
+"""Refreshes of one certification that are over; the oldest go."""
+
 _END_SQL: LiteralString = """
+WITH old AS (
+    DELETE FROM evaluation_refresh_jobs
+     WHERE certification_id = %(certification_id)s
+       AND status NOT IN ('queued', 'claimed') AND id <= (
+           SELECT id FROM evaluation_refresh_jobs
+            WHERE certification_id = %(certification_id)s
+              AND status NOT IN ('queued', 'claimed')
+            ORDER BY id DESC OFFSET %(kept)s - 1 LIMIT 1)
+)
 UPDATE evaluation_refresh_jobs
    SET status = %(status)s, last_error = coalesce(%(error)s, last_error),
        lease_owner = NULL, lease_expires_at = NULL, finished_at = %(now)s,
@@ -295,7 +307,7 @@ async def act(
             given["error"] = error
         case End(status, error):
             statement, given["status"] = _END_SQL, status
-            given["error"] = error
+            given |= {"error": error, "kept": KEPT}
     return (await conn.execute(statement, given)).rowcount == 1
 
 

@@ -101,6 +101,11 @@ UPDATE runtime_vm_remediation_runs r
          WHERE id = %(id)s AND status = 'pending'
            AND approval_state IN ('approved', 'auto-approved')
            AND (not_before IS NULL OR not_before <= %(now)s)
+           AND (%(owner_limit)s::bigint IS NULL OR %(owner_limit)s > (
+               SELECT count(*) FROM runtime_vm_remediation_runs o
+                 JOIN runtime_vm_instances i ON i.id = o.runtime_vm_instance_id
+                 JOIN servers s ON s.id = i.server_id
+                WHERE o.status = 'running' AND s.owner_id = %(owner_id)s))
            FOR UPDATE SKIP LOCKED) mine
  WHERE r.id = mine.id
 RETURNING r.lease_epoch
@@ -118,9 +123,13 @@ class ClaimRun:
     lease_owner: str
     lease_s: float
     now: datetime
+    owner_limit: int | None = None
+    """How many runs of the instance's owner may be under way, this one included.
+
+    Exact over all runtimes, since the registry's writers take turns.
+    """
 
     async def write(self, conn: Connection, before: Snapshot) -> int | None:
-        del before
         cursor = await conn.execute(
             _CLAIM_SQL,
             {
@@ -128,12 +137,14 @@ class ClaimRun:
                 "owner": self.lease_owner,
                 "until": self.now + timedelta(seconds=self.lease_s),
                 "now": self.now,
+                "owner_id": before.owner_id,
+                "owner_limit": self.owner_limit,
             },
         )
         row = await cursor.fetchone()
         if row is None:
             raise ConflictError(f"run {self.run_id} is not there to be claimed")
-        await tell(conn, self.run_id, "started", self.now)
+        await tell(conn, self.run_id, "started", self.now, was=RunStatus.PENDING)
         return int(row[0])
 
 
@@ -154,7 +165,6 @@ class FinishRun:
     lease_over_by: datetime | None = None
     """Of another runtime's run: only if its lease had run out by then."""
     log: NewArtifact | None = None
-    files: tuple[NewArtifact, ...] = ()
 
     async def write(self, conn: Connection, before: Snapshot) -> int | None:
         del before
@@ -174,8 +184,8 @@ class FinishRun:
             await _send_back(conn, run, self.outcome, self.now)
         else:
             await end(conn, run, self.outcome, self.now, by=self.by)
-        for artifact in (*self.files, *([] if self.log is None else [self.log])):
-            await insert_artifact(conn, artifact)
+        if self.log is not None:
+            await insert_artifact(conn, self.log)
         return run.id
 
 
@@ -268,7 +278,8 @@ UPDATE runtime_vm_remediation_runs
 async def end(
     conn: Connection, run: Run, outcome: Outcome, now: datetime, *, by: str
 ) -> None:
-    await tell_breach(conn, run.id, now)
+    if run.is_late(now):
+        await tell_breach(conn, run.id, now)
     failed = outcome.exit.failure_reason
     await conn.execute(
         _END_SQL,
@@ -284,7 +295,7 @@ async def end(
             "now": now,
         },
     )
-    await tell(conn, run.id, outcome.exit.message, now)
+    await tell(conn, run.id, outcome.exit.message, now, was=run.status)
 
 
 _BACK_SQL: LiteralString = """
@@ -311,7 +322,8 @@ async def _send_back(
             "now": now,
         },
     )
-    await tell(conn, run.id, f"will be tried again: {outcome.exit.message}", now)
+    message = f"will be tried again: {outcome.exit.message}"
+    await tell(conn, run.id, message, now, was=run.status)
 
 
 def _result(run: Run, outcome: Outcome) -> Jsonb:
@@ -327,7 +339,16 @@ def _result(run: Run, outcome: Outcome) -> Jsonb:
     )
 
 
-async def tell(conn: Connection, run_id: RunId, message: str, now: datetime) -> Run:
+async def tell(
+    conn: Connection,
+    run_id: RunId,
+    message: str,
+    now: datetime,
+    *,
+    was: RunStatus | None = None,
+) -> Run:
+    """Add a status event to a run's log; `was`: the status that it has left."""
     run = await lock_run(conn, run_id)
-    await append(conn, run, [status_event(run, plain(message, ERROR_LIMIT), now)])
+    event = status_event(run, plain(message, ERROR_LIMIT), now, was=was)
+    await append(conn, run, [event])
     return run

@@ -43,6 +43,10 @@ GLANCES = 4
 TRANSACTION_S = 30.0
 """After this long a transaction is cut off, whatever it waits for."""
 
+IDLE_S = 5.0
+"""After this long one is cut off that we do nothing in: then we were stopped, and what
+it has locked others wait for."""
+
 _READ_SQL: LiteralString = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _WRITE_SQL: LiteralString = "BEGIN"
 
@@ -57,7 +61,7 @@ _SETTINGS_SQL: LiteralString = """
     SELECT set_config('TimeZone', 'UTC', false),
            set_config('lock_timeout', '10s', false),
            set_config('statement_timeout', %(limit)s, false),
-           set_config('idle_in_transaction_session_timeout', %(limit)s, false)
+           set_config('idle_in_transaction_session_timeout', %(idle)s, false)
 """
 
 
@@ -95,7 +99,9 @@ class Database:
         async def configure(conn: Connection) -> None:
             set_json_dumps(orjson.dumps, conn)
             set_json_loads(orjson.loads, conn)
-            await conn.execute(_SETTINGS_SQL, {"limit": f"{transaction_s}s"})
+            idle_s = min(transaction_s, IDLE_S)
+            limits = {"limit": f"{transaction_s}s", "idle": f"{idle_s}s"}
+            await conn.execute(_SETTINGS_SQL, limits)
 
         pool = AsyncConnectionPool[Connection](
             conninfo,

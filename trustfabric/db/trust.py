@@ -89,9 +89,11 @@ _SNAPSHOT_COLUMNS: LiteralString = """
 
 _TURN_SQL: LiteralString = """
 SELECT set_config('idle_in_transaction_session_timeout', '2s', true),
-       pg_advisory_xact_lock(hashtext('runtime_vm_trust_registry'))
+       pg_advisory_xact_lock(hashtext('runtime_vm_trust_registry')),
+       set_config('lock_timeout', '1s', true)
 """
-"""A runtime that is frozen with the turn in its hand loses it, and the connection."""
+"""A runtime that is frozen with the turn in its hand loses it, and the connection; one
+that waits for a row keeps the others waiting no longer than this."""
 
 _READ_SQL: LiteralString = (
     "SELECT"
@@ -133,15 +135,12 @@ async def lock(conn: Connection, ids: Iterable[InstanceId]) -> Rows:
     """Read and lock the rows of `ids` in id order; a missing one is left out.
 
     First in its transaction: whoever waits here has no transaction id yet, and reads
-    only afterwards, so it sees what it waited for, the runs included. (Two statements
-    sent at once are still two: the second looks when the first is done.)
+    only afterwards, so it sees what it waited for, the runs included. No pipeline: it
+    ends with a Flush, after which PostgreSQL no longer counts how long we are idle.
     """
-    async with conn.cursor() as cursor:
-        async with conn.pipeline():
-            await conn.execute(_TURN_SQL)
-            await cursor.execute(_LOCK_SQL, {"ids": sorted(ids)}, prepare=True)
-        rows = await cursor.fetchall()
-    return _rows(rows)
+    await conn.execute(_TURN_SQL)
+    cursor = await conn.execute(_LOCK_SQL, {"ids": sorted(ids)}, prepare=True)
+    return _rows(await cursor.fetchall())
 
 
 def _rows(rows: Iterable[Sequence[Any]]) -> Rows:
@@ -161,7 +160,8 @@ def _rows(rows: Iterable[Sequence[Any]]) -> Rows:
 
 _SAVE_SQL: LiteralString = """
 WITH turn AS MATERIALIZED (
-    SELECT pg_advisory_xact_lock(hashtext('runtime_vm_trust_registry'))
+    SELECT pg_advisory_xact_lock(hashtext('runtime_vm_trust_registry')),
+           set_config('lock_timeout', '1s', true)
 ), change AS MATERIALIZED (
     SELECT t.* FROM turn, json_to_recordset(%(batch)s::json)
     AS t(instance_id bigint, read_version bigint, status text, lifecycle text,
@@ -288,7 +288,7 @@ _LIST_SQL: LiteralString = (
    AND (%(stale)s::boolean IS NOT TRUE OR r.freshness_deadline <= %(now)s)
    AND (%(stale)s::boolean IS NOT FALSE OR r.freshness_deadline IS NULL
         OR r.freshness_deadline > %(now)s)
-   AND i.terminated_at IS NULL
+   AND i.terminated_at IS NULL AND NOT r.ended
    AND r.runtime_vm_instance_id > %(after)s AND i.id > %(after)s
  ORDER BY r.runtime_vm_instance_id
  LIMIT %(limit)s
@@ -344,7 +344,7 @@ SELECT r.runtime_vm_instance_id
   JOIN runtime_vm_instances i ON i.id = r.runtime_vm_instance_id
  WHERE r.freshness_deadline <= %(now)s
    AND r.lifecycle_state = 'restored'
-   AND i.desired_state = 'running' AND i.terminated_at IS NULL
+   AND i.desired_state = 'running' AND i.terminated_at IS NULL AND NOT r.ended
  ORDER BY r.freshness_deadline
  LIMIT %(limit)s
 """

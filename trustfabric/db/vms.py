@@ -196,8 +196,19 @@ UPDATE runtime_vm_instances
         LIMIT %(limit)s)
    AND terminated_at IS NULL
    AND (runtime_owner IS NULL OR runtime_owner = %(runtime)s)
-RETURNING id, unsettled
+RETURNING id, unsettled OR reboots_heard > reboots_noted, instance_id, power_state
 """
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Adopted:
+    """A living instance that a start of the runtime took over."""
+
+    id: InstanceId
+    unsettled: bool
+    """It isn't, or may not be, as it is wanted."""
+    name: str
+    power: PowerState
 
 
 async def adopt_living(
@@ -207,16 +218,16 @@ async def adopt_living(
     *,
     after: int = 0,
     limit: int | None = None,
-) -> list[tuple[InstanceId, bool]]:
-    """Take over this runtime's living instances under its new epoch, by id.
-
-    Return each with whether it isn't, or may not be, as it is wanted.
-    """
+) -> list[Adopted]:
+    """Take over this runtime's living instances under its new epoch, by id."""
     cursor = await conn.execute(
         _LIVING_SQL,
         {"runtime": runtime, "epoch": epoch, "after": after, "limit": limit},
     )
-    return sorted((InstanceId(row[0]), row[1]) for row in await cursor.fetchall())
+    return sorted(
+        Adopted(InstanceId(row[0]), row[1], row[2], PowerState(row[3]))
+        for row in await cursor.fetchall()
+    )
 
 
 _UNSETTLED_SQL: LiteralString = """

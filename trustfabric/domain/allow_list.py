@@ -83,7 +83,7 @@ def _entry(word: str) -> _Entry:
     try:
         return _Entry(host, ipaddress.ip_network(host, strict=False), port)
     except ValueError:
-        if "/" in host or ":" in host:
+        if "/" in host or ":" in host or "[" in word:
             raise ValueError(f'"{word}" is not a network') from None
         return _Entry(host, None, port)
 

@@ -1,5 +1,6 @@
 """What the dispatcher decides: a run for what is distrusted, and whose turn it is."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -99,15 +100,20 @@ def pick(
     free: int,
     per_owner: int,
 ) -> list[Run]:
-    """Choose what to claim of `ready`, which is in order, fair between owners."""
-    counts = dict(running)
+    """Choose what to claim of `ready`, which is in order, fair between owners.
+
+    Whoever has fewest runs under way is next; of those, whose run is first in order.
+    """
+    counts, waiting = Counter(running), list(ready)
     chosen: list[Run] = []
-    for run in ready:
-        if len(chosen) >= free:
+    while len(chosen) < free:
+        allowed = [run for run in waiting if counts[run.owner_id] < per_owner]
+        if not allowed:
             break
-        if counts.get(run.owner_id, 0) < per_owner:
-            counts[run.owner_id] = counts.get(run.owner_id, 0) + 1
-            chosen.append(run)
+        run = min(allowed, key=lambda one: counts[one.owner_id])
+        counts[run.owner_id] += 1
+        waiting.remove(run)
+        chosen.append(run)
     return chosen
 
 

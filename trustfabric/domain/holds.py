@@ -7,7 +7,7 @@ Whether one is in force is computed from its times wherever it is read.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -91,6 +91,8 @@ class HoldOrder:
     owner_id: OwnerId | None = None
     reason: str
     until: datetime | None = None
+    ends_as_given: bool = True
+    """False: nobody said when it ends, so one that ends some other time is the same."""
     by: str
     caller: OwnerId
     is_admin: bool = False
@@ -130,16 +132,8 @@ def check_order(order: HoldOrder, now: datetime) -> HoldOrder:
         raise InvalidError("until: is in the past")
     if until > now + LONGEST:
         raise InvalidError(f"until: more than {LONGEST.days} days from now")
-    return HoldOrder(
-        scope=order.scope,
-        instance_id=order.instance_id,
-        owner_id=owner,
-        reason=order.reason,
-        until=until,
-        by=order.by,
-        caller=order.caller,
-        is_admin=order.is_admin,
-    )
+    given = order.until is not None
+    return replace(order, owner_id=owner, until=until, ends_as_given=given)
 
 
 def check_release(hold: Hold, *, is_admin: bool) -> None:

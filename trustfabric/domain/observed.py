@@ -5,15 +5,17 @@ what looks like one by its name is masked.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import orjson
 
 from trustfabric.domain.executors import ExitStatus, LogStream, RemediationLogEvent
+from trustfabric.domain.run_templates import filled, filled_url
 from trustfabric.domain.runs import Run
 from trustfabric.domain.specs import ExecutorType
+from trustfabric.errors import InvalidError
 
 MASK = "***"
 LINE_LIMIT = 4000
@@ -56,13 +58,7 @@ def observe(run: Run) -> Observation:
 
 
 def _plan(run: Run) -> dict[str, Any]:
-    match run.executor_type:
-        case ExecutorType.SHELL:
-            planned = _shell(run.spec)
-        case ExecutorType.ANSIBLE:
-            planned = _ansible(run.spec)
-        case ExecutorType.CLOUD_API:
-            planned = _cloud(run.spec)
+    planned = _PLANS[run.executor_type](run)
     planned |= {"parameters": run.parameters, "metadata": run.metadata}
     masked = {name: masked_of(value, name) for name, value in planned.items()}
     return {"executor": run.executor_type.value} | {
@@ -70,7 +66,8 @@ def _plan(run: Run) -> dict[str, Any]:
     }
 
 
-def _shell(spec: Fields) -> dict[str, Any]:
+def _shell(run: Run) -> dict[str, Any]:
+    spec = run.spec
     command = spec.get("command") or []
     command = [command] if isinstance(command, str) else list(command)
     script = spec.get("script")
@@ -85,8 +82,12 @@ def _shell(spec: Fields) -> dict[str, Any]:
     }
 
 
-def _ansible(spec: Fields) -> dict[str, Any]:
-    names = ("playbook", "project_dir", "inventory", "extra_vars", "limit", "tags")
+def _ansible(run: Run) -> dict[str, Any]:
+    spec = run.spec
+    names = (
+        "playbook", "project_dir", "inventory", "extra_vars", "limit", "tags",
+        "skip_tags", "env", "ssh_key",
+    )  # fmt: skip
     limit, tags = spec.get("limit"), spec.get("tags")
     tags = ",".join(tags) if isinstance(tags, list) else tags
     argv = ["ansible-playbook"]
@@ -97,15 +98,51 @@ def _ansible(spec: Fields) -> dict[str, Any]:
     return {"argv": argv} | {name: spec.get(name) for name in names}
 
 
-def _cloud(spec: Fields) -> dict[str, Any]:
-    names = ("method", "url", "headers", "body", "expect")
-    request = {name: spec[name] for name in names if name in spec}
-    poll = spec.get("poll")
-    then = [{"method": "GET", **poll}] if isinstance(poll, Mapping) else []
+def _cloud(run: Run) -> dict[str, Any]:
+    names, data = ("method", "url", "headers", "body", "expect"), _data(run)
+    requests = []
+    for step in run.spec.get("steps") or [run.spec]:
+        requests.append({name: step[name] for name in names if name in step})
+        poll = step.get("poll")
+        requests += [{"method": "GET", **poll}] if isinstance(poll, Mapping) else []
     return {
-        "requests": [request, *then],
-        "timeout_seconds": spec.get("timeout_seconds"),
+        "requests": [_request(one, data) for one in requests],
+        "timeout_seconds": run.spec.get("timeout_seconds"),
     }
+
+
+def _request(template: Fields, data: Fields) -> dict[str, Any]:
+    """Fill in what a request takes from the run; what it can't know yet stays."""
+    request = dict(template)
+    for name, value in template.items():
+        try:
+            request[name] = (
+                filled_url(value, data) if name == "url" else filled(value, data)
+            )
+        except InvalidError:
+            continue
+    return request
+
+
+def _data(run: Run) -> dict[str, Any]:
+    return {
+        "run_id": run.id,
+        "instance_id": run.instance_id,
+        "instance_name": run.instance_name,
+        "server_id": run.server_id,
+        "owner_id": run.owner_id,
+        "playbook": run.playbook,
+        "attempt": run.attempt,
+        "payload": run.parameters,
+        "metadata": run.metadata,
+    }
+
+
+_PLANS: Mapping[ExecutorType, Callable[[Run], dict[str, Any]]] = {
+    ExecutorType.SHELL: _shell,
+    ExecutorType.ANSIBLE: _ansible,
+    ExecutorType.CLOUD_API: _cloud,
+}
 
 
 def masked_of(value: Any, name: str = "") -> Any:

@@ -13,7 +13,7 @@ from trustfabric.domain.accelerators import Accelerator
 from trustfabric.domain.executors import LogStream, RemediationLogEvent
 from trustfabric.domain.failures import classification_of
 from trustfabric.domain.placement import PASSING_POSTURES
-from trustfabric.domain.runs import Run
+from trustfabric.domain.runs import Run, RunStatus
 from trustfabric.domain.times import rfc3339
 
 _ELSEWHERE = frozenset({"accelerators", "policy_feedback", "policy_gate"})
@@ -64,8 +64,13 @@ def log_event(line: RemediationLogEvent, at: datetime) -> RunEvent:
     )
 
 
-def status_event(run: Run, message: str, at: datetime) -> RunEvent:
-    """Return the event of a change that made the run what it is now."""
+def status_event(
+    run: Run, message: str, at: datetime, *, was: RunStatus | None = None
+) -> RunEvent:
+    """Return the event of a change that made the run what it is now.
+
+    `was` is the status that it left, where that changed.
+    """
     deadline = run.sla_deadline
     return RunEvent(
         kind="status",
@@ -76,6 +81,7 @@ def status_event(run: Run, message: str, at: datetime) -> RunEvent:
             "event": "status",
             "timestamp": rfc3339(at),
             "status": run.status.value,
+            "previous_status": None if was is None else was.value,
             "approval_state": run.approval_state.value,
             "failure_reason": run.failure_reason,
             "message": message,

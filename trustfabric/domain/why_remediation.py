@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from trustfabric.domain.dispatch import DISPATCHER
-from trustfabric.domain.failures import classification_of
+from trustfabric.domain.failures import FailureReason, classification_of
 from trustfabric.domain.holds import Hold, HoldScope
 from trustfabric.domain.reasons import (
     About,
@@ -155,9 +155,10 @@ def _queued(run: Run, rules: Rules, now: datetime) -> Reason:
     executor = str(run.executor_type)
     fact = {"executor_type": executor, "attempt": run.attempt}
     if run.not_before is not None and run.not_before > now:
+        is_away = run.failure_reason is FailureReason.EXECUTOR_UNAVAILABLE
         return Reason(
             about=About.REMEDIATION,
-            code="retry-scheduled",
+            code="executor-unavailable" if is_away else "retry-scheduled",
             text=(
                 f"run {run.id} failed ({run.failure_reason}) and is tried again at "
                 f"{rfc3339(run.not_before)}"

@@ -11,7 +11,7 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from trustfabric.domain.evidence.documents import MAX_EVIDENCE, read_object
+from trustfabric.domain.evidence.documents import MAX_EVIDENCE, plain_text, read_object
 from trustfabric.domain.evidence.model import Reject
 from trustfabric.domain.vms import check_instance_name, vm_uuid, vsock_cid
 from trustfabric.errors import UnavailableError
@@ -95,6 +95,6 @@ def _evidence(name: str, line: bytes) -> bytes:
     except Reject:
         return line
     if isinstance(refused := members.get("refused"), str):
-        raise UnavailableError(f"agent of {name}: {refused[:200]}")
+        raise UnavailableError(f"agent of {name}: {plain_text(refused[:200])}")
     evidence = members.get("evidence")
     return evidence.encode() if isinstance(evidence, str) else line

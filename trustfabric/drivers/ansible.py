@@ -14,7 +14,7 @@ host process's account alone may read.
 import importlib.util
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,9 @@ from trustfabric.drivers.attendance import (
     attend,
     signal_name,
     stopped,
+    unavailable,
 )
+from trustfabric.drivers.leavings import Leavings
 from trustfabric.drivers.output import OutputLines
 from trustfabric.drivers.secrets import Masker, Secrets
 from trustfabric.drivers.subprocesses import Launch, Program
@@ -57,6 +59,17 @@ _LOCALHOST = (
     'localhost ansible_connection=local ansible_python_interpreter="'
     '{{ ansible_playbook_python }}"\n'
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A playbook with its secrets, before there is a place for them."""
+
+    spec: AnsibleSpec
+    env: Mapping[str, str] = field(repr=False)
+    extra: Mapping[str, Any] = field(repr=False)
+    key: str | None = field(repr=False)
+    masker: Masker
 
 
 class AnsibleExecutor:
@@ -77,24 +90,20 @@ class AnsibleExecutor:
                 FailureReason.EXECUTOR_UNAVAILABLE,
             )
         try:
-            spec = read_ansible(job.spec)
-            env, secrets = self._workplace.environment(job, spec.env)
-            variables = _Resolved(self._workplace.secrets, secrets)
-            extra = variables.of(spec.extra_vars)
-            key = variables.key(spec.ssh_key)
+            ready = self._ready(job)
         except (InvalidError, NotFoundError) as error:
             return watch.ended(str(error), FailureReason.PLAYBOOK_BUG)
-        masker = Masker(secrets)
+        spec, masker = ready.spec, ready.masker
         try:
             place = self._workplace.open(job, _needs(self._python))
-            if key is not None:
-                name = place.write("ssh_key", key.encode())
-                extra = {"ansible_ssh_private_key_file": name, **extra}
-            _furnish(place, spec, {**extra, RUN_VARIABLE: _unsafe(run_document(job))})
-            program = Program.start(self._launch(job, place, env))
         except (OSError, UnsupportedError) as error:
-            reason = FailureReason.EXECUTOR_UNAVAILABLE
-            return watch.ended(masker.mask(f"the executor can't run: {error}"), reason)
+            return watch.ended(*unavailable(error, masker))
+        try:
+            _furnish(place, ready, run_document(job))
+            program = Program.start(self._launch(job, place, ready.env))
+        except (OSError, UnsupportedError) as error:
+            await self._workplace.clear(place.folder)
+            return watch.ended(*unavailable(error, masker))
         limits = self._workplace.settings.output
         events = EventLines(masker, limits)
         lines: Mapping[LogStream, Lines] = {
@@ -102,25 +111,30 @@ class AnsibleExecutor:
             LogStream.STDERR: OutputLines(masker, limits),
         }
         patience = Patience(timeout_s=spec.timeout_s, kill_grace_s=spec.kill_grace_s)
-        ended = await attend(program, patience, lines, emit, cancelled)
-        left = await self._workplace.leavings(place, masker)
+        try:
+            ended = await attend(program, patience, lines, emit, cancelled)
+            left = await self._workplace.leavings(place, masker)
+        finally:
+            await self._workplace.clear(place.folder)
         for note in left.notes:
             await emit(RemediationLogEvent(LogStream.SYSTEM, note))
-        await self._workplace.clear(place.folder)
-        told = events.told
-        output = left.result if told.output is None else told.output
         return replace(
             watch.ended(*_judged(ended, events, spec)),
-            detail={
-                **({} if output is None else {"output": output}),
-                **({} if told.stats is None else {"stats": told.stats}),
-            },
+            detail=_detail(events, left),
             files=(_record_of(events), *left.files),
         )
 
     async def reap(self, run_id: RunId) -> int:
         """Kill what is left of the run's attempts, and remove their directories."""
         return await self._workplace.reap(run_id)
+
+    def _ready(self, job: Job) -> _Ready:
+        """Read the playbook and resolve its secrets. InvalidError, NotFoundError."""
+        spec = read_ansible(job.spec)
+        env, secrets = self._workplace.environment(job, spec.env)
+        resolved = _Resolved(self._workplace.secrets, secrets)
+        extra, key = resolved.of(spec.extra_vars), resolved.key(spec.ssh_key)
+        return _Ready(spec, env, extra, key, Masker(secrets))
 
     def _launch(self, job: Job, place: Place, env: Mapping[str, str]) -> Launch:
         tools = str(Path(self._python).parent)
@@ -206,8 +220,12 @@ def _unsafe(value: Any) -> Any:
             return value
 
 
-def _furnish(place: Place, spec: AnsibleSpec, extra: Mapping[str, Any]) -> None:
+def _furnish(place: Place, ready: _Ready, told: Mapping[str, Any]) -> None:
     """Write ansible-runner's private data directory."""
+    spec, extra = ready.spec, {**ready.extra, RUN_VARIABLE: _unsafe(told)}
+    if ready.key is not None:
+        key = place.write("ssh_key", ready.key.encode())
+        extra = {"ansible_ssh_private_key_file": key, **extra}
     for folder in ("env", "inventory", "project"):
         place.make_folder(folder)
     place.write("env/extravars", _yaml(extra))
@@ -219,7 +237,6 @@ def _furnish(place: Place, spec: AnsibleSpec, extra: Mapping[str, Any]) -> None:
         text = spec.plays if isinstance(spec.plays, str) else None
         plays = _yaml(spec.plays) if text is None else text.encode()
         place.write("project/site.yml", plays)
-    words = [("--tags", ",".join(spec.tags)), ("--skip-tags", ",".join(spec.skip_tags))]
     place.write(
         "runner.json",
         orjson.dumps(
@@ -227,9 +244,8 @@ def _furnish(place: Place, spec: AnsibleSpec, extra: Mapping[str, Any]) -> None:
                 "playbook": spec.entry or "site.yml",
                 "project_dir": spec.project_dir or f"{place.here}/project",
                 "limit": spec.limit,
-                "cmdline": None,
-                "tags": words[0][1] or None,
-                "skip_tags": words[1][1] or None,
+                "tags": ",".join(spec.tags) or None,
+                "skip_tags": ",".join(spec.skip_tags) or None,
             }
         ),
     )
@@ -238,6 +254,13 @@ def _furnish(place: Place, spec: AnsibleSpec, extra: Mapping[str, Any]) -> None:
 def _yaml(document: Any) -> bytes:
     text: str = yaml.dump(document, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
     return text.encode("utf-8", "replace")
+
+
+def _detail(events: EventLines, left: Leavings) -> dict[str, Any]:
+    told = events.told
+    output = left.result if told.output is None else told.output
+    found = {"output": output, "stats": told.stats}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _record_of(events: EventLines) -> ProducedFile:

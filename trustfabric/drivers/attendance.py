@@ -16,6 +16,7 @@ from trustfabric.domain.executors import (
     RemediationLogEvent,
 )
 from trustfabric.domain.failures import FailureReason
+from trustfabric.drivers.secrets import Masker
 from trustfabric.drivers.subprocesses import Program
 
 DRAIN_S = 1.0
@@ -145,6 +146,12 @@ def stopped(ended: Ended, timeout_s: float) -> tuple[str, FailureReason] | None:
             return f"stopped on request{doubt}", FailureReason.CANCELLED
         case Ending.EXITED:
             return None
+
+
+def unavailable(error: Exception, masker: Masker) -> tuple[str, FailureReason]:
+    """Return what to say of a program that could not even be started."""
+    said = masker.mask(f"the executor can't run: {error}")
+    return said, FailureReason.EXECUTOR_UNAVAILABLE
 
 
 def signal_name(code: int | None) -> str:

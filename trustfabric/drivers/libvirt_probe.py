@@ -138,14 +138,14 @@ class Virt:
     async def of(self, link: Link) -> VirtType:
         """Return it; UnavailableError where the link fails meanwhile."""
         async with self._finding:
-            found = self._found
-            if found is None:
-                found, why = await link.call(
-                    "trying KVM", self._prober.best_virt, within_s=_PROBE_S
-                )
-                self._found = found
-                log.info("hypervisor.virt", virt=found, why=why)
-            return found
+            if self._found is not None:
+                return self._found
+            found, why = await link.call(
+                "trying KVM", self._prober.best_virt, within_s=_PROBE_S
+            )
+            self._found = found
+        log.info("hypervisor.virt", virt=found, why=why)
+        return found
 
 
 def _domain(name: str, virt: VirtType, disk: str) -> Element:

@@ -23,10 +23,14 @@ from trustfabric.domain.vms import (
     GpuDevice,
     IsolationTier,
     NetworkTemplate,
-    SnpLaunch,
     VmSpec,
     VolumeTemplate,
-    vsock_cid,
+)
+from trustfabric.drivers.libvirt_launch import (
+    attestation_devices,
+    fixed_cpu,
+    launch_security,
+    snp_boot,
 )
 
 NAMESPACE: Final = "urn:trustfabric:domain:1"
@@ -34,21 +38,7 @@ _INSTANCE: Final = f"{{{NAMESPACE}}}instance"
 
 register_namespace("trustfabric", NAMESPACE)
 
-_LAUNCH_TYPE: Final = {
-    IsolationTier.SEV: "sev",
-    IsolationTier.SEV_ES: "sev",
-    IsolationTier.SEV_SNP: "sev-snp",
-    IsolationTier.TDX: "tdx",
-}
-_LAUNCH_POLICY: Final = {
-    IsolationTier.SEV: "0x0003",  # no debugging, no key sharing
-    IsolationTier.SEV_ES: "0x0007",  # and encrypted state
-    IsolationTier.SEV_SNP: "0x00030000",  # SMT allowed, reserved bit set
-    IsolationTier.TDX: "0x10000000",  # SEPT_VE_DISABLE, no debugging
-}
 _SEV_HEADROOM_MIB: Final = 256
-AGENT_PORT: Final = "trustfabric.agent.0"
-"""As the guest agent looks for it."""
 
 
 class VirtType(StrEnum):
@@ -81,13 +71,13 @@ def domain_xml(spec: VmSpec, *, virt: VirtType, runtime: str) -> Element:
     root.append(_os(spec, real=real))
     root.append(_features(spec))
     if spec.tier is IsolationTier.SEV_SNP:
-        root.append(_cpu(spec.snp.cpu_model))
+        root.append(fixed_cpu(spec.snp.cpu_model))
     SubElement(root, "on_poweroff").text = "destroy"
     SubElement(root, "on_reboot").text = "restart"
     SubElement(root, "on_crash").text = "destroy"
     root.append(_devices(spec, real=real))
     if spec.tier.confidential:
-        root.append(_launch_security(spec))
+        root.append(launch_security(spec))
     root.insert(2, _metadata(spec, runtime, _digest(root)))
     return root
 
@@ -202,32 +192,9 @@ def _os(spec: VmSpec, *, real: bool) -> Element:
     machine = {"arch": "x86_64", "machine": "q35"} if real else {}
     SubElement(element, "type", machine).text = "hvm"
     if snp is not None:
-        element.extend(_snp_boot(snp))
+        element.extend(snp_boot(snp))
     SubElement(element, "boot", dev="hd")
     return element
-
-
-def _snp_boot(snp: SnpLaunch) -> list[Element]:
-    """Name all that is measured, where the settings do."""
-    loader = Element("loader", stateless="yes")
-    if snp.firmware is None:
-        return [loader]
-    loader.set("type", "rom")
-    loader.text = snp.firmware
-    words = {"kernel": snp.kernel, "initrd": snp.initrd, "cmdline": snp.cmdline}
-    elements = [loader]
-    for name, text in words.items():
-        if text is not None:
-            elements.append(Element(name))
-            elements[-1].text = text
-    return elements
-
-
-def _cpu(model: str) -> Element:
-    """Fix the model: its signature is part of what is measured."""
-    cpu = Element("cpu", mode="custom", match="exact", check="none")
-    SubElement(cpu, "model", fallback="forbid").text = model
-    return cpu
 
 
 def _features(spec: VmSpec) -> Element:
@@ -250,14 +217,7 @@ def _devices(spec: VmSpec, *, real: bool) -> Element:
         element.append(_seed(spec))
     element.append(_interface(spec.network, confidential=confidential))
     element.append(_serial(spec.console))
-    if spec.agent_socket is not None:
-        element.append(_agent_port(spec.agent_socket))
-    if spec.vsock:
-        vsock = SubElement(element, "vsock", model="virtio")
-        SubElement(vsock, "cid", auto="no", address=str(vsock_cid(spec.uuid)))
-    if spec.vtpm:
-        tpm = SubElement(element, "tpm", model="tpm-crb")
-        SubElement(tpm, "backend", type="emulator", version="2.0")
+    element.extend(attestation_devices(spec))
     if spec.gpu.enabled:
         element.extend(_hostdev(device) for device in spec.gpu.devices)
     if _has_iommu(spec):
@@ -366,13 +326,6 @@ def _serial(console: ConsoleSource) -> Element:
     return serial
 
 
-def _agent_port(path: str) -> Element:
-    channel = Element("channel", type="unix")
-    SubElement(channel, "source", mode="bind", path=path)
-    SubElement(channel, "target", type="virtio", name=AGENT_PORT)
-    return channel
-
-
 def _hostdev(device: GpuDevice) -> Element:
     hostdev = Element("hostdev", mode="subsystem", type="pci", managed="yes")
     source = SubElement(hostdev, "source")
@@ -385,11 +338,3 @@ def _hostdev(device: GpuDevice) -> Element:
         function=f"0x{device.function:x}",
     )
     return hostdev
-
-
-def _launch_security(spec: VmSpec) -> Element:
-    element = Element("launchSecurity", type=_LAUNCH_TYPE[spec.tier])
-    if spec.tier is IsolationTier.SEV_SNP and spec.snp.kernel is not None:
-        element.set("kernelHashes", "yes")
-    SubElement(element, "policy").text = _LAUNCH_POLICY[spec.tier]
-    return element

@@ -34,6 +34,7 @@ from trustfabric.drivers.attendance import (
     attend,
     signal_name,
     stopped,
+    unavailable,
 )
 from trustfabric.drivers.output import OutputLines
 from trustfabric.drivers.secrets import Masker
@@ -70,21 +71,26 @@ class ShellExecutor:
         masker = Masker(secrets)
         try:
             place = self._workplace.open(job)
+        except (OSError, UnsupportedError) as error:
+            return watch.ended(*unavailable(error, masker))
+        try:
             program = Program.start(self._launch(job, place, spec, env))
         except (OSError, UnsupportedError) as error:
-            reason = FailureReason.EXECUTOR_UNAVAILABLE
-            return watch.ended(masker.mask(f"the executor can't run: {error}"), reason)
+            await self._workplace.clear(place.folder)
+            return watch.ended(*unavailable(error, masker))
         limits = self._workplace.settings.output
         lines = {
             stream: OutputLines(masker, limits)
             for stream in (LogStream.STDOUT, LogStream.STDERR)
         }
         patience = Patience(timeout_s=spec.timeout_s, kill_grace_s=spec.kill_grace_s)
-        ended = await attend(program, patience, lines, emit, cancelled)
-        left = await self._workplace.leavings(place, masker)
+        try:
+            ended = await attend(program, patience, lines, emit, cancelled)
+            left = await self._workplace.leavings(place, masker)
+        finally:
+            await self._workplace.clear(place.folder)
         for note in left.notes:
             await emit(RemediationLogEvent(LogStream.SYSTEM, note))
-        await self._workplace.clear(place.folder)
         return replace(
             watch.ended(*_judged(ended, spec)),
             detail={} if left.result is None else {"output": left.result},

@@ -85,6 +85,17 @@ class Place:
         return f"{self.here}/{name}"
 
 
+def sweep(root: Path) -> int:
+    """Kill and remove what an earlier runtime left of any run; none may be at work.
+
+    Return how many processes there still were.
+    """
+    killed = kill_marked(_installation(root))
+    for folder in root.glob("*-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    return killed
+
+
 class Workplace:
     """Makes the places of attempts, and removes them with all that is in them."""
 
@@ -94,8 +105,7 @@ class Workplace:
         self.settings = settings
         self.secrets = secrets
         self._threads = threads
-        place = str(settings.root.absolute()).encode()
-        self.installation = hashlib.sha256(place).hexdigest()[:16]
+        self.installation = _installation(settings.root)
 
     def environment(
         self, job: Job, chosen: Mapping[str, str]
@@ -191,6 +201,11 @@ class Workplace:
         for folder in self.settings.root.glob(f"{run_id}-*"):
             await self.clear(folder)
         return killed
+
+
+def _installation(root: Path) -> str:
+    """Return what the marks of this installation's programs begin with."""
+    return hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]
 
 
 def facts(job: Job) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from aiohttp import web
 
-from trustfabric.db import agents, runs, servers
+from trustfabric.db import agents as agent_rows
+from trustfabric.db import runs, servers
 from trustfabric.domain.runs import RunStatus
 from trustfabric.errors import ForbiddenError, UnauthenticatedError
 from trustfabric.http import (
+    agents,
     artifacts,
     attestation,
     consoles,
@@ -99,6 +101,7 @@ def build(face: Face) -> web.Application:
         metrics,
         ear,
         attestation,
+        agents,
         policies,
     ):
         application.add_routes(part.routes)
@@ -165,12 +168,14 @@ async def _check_run(request: web.Request, scope: RunScope) -> None:
 
 
 async def _check_agent(request: web.Request, scope: AgentScope) -> None:
-    if request.path != attestation.CHALLENGES:
+    if request.path != agents.CHALLENGES:
         raise ForbiddenError("an agent's token fetches and answers challenges only")
     face = request.app[FACE]
-    digest = attestation.digest_of(scope.secret)
+    digest = agents.digest_of(scope.secret)
     async with face.database.reading() as conn:
-        holds = await agents.token_holds(conn, scope.instance_id, digest, face.now())
+        holds = await agent_rows.token_holds(
+            conn, scope.instance_id, digest, face.now()
+        )
     if not holds:
         raise UnauthenticatedError("the agent's token is over: issue another")
 

@@ -119,6 +119,12 @@ def _looked_up(reading: Reading) -> Iterator[Metric]:
         {(each,): reading.holds.get(each, 0) for each in ("instance", "owner", "all")},
     )
     yield _labelled(
+        "trustfabric_breakers_open",
+        "Breakers that hold automatic runs, by scope.",
+        ("scope",),
+        {(each,): reading.breakers.get(each, 0) for each in ("owner", "all")},
+    )
+    yield _labelled(
         "trustfabric_listener_lag_seconds",
         "Age of the oldest event that was not handed on yet, by stream.",
         ("stream",),

@@ -259,7 +259,7 @@ async def stream_runs(request: web.Request) -> web.StreamResponse:
             owner_id in (None, event.owner_id)
             and run_id in (None, event.run_id)
             and instance_id in (None, event.instance_id)
-            and (status is None or _status_of(event) == status)
+            and (status is None or status in _statuses_of(event))
         )
 
     channel = Channel(
@@ -271,9 +271,12 @@ async def stream_runs(request: web.Request) -> web.StreamResponse:
     return await follow(request, channel, last_position(request, query))
 
 
-def _status_of(event: RemediationEvent) -> str | None:
+def _statuses_of(event: RemediationEvent) -> tuple[str | None, ...]:
+    """Return the status told of and the one that was left, so that leaving is seen."""
     told = event.payload.get("event")
-    return told.get("status") if isinstance(told, dict) else None
+    if not isinstance(told, dict):
+        return ()
+    return told.get("status"), told.get("previous_status")
 
 
 def _view(event: Event) -> View:

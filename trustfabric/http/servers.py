@@ -190,6 +190,7 @@ async def explain_placement(request: web.Request) -> web.Response:
             "server_id": server.id,
             "allowed": decision.allowed,
             "notes": decision.notes,
+            "blocking": decision.blocking,
             "policy_notes": policy,
         }
     )

@@ -239,6 +239,7 @@ def artifact_view(artifact: Artifact) -> View:
         "id": artifact.id,
         "run_id": artifact.run_id,
         "artifact_type": artifact.artifact_type,
+        "name": artifact.metadata.get("name"),
         "uri": artifact.uri,
         "media_type": artifact.media_type,
         "sha256": artifact.sha256,

@@ -65,10 +65,10 @@ def main(
     """
     given = {} if data_dir is None else {"TRUSTFABRIC_DATA_DIR": str(data_dir)}
     place = load_settings(flags=given).data_dir
-    hypervisor = private_hypervisor(place) if qemu else contextlib.nullcontext({})
     try:
-        with hypervisor as settings:
-            runtime = Runtime(place, {**SETTINGS, **settings})
+        with contextlib.ExitStack() as stack:
+            machines = stack.enter_context(private_hypervisor(place)) if qemu else {}
+            runtime = Runtime(place, {**SETTINGS, **machines})
             return asyncio.run(_until_told(runtime, pace or Pace(), qemu=qemu))
     except UnavailableError as error:
         sys.stderr.write(f"{error}\n")

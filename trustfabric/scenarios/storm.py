@@ -63,15 +63,16 @@ async def _together(work: Sequence[Any]) -> None:
 
 async def _incident(world: World, fallen: int) -> dict[str, Any]:
     """Return the one incident there is, once it counts all that fell."""
+    counted = 0
     for _ in range(int(OPENED_S)):
         found = await world.admin.get(INCIDENTS)
         if len(found) != 1:
             raise FailedError(f"{len(found)} incidents instead of one: {found}")
         incident: dict[str, Any] = found[0]
-        if incident["quarantined"] == fallen:
+        if (counted := incident["quarantined"]) == fallen:
             return incident
         await asyncio.sleep(1)
-    raise FailedError(f"the incident counts too few: {incident}")
+    raise FailedError(f"the incident counts {counted} of {fallen} that fell")
 
 
 def _names_the_image(incident: Mapping[str, Any]) -> None:

@@ -71,7 +71,7 @@ class Watchdog:
         self.total += 1
         self.held.append(held)
         log.warning(
-            "loop.held", path=held.path, limit_s=self._limit_s, stack=held.stack
+            "loop.held", path=held.path, limit_s=self._limit_s, where=held.stack
         )
 
     def _who(self) -> str:

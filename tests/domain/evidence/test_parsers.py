@@ -11,10 +11,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.domain.evidence.snp_platform import NOW
-from tests.domain.test_attestation_vectors import read
+from tests.domain.test_attestation_vectors import CASES, read
 from trustfabric.agent import serve
 from trustfabric.agent.answers import UnansweredError
-from trustfabric.domain.attestation.appraisal import Expected, verify
+from trustfabric.domain.attestation.appraisal import Expected, judge, verify
+from trustfabric.domain.attestation.case_kinds import QUESTIONS
+from trustfabric.domain.attestation.casefile import Case
+from trustfabric.domain.attestation.model import Appraisal
 from trustfabric.domain.attestation.policy import (
     DEFAULT_POLICY,
     DEMO_POLICY,
@@ -56,7 +59,46 @@ CHAIN = read("nvidia-gpu/h100-sample.chain.pem")
 REPORT = read("nvidia-gpu/h100-sample.report.bin")
 VCEK = read("amd-sev-snp/milan-v2-trustee.vcek.der")
 
+
+def verdict_on(name: str, role: str) -> tuple[Parser, bytes]:
+    """Return the whole judgement of a good case with one of its files another.
+
+    A fault of the verifier would be `unknown`, which is what silence gets: whoever
+    could cause one would never be quarantined.
+    """
+    case = CASES[name]
+
+    def judged(raw: bytes) -> Appraisal:
+        def files(wanted: str) -> bytes:
+            return raw if wanted == "another" else read(wanted)
+
+        question = QUESTIONS[case["kind"]](
+            Case({**case, role: "another"}, files), packaged_anchors()
+        )
+        appraisal = judge(
+            question.kind,
+            question.present,
+            expected=Expected(binding=question.binding),
+            policy=question.policy,
+            now=question.now,
+        )
+        assert appraisal.code is not Code.VERIFIER_FAULT, appraisal.notes()
+        assert all(note.isprintable() for note in appraisal.notes())
+        return appraisal
+
+    return judged, read(case[role])
+
+
 PARSERS: dict[str, tuple[Parser, bytes]] = {
+    "verdict on attest": verdict_on("tpm/swtpm-ecc/good", "attest"),
+    "verdict on signature": verdict_on("tpm/swtpm-ecc/good", "signature"),
+    "verdict on report": verdict_on("amd-sev-snp/genoa-v3-ms/good", "report"),
+    "verdict on leaf": verdict_on("amd-sev-snp/milan-v2-trustee/good", "leaf"),
+    "verdict on quote": verdict_on("intel-tdx/v4-uptodate-phala/good", "quote"),
+    "verdict on hcl": verdict_on("composite-azure-vtpm/snp-v0/good", "hcl"),
+    "verdict on spdm": verdict_on("nvidia-gpu/h100-sample/good", "report"),
+    "verdict on chain": verdict_on("nvidia-gpu/h100-sample/good", "chain"),
+    "verdict on token": verdict_on("ear/affirming", "token"),
     "attest": (
         lambda raw: tpm2.parse(raw, SIGNATURE, PCRS),
         read("tpm/swtpm-ecc.attest.bin"),

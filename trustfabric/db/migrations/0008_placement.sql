@@ -53,3 +53,4 @@ CREATE INDEX certifications_blocked ON evaluation_certifications (id)
     WHERE blocked_reason IS NOT NULL;
 CREATE INDEX certifications_new ON evaluation_certifications (id)
     WHERE next_refresh_at IS NULL AND version = 1;
+CREATE INDEX refreshes_of_certification ON evaluation_refresh_jobs (certification_id, id);

@@ -40,3 +40,27 @@ ALTER TABLE runtime_vm_trust_registry
     ADD CONSTRAINT registry_tag CHECK (
         starts_with(remediation_state, 'remediation:')
         AND char_length(remediation_state) BETWEEN 13 AND 64);
+
+-- What ended with its trust fresh stays overdue for ever: the index of deadlines is of
+-- the others only, or each look for decay would pass by all that ever were.
+
+ALTER TABLE runtime_vm_trust_registry ADD COLUMN ended boolean NOT NULL DEFAULT false;
+COMMENT ON COLUMN runtime_vm_trust_registry.ended IS
+    'whether the instance is terminated; kept by a trigger, no part of its trust';
+UPDATE runtime_vm_trust_registry r SET ended = true
+  FROM runtime_vm_instances i
+ WHERE i.id = r.runtime_vm_instance_id AND i.terminated_at IS NOT NULL;
+
+CREATE FUNCTION mark_ended_trust() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE runtime_vm_trust_registry SET ended = NEW.terminated_at IS NOT NULL
+     WHERE runtime_vm_instance_id = NEW.id;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER instance_ends_its_trust AFTER UPDATE OF terminated_at ON runtime_vm_instances
+    FOR EACH ROW WHEN ((OLD.terminated_at IS NULL) <> (NEW.terminated_at IS NULL))
+    EXECUTE FUNCTION mark_ended_trust();
+
+DROP INDEX registry_by_freshness;
+CREATE INDEX registry_by_freshness ON runtime_vm_trust_registry (freshness_deadline)
+    WHERE freshness_deadline IS NOT NULL AND NOT ended;

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from trustfabric.domain.evidence.documents import plain, plain_text
 from trustfabric.domain.evidence.model import Code, EvidenceKind, JsonValue
 from trustfabric.domain.trust import AttestationStatus
 
@@ -215,6 +216,11 @@ class Check:
     expected: str = ""
     actual: str = ""
 
+    def __post_init__(self) -> None:
+        # Either may be an attester's own words.
+        object.__setattr__(self, "expected", plain_text(self.expected))
+        object.__setattr__(self, "actual", plain_text(self.actual))
+
     def view(self) -> dict[str, JsonValue]:
         return {
             "name": self.name,
@@ -265,6 +271,10 @@ class Appraisal:
     policy_id: str
     policy_version: int
     verified_at: datetime
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "claims", plain(self.claims))
+        object.__setattr__(self, "endorsements", plain(self.endorsements))
 
     @property
     def consequence(self) -> Consequence:

@@ -175,7 +175,10 @@ def settle(
 
     `policy` is the one before `with_references`: what it allows itself stays allowed.
     """
-    looked = _Lookup(policy, kind, [each for each in sets if each.kind is kind], now)
+    ours = [each for each in sets if each.kind is kind]
+    if not ours:
+        return Settled(judged=judged)
+    looked = _Lookup(policy, kind, ours, now)
     checks = tuple(looked.checked(each) for each in judged.checks)
     return Settled(
         judged=replace(

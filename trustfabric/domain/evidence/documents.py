@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import NoReturn
 
-from trustfabric.domain.evidence.model import Code, Reject
+from trustfabric.domain.evidence.model import Code, JsonValue, Reject
 
 MAX_EVIDENCE = 64 * 1024
 """Bytes of one evidence document."""
@@ -52,6 +52,32 @@ def as_object(value: object, check: str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise Reject(Code.MALFORMED, check, "an object is wanted")
     return value
+
+
+def plain(value: JsonValue) -> JsonValue:
+    """Return a value whose texts can be kept, sent and shown anywhere.
+
+    What an attester says of itself may hold a NUL, which no database takes, half of a
+    surrogate pair, or words for a terminal.
+    """
+    match value:
+        case str():
+            return plain_text(value)
+        case Mapping():
+            return {plain_text(key): plain(each) for key, each in value.items()}
+        case list() | tuple():
+            return [plain(each) for each in value]
+        case _:
+            return value
+
+
+def plain_text(words: str) -> str:
+    """Write what isn't printable as its escape."""
+    if words.isprintable():
+        return words
+    return "".join(
+        letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words
+    )
 
 
 def only_keys(
