@@ -152,6 +152,7 @@ class Dispatcher(Actor):
         self._pass_due = False
         self._mended: set[InstanceId] = set()
         self._retry_timer: Timer | None = None
+        self._tick_timer: Timer | None = None
         self._staging = Staging(desk, holds, settings)
         self._claims = Claims(desk, settings, tools.lease_s, self._start_actor)
         self._upkeep = Upkeep(desk, tools, settings)
@@ -181,7 +182,7 @@ class Dispatcher(Actor):
             case _Tick():
                 await self._guarded(self._follow, self._recover, self._tend)
                 await self._guarded(self._stage, self._claim)
-                self.after(self._settings.tick_s, message)
+                self._tick_later(message)
             case _:
                 assert_never(message)
         return None
@@ -227,6 +228,11 @@ class Dispatcher(Actor):
         for stream in (Stream.TRUST, Stream.HOLDS):
             follower = ActorFollower(stream, self.address, wake_for)
             await self._broadcaster.ask(Follow(follower), within_s=ASK_S)
+
+    def _tick_later(self, tick: _Tick) -> None:
+        if self._tick_timer is not None:
+            self._tick_timer.cancel()
+        self._tick_timer = self.after(self._settings.tick_s, tick)
 
     def _soon(self) -> None:
         if not self._pass_due:
