@@ -107,12 +107,14 @@ _READ_SQL: LiteralString = (
           FROM runtime_vm_remediation_runs e
          WHERE e.runtime_vm_instance_id = r.runtime_vm_instance_id
            AND e.status IN ('completed', 'failed', 'cancelled')) AS last_run_ended_at
-  FROM unnest(%(ids)s::bigint[]) AS wanted (id)
+  FROM unnest((SELECT %(ids)s::bigint[])) AS wanted (id)
   JOIN runtime_vm_trust_registry r ON r.runtime_vm_instance_id = wanted.id
   JOIN runtime_vm_instances i ON i.id = wanted.id
   JOIN servers s ON s.id = i.server_id
 """
 )
+"""Where a plan can't see how many ids there are, it is made once and kept."""
+
 _LOCK_SQL: LiteralString = (
     _READ_SQL + " ORDER BY r.runtime_vm_instance_id FOR UPDATE OF r"
 )
