@@ -9,7 +9,6 @@ from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-
 EXECUTE = b"E\0\0\0\x09\0\0\0\0\0"
 """The message that has a statement done, prepared or not."""
 
