@@ -209,7 +209,7 @@ def _makers(use: Resources, runtime: Runtime, at: Addresses) -> Makers:
         dispatcher=lambda: _dispatcher(use, at),
         intelligence=lambda: Scorer(
             database,
-            lambda: Changes.open(use.database_url),
+            lambda: Changes.of(use.database_url),
             timedelta(seconds=settings.attestation.max_age_s),
         ),
         meter=lambda: Meter(database, at.broadcaster, counters),

@@ -42,7 +42,7 @@ class Scoring(Fabric):
 
     def spec(self) -> SupervisorSpec:
         below = super().spec()
-        changes: Callable[[], Awaitable[Changes]] = lambda: Changes.open(  # noqa: E731
+        changes: Callable[[], Awaitable[Changes]] = lambda: Changes.of(  # noqa: E731
             self.database_url
         )
         return SupervisorSpec(

@@ -22,7 +22,7 @@ from trustfabric.actors.streams import (
     position_name,
 )
 from trustfabric.db import trust_events
-from trustfabric.db.listen import read_position
+from trustfabric.db.positions import read_position
 from trustfabric.db.session import Database
 from trustfabric.domain.events import Position, TrustEvent
 from trustfabric.domain.ids import InstanceId

@@ -119,7 +119,7 @@ async def test_each_input_is_heard(
         await conn.execute(
             "INSERT INTO evaluation_certifications (server_id) VALUES (%s)", [server]
         )
-    changes = await Changes.open(database_url)
+    changes = await Changes.of(database_url)
 
     async with database.writing() as conn:
         await conn.execute(TRIGGERS[name].encode())
@@ -133,7 +133,7 @@ async def test_trust_is_heard_by_its_instance(
 ) -> None:
     async with database.writing() as conn:
         instance = await insert_instance(conn)
-    changes = await Changes.open(database_url)
+    changes = await Changes.of(database_url)
 
     async with database.writing() as conn:
         await insert_trust(conn, instance)
@@ -149,7 +149,7 @@ async def test_trust_is_heard_by_its_instance(
 async def test_what_is_committed_between_two_waits_is_heard(
     database: Database, database_url: str
 ) -> None:
-    changes = await Changes.open(database_url)
+    changes = await Changes.of(database_url)
     servers: set[Any] = set()
     async with database.writing() as conn:
         first, second = await insert_server(conn), await insert_server(conn)

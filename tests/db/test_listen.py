@@ -9,14 +9,8 @@ import pytest
 
 from tests.builders import insert_instance, insert_trust
 from trustfabric.db import listen
-from trustfabric.db.listen import (
-    REMEDIATION_CHANNEL,
-    TRUST_CHANNEL,
-    Wakeups,
-    advance_position,
-    read_horizon,
-    read_position,
-)
+from trustfabric.db.listen import REMEDIATION_CHANNEL, TRUST_CHANNEL, Wakeups
+from trustfabric.db.positions import advance_position, read_horizon, read_position
 from trustfabric.db.session import Connection, Database
 from trustfabric.domain.events import Position
 from trustfabric.errors import UnavailableError

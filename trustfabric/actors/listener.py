@@ -17,7 +17,8 @@ from trustfabric.actors.streams import (
     Stream,
     position_name,
 )
-from trustfabric.db.listen import Wakeups, advance_position
+from trustfabric.db.listen import Wakeups
+from trustfabric.db.positions import advance_position
 from trustfabric.db.session import Connection, Database
 from trustfabric.domain.events import Position
 from trustfabric.errors import FabricError, UnavailableError

@@ -15,10 +15,7 @@ from itertools import chain
 from typing import Any, Protocol, assert_never
 
 from trustfabric.actors.room import Room
-from trustfabric.db.listen import (
-    read_horizon,
-    read_position,
-)
+from trustfabric.db.positions import read_horizon, read_position
 from trustfabric.db.session import Connection, Database
 from trustfabric.domain.events import (
     HeldEvent,

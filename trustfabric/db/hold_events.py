@@ -11,6 +11,7 @@ from typing import Any, LiteralString
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from trustfabric.db.positions import AFTER, rows_after
 from trustfabric.db.session import Connection
 from trustfabric.domain.events import HeldEvent, Position
 from trustfabric.domain.holds import Hold, HoldEvent, HoldEventKind
@@ -59,38 +60,24 @@ async def tell(
     )
 
 
-_AFTER_SQL: LiteralString = """
+_AFTER_SQL: LiteralString = (
+    """
 SELECT e.id, e.xid::text AS xid, e.hold_id, e.incident_id, e.kind, e.owner_id,
        e.actor, e.payload, e.at
   FROM trust_hold_events e
- WHERE (e.xid, e.id) > (%(xid)s::text::xid8, %(id)s)
-   AND (e.xid, e.id) <= (%(upto_xid)s::text::xid8, %(upto_id)s)
-   AND e.xid < pg_snapshot_xmin(pg_current_snapshot())
- ORDER BY e.xid, e.id
- LIMIT %(limit)s
 """
+    + AFTER
+)
 
 
 async def events_after(
     conn: Connection, position: Position, *, upto: Position | None = None, limit: int
 ) -> list[HeldEvent]:
     """Return what was committed after `position`, in order, none ever skipped."""
-    last = upto or Position.LAST
-    async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(
-            _AFTER_SQL,
-            {
-                "xid": str(position.xid),
-                "id": position.id,
-                "upto_xid": str(last.xid),
-                "upto_id": last.id,
-                "limit": limit,
-            },
-        )
-        return [
-            HeldEvent(position=Position(int(row["xid"]), row["id"]), event=_event(row))
-            for row in await cursor.fetchall()
-        ]
+    return [
+        HeldEvent(position=Position(int(row["xid"]), row["id"]), event=_event(row))
+        for row in await rows_after(conn, _AFTER_SQL, position, upto=upto, limit=limit)
+    ]
 
 
 _HISTORY_SQL: LiteralString = """

@@ -1,18 +1,15 @@
 """Scores of capabilities: what they are made of, the rows, and hearing of changes."""
 
-import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, LiteralString, Self
 
 import orjson
-import psycopg
 from psycopg.rows import dict_row
 
-from trustfabric.db.faults import explained
-from trustfabric.db.listen import ANSWER_S, TRUST_CHANNEL
-from trustfabric.db.session import Connection, cut
+from trustfabric.db.listen import TRUST_CHANNEL, Listening
+from trustfabric.db.session import Connection
 from trustfabric.domain.ids import InstanceId, OwnerId, ServerId
 from trustfabric.domain.intelligence import (
     CertificationFacts,
@@ -223,67 +220,27 @@ class Heard:
     instances: frozenset[InstanceId] = frozenset()
 
 
-class Changes:
-    """A connection that listens to all that scores are made of.
+class Changes(Listening):
+    """Hears of all that scores are made of.
 
-    While it lives nothing is missed; what came before it opened has to be read. Lost
-    connections are the owner's to open again: every method raises UnavailableError.
+    While it lives nothing is missed; what came before it opened has to be read.
     """
 
-    def __init__(self, conn: Connection) -> None:
-        self._conn = conn
-
     @classmethod
-    async def open(cls, url: str) -> Self:
+    async def of(cls, url: str) -> Self:
         """Return when it listens."""
-        with explained():
-            conn = await psycopg.AsyncConnection.connect(
-                url,
-                autocommit=True,
-                application_name="trustfabric scorer",
-                connect_timeout=int(ANSWER_S),
-            )
-            changes = cls(conn)
-            try:
-                await changes._within(_LISTEN_TRUST_SQL)
-                await changes._within(_LISTEN_INPUTS_SQL)
-            except BaseException:
-                await conn.close()
-                raise
-        return changes
+        return await cls.open(url, (TRUST_CHANNEL, INPUTS_CHANNEL), name="scorer")
 
     async def wait(self, timeout_s: float) -> Heard:
         """Return what has changed; nothing after `timeout_s` of silence."""
         servers, instances = set(), set()
-        with explained():
-            async for note in self._conn.notifies(timeout=timeout_s, stop_after=1):
-                if note.channel == INPUTS_CHANNEL:
-                    servers.add(ServerId(int(note.payload)))
-                else:
-                    told = orjson.loads(note.payload)
-                    instances.add(InstanceId(told["runtime_vm_instance_id"]))
-            if not servers and not instances:
-                await self._within("SELECT 1")
+        for note in await self.notes(timeout_s):
+            if note.channel == INPUTS_CHANNEL:
+                servers.add(ServerId(int(note.payload)))
+            else:
+                told = orjson.loads(note.payload)
+                instances.add(InstanceId(told["runtime_vm_instance_id"]))
         return Heard(frozenset(servers), frozenset(instances))
-
-    async def close(self) -> None:
-        await self._conn.close()
-
-    def drop(self) -> None:
-        """Close it at once, where nobody waits on it and nothing can be awaited."""
-        self._conn.pgconn.finish()
-
-    async def _within(self, statement: LiteralString) -> None:
-        watch = asyncio.get_running_loop().call_later(ANSWER_S, cut, self._conn)
-        try:
-            await self._conn.execute(statement)
-        finally:
-            watch.cancel()
-
-
-_LISTEN_TRUST_SQL: LiteralString = "LISTEN runtime_vm_trust_transition"
-_LISTEN_INPUTS_SQL: LiteralString = "LISTEN capability_inputs"
-assert TRUST_CHANNEL in _LISTEN_TRUST_SQL
 
 
 def _inputs(row: Mapping[str, Any]) -> Inputs:

@@ -1,22 +1,19 @@
-"""Hearing that something was written, and remembering up to where it was read.
+"""Hearing that something was written.
 
 A notification is only a hint: it is lost when nobody listens, and says nothing of
 what came before. So whoever listens opens `Wakeups` first, then reads on from its
-position, and reads on again at every wake-up and at every time-out of `wait`. Rows
-are read in the order of (xid, id) and only below the snapshot's horizon: a row that
-commits late is then held back, never skipped.
+position, and reads on again at every wake-up and at every time-out of `wait`.
 """
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Iterator
-from typing import LiteralString, Self
+from typing import Self
 
 import psycopg
 from psycopg import sql
 
 from trustfabric.db.faults import explained
 from trustfabric.db.session import Connection, cut
-from trustfabric.domain.events import Position
 
 TRUST_CHANNEL = "runtime_vm_trust_transition"
 REMEDIATION_CHANNEL = "runtime_vm_remediation"
@@ -25,7 +22,7 @@ ANSWER_S = 5.0
 """A server that is silent for longer than this is gone."""
 
 
-class Wakeups:
+class Listening:
     """One connection that does nothing but listen.
 
     Lost connections are the owner's to open again: every method raises
@@ -36,49 +33,38 @@ class Wakeups:
         self._conn = conn
 
     @classmethod
-    async def open(cls, url: str, channels: Iterable[str]) -> Self:
+    async def open(
+        cls, url: str, channels: Iterable[str], *, name: str = "listener"
+    ) -> Self:
         """Return when each of `channels` is listened to."""
         with explained():
             conn = await psycopg.AsyncConnection.connect(
                 url,
                 autocommit=True,
-                application_name="trustfabric listener",
+                application_name=f"trustfabric {name}",
                 connect_timeout=int(ANSWER_S),
             )
-            wakeups = cls(conn)
+            listening = cls(conn)
             try:
                 for channel in channels:
-                    name = sql.Identifier(channel)
-                    await wakeups._within(
-                        conn.execute(sql.SQL("LISTEN {}").format(name))
-                    )
+                    listen = sql.SQL("LISTEN {}").format(sql.Identifier(channel))
+                    await listening._within(conn.execute(listen))
             except BaseException:
-                await wakeups.close()
+                await listening.close()
                 raise
-        return wakeups
+        return listening
 
-    async def wait(self, timeout_s: float) -> frozenset[str]:
-        """Return the channels that were notified; none after `timeout_s`.
+    async def notes(self, timeout_s: float) -> list[psycopg.Notify]:
+        """Return the first that come together; none after `timeout_s`.
 
         After silence the connection is tried, so that a dead peer is noticed.
         """
         with explained():
-            heard = {
-                note.channel
-                async for note in self._conn.notifies(timeout=timeout_s, stop_after=1)
-            }
-            if heard:
-                heard.update(self._come_with_it())
-            else:
+            notifies = self._conn.notifies(timeout=timeout_s, stop_after=1)
+            notes = [note async for note in notifies]
+            if not notes:
                 await self._within(self._conn.execute("SELECT 1"))
-        return frozenset(heard)
-
-    def _come_with_it(self) -> Iterator[str]:
-        """Yield the channels of all that has come: many notes are one wake-up."""
-        pgconn = self._conn.pgconn
-        pgconn.consume_input()
-        while (note := pgconn.notifies()) is not None:
-            yield note.relname.decode()
+        return notes
 
     async def close(self) -> None:
         await self._conn.close()
@@ -95,44 +81,20 @@ class Wakeups:
             watch.cancel()
 
 
-_READ_SQL: LiteralString = """
-    SELECT xid::text, id FROM listener_positions WHERE name = %(name)s
-"""
+class Wakeups(Listening):
+    """Hears which channels were notified."""
 
+    async def wait(self, timeout_s: float) -> frozenset[str]:
+        """Return the channels that were notified; none after `timeout_s`."""
+        heard = {note.channel for note in await self.notes(timeout_s)}
+        if heard:
+            with explained():
+                heard.update(self._come_with_it())
+        return frozenset(heard)
 
-async def read_position(conn: Connection, name: str) -> Position | None:
-    """Return up to where the reader called `name` has read; None: it is new."""
-    row = await (await conn.execute(_READ_SQL, {"name": name})).fetchone()
-    return None if row is None else Position(int(row[0]), row[1])
-
-
-_ADVANCE_SQL: LiteralString = """
-    INSERT INTO listener_positions AS kept (name, xid, id)
-    VALUES (%(name)s, %(xid)s::xid8, %(id)s)
-        ON CONFLICT (name) DO UPDATE
-       SET xid = excluded.xid, id = excluded.id, updated_at = now()
-     WHERE (kept.xid, kept.id) < (excluded.xid, excluded.id)
-"""
-
-
-async def advance_position(conn: Connection, name: str, position: Position) -> None:
-    """Remember that `name` has read up to `position`; never goes back."""
-    await conn.execute(
-        _ADVANCE_SQL, {"name": name, "xid": str(position.xid), "id": position.id}
-    )
-
-
-_HORIZON_SQL: LiteralString = """
-    SELECT pg_snapshot_xmin(pg_current_snapshot())::text
-"""
-
-
-async def read_horizon(conn: Connection) -> Position:
-    """Return the position from which everything not yet readable follows.
-
-    Where a reader starts that wants only what is new: it misses nothing that is
-    being written now.
-    """
-    row = await (await conn.execute(_HORIZON_SQL)).fetchone()
-    assert row is not None
-    return Position(int(row[0]), 0)
+    def _come_with_it(self) -> Iterator[str]:
+        """Yield the channels of all that has come: many notes are one wake-up."""
+        pgconn = self._conn.pgconn
+        pgconn.consume_input()
+        while (note := pgconn.notifies()) is not None:
+            yield note.relname.decode()

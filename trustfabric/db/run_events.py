@@ -12,6 +12,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from trustfabric.db.accelerators import list_accelerators
+from trustfabric.db.positions import AFTER, rows_after
 from trustfabric.db.session import Connection
 from trustfabric.domain.events import Position, RemediationEvent
 from trustfabric.domain.executors import LogStream
@@ -116,41 +117,25 @@ async def count_log(conn: Connection, run_id: RunId) -> int:
     return int(row[0])
 
 
-_EVENTS_SQL: LiteralString = """
+_EVENTS_SQL: LiteralString = (
+    """
 SELECT e.id, e.xid::text AS xid, e.run_id, r.runtime_vm_instance_id AS instance_id,
        i.server_id, s.owner_id, e.seq, e.kind, e.stream, e.message, e.payload, e.at
   FROM runtime_vm_remediation_events e
   JOIN runtime_vm_remediation_runs r ON r.id = e.run_id
   JOIN runtime_vm_instances i ON i.id = r.runtime_vm_instance_id
   JOIN servers s ON s.id = i.server_id
- WHERE (e.xid, e.id) > (%(xid)s::text::xid8, %(id)s)
-   AND (e.xid, e.id) <= (%(upto_xid)s::text::xid8, %(upto_id)s)
-   AND e.xid < pg_snapshot_xmin(pg_current_snapshot())
- ORDER BY e.xid, e.id
- LIMIT %(limit)s
 """
+    + AFTER
+)
 
 
 async def events_after(
     conn: Connection, position: Position, *, upto: Position | None = None, limit: int
 ) -> list[RemediationEvent]:
-    """Return what was committed after `position`, in order, none ever skipped.
-
-    Only rows below the snapshot horizon are shown, as in `trust_events.events_after`.
-    """
-    last = upto or Position.LAST
-    async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(
-            _EVENTS_SQL,
-            {
-                "xid": str(position.xid),
-                "id": position.id,
-                "upto_xid": str(last.xid),
-                "upto_id": last.id,
-                "limit": limit,
-            },
-        )
-        return [_event(row) for row in await cursor.fetchall()]
+    """Return what was committed after `position`, in order, none ever skipped."""
+    rows = await rows_after(conn, _EVENTS_SQL, position, upto=upto, limit=limit)
+    return [_event(row) for row in rows]
 
 
 def _event(row: Mapping[str, Any]) -> RemediationEvent:

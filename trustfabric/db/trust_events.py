@@ -5,6 +5,7 @@ from typing import Any, LiteralString
 
 from psycopg.rows import dict_row
 
+from trustfabric.db.positions import AFTER, rows_after
 from trustfabric.db.session import Connection
 from trustfabric.db.trust import Transition
 from trustfabric.domain.events import Position, TrustEvent
@@ -12,25 +13,25 @@ from trustfabric.domain.ids import HistoryId, InstanceId, OwnerId, ServerId
 from trustfabric.domain.trust import REASON_LIMIT, AttestationStatus, Lifecycle, Tag
 
 _EVENT_SQL: LiteralString = """
-SELECT h.id AS history_id, h.xid::text AS xid,
-       h.runtime_vm_instance_id AS instance_id, i.instance_id AS instance_name,
-       i.server_id, s.name AS server_name, s.owner_id, h.previous_status,
-       h.current_status, h.previous_lifecycle_state, h.current_lifecycle_state,
-       h.transition_reason, h.remediation_state, h.remediation_attempts,
-       h.freshness_deadline, h.provenance_ref, h.provenance, h.registry_version,
-       h.actor, h.attestation_id, h.metadata, h.triggered_at
-  FROM runtime_vm_trust_history h
-  JOIN runtime_vm_instances i ON i.id = h.runtime_vm_instance_id
+SELECT e.id AS history_id, e.xid::text AS xid,
+       e.runtime_vm_instance_id AS instance_id, i.instance_id AS instance_name,
+       i.server_id, s.name AS server_name, s.owner_id, e.previous_status,
+       e.current_status, e.previous_lifecycle_state, e.current_lifecycle_state,
+       e.transition_reason, e.remediation_state, e.remediation_attempts,
+       e.freshness_deadline, e.provenance_ref, e.provenance, e.registry_version,
+       e.actor, e.attestation_id, e.metadata, e.triggered_at
+  FROM runtime_vm_trust_history e
+  JOIN runtime_vm_instances i ON i.id = e.runtime_vm_instance_id
   JOIN servers s ON s.id = i.server_id
 """
 
 _HISTORY_SQL: LiteralString = (
     _EVENT_SQL
     + """
- WHERE h.runtime_vm_instance_id = %(instance_id)s
+ WHERE e.runtime_vm_instance_id = %(instance_id)s
    AND (%(owner_id)s::bigint IS NULL OR s.owner_id = %(owner_id)s)
-   AND h.id < %(before)s
- ORDER BY h.id DESC
+   AND e.id < %(before)s
+ ORDER BY e.id DESC
  LIMIT %(limit)s
 """
 )
@@ -58,39 +59,15 @@ async def list_history(
         return [_event(row) for row in await cursor.fetchall()]
 
 
-_AFTER_SQL: LiteralString = (
-    _EVENT_SQL
-    + """
- WHERE (h.xid, h.id) > (%(xid)s::text::xid8, %(id)s)
-   AND (h.xid, h.id) <= (%(upto_xid)s::text::xid8, %(upto_id)s)
-   AND h.xid < pg_snapshot_xmin(pg_current_snapshot())
- ORDER BY h.xid, h.id
- LIMIT %(limit)s
-"""
-)
+_AFTER_SQL: LiteralString = _EVENT_SQL + AFTER
 
 
 async def events_after(
     conn: Connection, position: Position, *, upto: Position | None = None, limit: int
 ) -> list[TrustEvent]:
-    """Return what was committed after `position`, in order, none ever skipped.
-
-    Only rows below the snapshot horizon are shown: a transaction still open could
-    yet commit an older one (postgres.md §2f).
-    """
-    last = upto or Position.LAST
-    async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(
-            _AFTER_SQL,
-            {
-                "xid": str(position.xid),
-                "id": position.id,
-                "upto_xid": str(last.xid),
-                "upto_id": last.id,
-                "limit": limit,
-            },
-        )
-        return [_event(row) for row in await cursor.fetchall()]
+    """Return what was committed after `position`, in order, none ever skipped."""
+    rows = await rows_after(conn, _AFTER_SQL, position, upto=upto, limit=limit)
+    return [_event(row) for row in rows]
 
 
 _RECORDED_SQL: LiteralString = """

@@ -25,7 +25,7 @@ from trustfabric.actors.streams import (
     Unfollow,
 )
 from trustfabric.db import retention
-from trustfabric.db.listen import read_horizon
+from trustfabric.db.positions import read_horizon
 from trustfabric.db.session import Connection
 from trustfabric.domain.events import Position
 from trustfabric.errors import FabricError
