@@ -27,7 +27,8 @@ class LiveId(click.ParamType[int | str]):
         except ValueError:
             number = 0
         if number < 1:
-            self.fail(f"{value!r} is not the id of a {self.kind}", param, ctx)
+            article = "an" if self.kind[0] in "aeiou" else "a"
+            self.fail(f"{value!r} is not the id of {article} {self.kind}", param, ctx)
         return number
 
 
