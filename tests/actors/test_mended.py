@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -12,6 +13,7 @@ from trustfabric.db.session import Database
 from trustfabric.domain.failures import FailureReason
 from trustfabric.domain.runs import RunStatus
 from trustfabric.domain.trust import AttestationStatus, Lifecycle, Signal, Tag
+from trustfabric.supervision import ManualClock
 
 RARELY = replace(SETTINGS, tick_s=3600.0)
 """So that only events can have brought about what is seen."""
@@ -74,6 +76,24 @@ async def test_what_runs_goes_on(fabric: Fabric) -> None:
     run = await fabric.run_of(instance, lambda r: not r.status.active)
 
     assert (run.id, run.status) == (running.id, RunStatus.COMPLETED)
+
+
+async def test_what_has_begun_is_not_called_off_between_its_attempts(
+    database: Database, database_url: str
+) -> None:
+    await add_playbook(database, metadata={"script": "exit 75"})
+    standing = ManualClock(datetime.now(UTC))
+    async with a_fabric(database, database_url, RARELY, clock=standing) as fabric:
+        instance = await fabric.quarantined()
+        tried = await fabric.run_of(
+            instance, lambda r: r.status is RunStatus.PENDING and r.attempt == 1
+        )
+
+        standing.advance(0.001)  # less than the pause before the next attempt
+        await fabric.change(instance, Signal.TRUSTED_VERDICT)
+        await fabric.quiet()
+
+        assert (await fabric.read(tried.id)).status is RunStatus.PENDING
 
 
 async def test_what_was_never_bad_is_not_mended(fabric: Fabric) -> None:

@@ -109,6 +109,61 @@ async def test_where_nothing_shall_boot_again_the_server_stays_without_a_vm(
     assert (await machines.newest(instance.server_id)).id == instance.id
 
 
+async def a_stopped_one(machines: Machines, **config: Any) -> Instance:
+    instance = await machines.started(**config)
+    await machines.ask(StopServer(instance.server_id, CALLER))
+    return await machines.until_instance(instance.id, power_state=PowerState.STOPPED)
+
+
+async def test_one_that_was_off_ends_with_its_domain_and_a_start_makes_another(
+    machines: Machines, operator: Any, tpm_dir: Path
+) -> None:
+    instance = await machines.restored()
+    await machines.ask(StopServer(instance.server_id, CALLER))
+    await machines.until_instance(instance.id, power_state=PowerState.STOPPED)
+
+    operator.lookupByName(instance.name).undefine()
+    await until_waiting(machines, instance)
+    machines.clock.advance(MISSING_S)
+    ended = await machines.until_instance(instance.id, desired_state="terminated")
+
+    assert ended.terminated_at is not None
+    assert "no domain" in (ended.last_error or "")
+    assert (await machines.log(instance.id))[-1] == "vanished"
+    assert list(tpm_dir.iterdir()) == []
+    server = await machines.read_server(instance.server_id)
+    assert server.status is ServerStatus.STOPPED
+    machines.clock.advance(60.0)
+    await machines.runtime.quiet()
+    assert (await machines.newest(instance.server_id)).id == instance.id
+
+    await machines.ask(StartServer(instance.server_id, CALLER))
+    heir = await machines.until_running(instance.server_id)
+    assert (heir.id, heir.name) != (instance.id, instance.name)
+    await machines.until_posture(heir.id, lifecycle=Lifecycle.RESTORED)
+
+
+@pytest.mark.parametrize("restart", ["always", "never"])
+async def test_one_that_is_started_when_its_domain_is_gone_is_another(
+    machines: Machines, operator: Any, restart: str
+) -> None:
+    instance = await a_stopped_one(machines, vm={"restart": restart})
+    actor = machines.vms.children()[str(instance.id)]
+
+    machines.runtime.suspend(f"fabric/vms/{instance.id}")  # it hasn't looked yet
+    operator.lookupByName(instance.name).undefine()
+    await machines.ask(StartServer(instance.server_id, CALLER))
+    machines.runtime.resume(f"fabric/vms/{instance.id}")
+    actor.tell(Look())
+    await until_waiting(machines, instance)
+    machines.clock.advance(MISSING_S)
+    await machines.until_instance(instance.id, desired_state="terminated")
+
+    machines.clock.advance(30.0)  # the servers' sweep
+    heir = await machines.until_running(instance.server_id)
+    assert heir.id != instance.id
+
+
 async def test_one_that_is_there_again_has_not_vanished(
     machines: Machines, operator: Any
 ) -> None:

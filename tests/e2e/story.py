@@ -138,6 +138,13 @@ class Story:
             {"new_state": "approved", "expected_version": run["version"]},
         )
 
+    async def release(self) -> None:
+        row = await self.row()
+        await self.boss.post(
+            f"/api/trust/registry/{row['vm_instance_id']}/release",
+            {"reason": "its evidence is good", "expected_version": row["version"]},
+        )
+
     async def mcpctl(self, *arguments: str, token: str | None = None) -> "Answer":
         """Run the operator's command line against the runtime."""
         process = await asyncio.create_subprocess_exec(

@@ -6,6 +6,7 @@ import json
 import secrets
 
 import aiohttp
+import psycopg
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -162,6 +163,26 @@ async def test_of_two_answers_to_one_challenge_one_is_recorded(guest: Guest) -> 
         asked["challenge_id"],
     )
     assert recorded == [(1,)]
+
+
+async def test_a_challenge_whose_answer_is_being_judged_is_not_told_again(
+    guest: Guest,
+) -> None:
+    asked = await guest.challenge()
+    with psycopg.connect(guest.owner.runtime.database_url) as conn:
+        conn.execute(
+            """
+            SELECT 1 FROM runtime_vm_trust_registry
+             WHERE runtime_vm_instance_id = %s FOR UPDATE
+            """,
+            [guest.id],
+        )
+        assert (await guest.push(asked["nonce"], guest.quote(asked))).status == 202
+
+        assert (await guest.agent.get(CHALLENGES)).json() == []
+
+    await guest.until_posture(lifecycle_state="restored")
+    assert (await guest.agent.get(CHALLENGES)).json() == []
 
 
 # --- fetching -----------------------------------------------------------------------

@@ -113,6 +113,13 @@ class InFlight(Request["Attestation", frozenset[InstanceId]]):
 
 
 @dataclass(frozen=True, slots=True)
+class InHand(Request["Attestation", bool]):
+    """Whether an appraisal of one instance is in flight."""
+
+    instance_id: InstanceId
+
+
+@dataclass(frozen=True, slots=True)
 class _Done(Notice["Attestation"]):
     instance_id: InstanceId
     outcome: Outcome | BaseException
@@ -131,7 +138,8 @@ class _Expired(Notice["Attestation"]):
     question: Question
 
 
-Message = Attest | Reconsider | Answer | Stray | InFlight | _Done | _Found | _Expired
+Own = _Done | _Found | _Expired
+Message = Attest | Reconsider | Answer | Stray | InFlight | InHand | Own
 
 
 class Attestation(Actor):
@@ -177,7 +185,7 @@ class Attestation(Actor):
         for instance_id, purpose in lost:
             self.address.tell(Attest(instance_id, purpose))
 
-    async def handle(self, message: Message) -> frozenset[InstanceId] | None:
+    async def handle(self, message: Message) -> frozenset[InstanceId] | bool | None:
         match message:
             case Attest(instance_id, purpose):
                 self._want(instance_id, purpose)
@@ -187,6 +195,8 @@ class Attestation(Actor):
                 self._pushed(message)
             case InFlight():
                 return frozenset({*self._in_flight, *self._waiting})
+            case InHand(instance_id):
+                return instance_id in self._in_flight
             case _Done(instance_id, outcome):
                 self._in_flight.discard(instance_id)
                 self._settle(instance_id, outcome)
@@ -276,6 +286,7 @@ class Attestation(Actor):
                 log.warning(
                     "attestation.failed", instance_id=instance_id, error=str(outcome)
                 )
+                self._settings.bells.ring(instance_id)
             case _:
                 raise outcome
 

@@ -204,16 +204,20 @@ class Power:
     async def _end_vanished(self, instance: Instance) -> None:
         """Terminate it: its disk, its TPM's keys and its name went with its domain.
 
-        Its server gets a new instance, through the gate, where its policy says so.
+        Its server gets a new instance, through the gate, where its policy says so or
+        somebody asked for a start. One that shall be off stays without until then.
         """
         await self._signal(Signal.VANISHED, "domain vanished")
         await self._use.tpms.remove(instance.name)
-        relaunches = _policy(instance).relaunches(None)
-        status = ServerStatus.PENDING_ATTESTATION if relaunches else ServerStatus.ERROR
         why = f"its hypervisor has no domain {instance.name} any more"
+        if instance.last_error is not None:  # why it was off, maybe
+            why = f"{instance.last_error}; {why}"
         async with self._writing() as conn:
+            # A start may have been ordered since it was looked at.
+            now = await vms.get_instance(conn, None, self._id)
+            status = _status_without(now or instance)
             newest = await vms.list_newest(conn, instance.server_id, limit=1)
-            if newest and newest[0].id == self._id:
+            if status is not None and newest and newest[0].id == self._id:
                 await servers.note_status(conn, instance.server_id, status)
             await vms.set_desired(conn, self._id, Desired.TERMINATED)
             await vms.set_power(
@@ -327,6 +331,16 @@ class Power:
             ),
             within_s=ASK_S,
         )
+
+
+def _status_without(instance: Instance) -> ServerStatus | None:
+    """Return what its server becomes when its domain is gone; None leaves it so."""
+    if instance.desired_state == Desired.STOPPED:
+        return None
+    asked_for = instance.power_state not in {PowerState.RUNNING, PowerState.PAUSED}
+    if asked_for or _policy(instance).relaunches(None):
+        return ServerStatus.PENDING_ATTESTATION
+    return ServerStatus.ERROR
 
 
 def _policy(instance: Instance) -> RestartPolicy:

@@ -172,6 +172,7 @@ class Vm(Actor):
             instance.power_state,
             observed,
             volatile=self._use.provisioner.volatile,
+            made=self._use.provisioner.observes and instance.defined_at is not None,
             hold=hold,
             rebooted=instance.reboots_due > 0,
         )

@@ -295,13 +295,11 @@ _MENDED_SQL: LiteralString = (
     + RUN_TABLES
     + """
   JOIN runtime_vm_trust_registry g ON g.runtime_vm_instance_id = i.id
- WHERE r.status = 'pending' AND g.attestation_status = 'trusted'
+ WHERE r.status = 'pending' AND r.attempt = 0 AND g.attestation_status = 'trusted'
    AND (%(ids)s::bigint[] IS NULL OR r.runtime_vm_instance_id = ANY (%(ids)s))
    AND EXISTS (SELECT 1 FROM runtime_vm_trust_history h
         WHERE h.runtime_vm_instance_id = i.id AND h.previous_status = 'untrusted'
-          AND h.current_status = 'trusted'
-          AND h.triggered_at >
-              CASE r.attempt WHEN 0 THEN r.queued_at ELSE r.updated_at END)
+          AND h.current_status = 'trusted' AND h.triggered_at > r.queued_at)
  ORDER BY r.id
  LIMIT %(limit)s
 """
@@ -314,7 +312,8 @@ async def list_mended(
     """Return waiting runs whose instance was found trusted since they began to wait.
 
     Only where it was untrusted before: evidence that was never bad mends nothing, and
-    a person may want the run all the same. `among` None: of all instances.
+    a person may want the run all the same. A run that waits for its next attempt has
+    begun: what it left half done, it shall end. `among` None: of all instances.
     """
     ids = None if among is None else list(among)
     async with conn.cursor(row_factory=dict_row) as cursor:

@@ -75,6 +75,7 @@ def next_step(
     observed: PowerState | None,
     *,
     volatile: bool,
+    made: bool = False,
     hold: Hold = Hold.NONE,
     rebooted: bool = False,
 ) -> Step:
@@ -82,19 +83,26 @@ def next_step(
 
     `recorded` is what the database says; `observed` what the hypervisor says, None
     where it does not know the domain. A volatile driver's domains die with our
-    process: one that is missing was running when we died, and goes on.
+    process: one that is missing was running when we died, and goes on. `made` says
+    that a hypervisor which shows what it has was given the domain: if one that is off
+    is missing too, somebody took it away, its disk and its keys with it.
     """
     active = observed is not None and observed.active
+    taken = made and observed is None and not volatile
     match desired:
         case Desired.TERMINATED:
             return Step.REMOVE
         case Desired.STOPPED:
             if active:
                 return Step.STOP
-            return Step.NOTE_STOPPED if recorded.active else Step.NOTHING
+            if recorded.active:
+                return Step.NOTE_STOPPED
+            return Step.END_VANISHED if taken else Step.NOTHING
         case Desired.RUNNING:
             if observed is None or not active:
                 lost = observed is None and not volatile
+                if taken:
+                    return Step.END_VANISHED
                 return _towards_running(recorded, volatile=volatile, lost=lost)
             if rebooted and recorded in _RAN:
                 return Step.NOTE_REBOOT

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 from trustfabric.drivers.libvirt_connect import Credentials, Uri, connect
 from trustfabric.drivers.libvirt_errors import is_link_loss, translate
 from trustfabric.drivers.libvirt_events import EventLoop
+from trustfabric.drivers.libvirt_forks import cut, mind
 from trustfabric.drivers.slots import Slots
 from trustfabric.errors import UnavailableError
 
@@ -69,6 +70,7 @@ class Link:
         self._stuck = 0
         self._lost: str | None = None
         self._listeners: Listeners | None = None
+        mind(self)
 
     @property
     def lost(self) -> str | None:
@@ -128,6 +130,14 @@ class Link:
         self._give_up(reason)
         if self._listeners is not None:
             self._events.deliver(self._listeners.lost, reason)
+
+    def disown(self) -> None:
+        """Be down in a forked child, and leave the connections to its parent."""
+        self._lost = "this process was forked from the one that opened it"
+        self._listeners = None
+        connections, self._connections = self._connections, {}
+        for conn in connections.values():
+            cut(conn)
 
     def _give_up(self, reason: str) -> None:
         self._lost = reason

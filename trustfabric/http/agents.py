@@ -12,7 +12,7 @@ import structlog
 from aiohttp import web
 from pydantic import Field
 
-from trustfabric.actors.attestation import Answer, Attest, Stray
+from trustfabric.actors.attestation import Answer, Attest, InHand, Stray
 from trustfabric.db import agents, attestations, vms
 from trustfabric.domain.attestation.binding import NONCE_BYTES, expected_of
 from trustfabric.domain.attestation.model import Challenge
@@ -114,7 +114,14 @@ def _agent(request: web.Request) -> AgentScope:
 
 
 async def _open_challenge(face: Face, scope: AgentScope) -> agents.Asked | None:
-    """Return the challenge that is open; where evidence is due, have one issued."""
+    """Return the challenge that is open; where evidence is due, have one issued.
+
+    One whose answer is being judged is open still, but answered: told once more, an
+    honest agent would answer it a second time.
+    """
+    in_hand = InHand(scope.instance_id)
+    if await face.attestation.ask(in_hand, within_s=ASK_S):
+        return None
     now = face.now()
     async with face.database.reading() as conn:
         asked = await agents.get_open(conn, scope.instance_id, now)
