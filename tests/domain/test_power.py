@@ -7,6 +7,7 @@ from trustfabric.domain.power import (
     Hold,
     Step,
     next_step,
+    taken_away,
     told,
 )
 from trustfabric.domain.vms import PowerState
@@ -70,19 +71,12 @@ def test_one_that_shall_go_is_removed_whatever_it_does(
 
 
 @pytest.mark.parametrize("recorded", PowerState)
-def test_one_whose_domain_was_taken_away_is_never_made_again(
-    recorded: PowerState,
-) -> None:
-    def step(desired: Desired, *, volatile: bool = False) -> Step:
-        return next_step(desired, recorded, None, volatile=volatile, made=True)
-
-    assert step(Desired.RUNNING) is Step.END_VANISHED
-    assert step(Desired.STOPPED) is (
-        Step.NOTE_STOPPED if recorded in ACTIVE else Step.END_VANISHED
-    )
-    assert step(Desired.TERMINATED) is Step.REMOVE
-    for desired in (Desired.RUNNING, Desired.STOPPED):
-        assert step(desired, volatile=True) is not Step.END_VANISHED
+def test_one_whose_domain_was_taken_away_is_over(recorded: PowerState) -> None:
+    assert taken_away(Desired.RUNNING, recorded, None)
+    assert taken_away(Desired.STOPPED, recorded, None) is (recorded not in ACTIVE)
+    assert not taken_away(Desired.TERMINATED, recorded, None)
+    for desired in Desired:
+        assert not taken_away(desired, recorded, P.STOPPED)
 
 
 def test_what_died_with_our_process_goes_on_without_asking_the_gate() -> None:

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -25,6 +26,17 @@ from trustfabric.drivers.libvirt_xml import parse
 NOBODY = 65534
 NEEDED = ("libvirtd", "virtlogd", "qemu-system-x86_64", "as", "ld", "setpriv")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_UNREAPED = """
+import ctypes, os, signal, subprocess, sys
+assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER
+daemon = subprocess.Popen(sys.argv[1:])
+signal.signal(signal.SIGUSR1, lambda *_: None)
+while True:
+    signal.pause()
+    os.waitid(os.P_ALL, 0, os.WEXITED)
+"""
+"""A parent as lazy as the PID 1 of many containers: what dies below it stays a zombie,
+until SIGUSR1 has it reap one."""
 _GUEST = Path(__file__).parent.parent / "data/guest/boot.S"
 
 
@@ -40,13 +52,21 @@ class PrivateLibvirtd:
     root: Path
     groups: tuple[str, ...] = ()
     """Which its user belongs to, beside its own."""
+    reaped: bool = True
+    """Somebody reaps its guests; otherwise `process` is who should."""
     process: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def make(cls, *, groups: tuple[str, ...] = (), sasl: bool = False) -> Self:
+    def make(
+        cls,
+        *,
+        groups: tuple[str, ...] = (),
+        sasl: bool = False,
+        reaped: bool = True,
+    ) -> Self:
         """Make one that asks nobody who he is, or everybody by SASL."""
         root = Path(tempfile.mkdtemp(prefix="tfq", dir="/tmp"))
-        host = cls(root, groups)
+        host = cls(root, groups, reaped)
         for name in ("run", "config", "cache", "data", "consoles"):
             (root / name).mkdir()
         auth = "sasl" if sasl else "none"
@@ -103,9 +123,10 @@ class PrivateLibvirtd:
         groups = f"--groups={','.join(numbers)}" if numbers else "--clear-groups"
         drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", groups]
         command = ["libvirtd", "--config", str(self.root / "libvirtd.conf")]
+        parent = [] if self.reaped else [sys.executable, "-c", _UNREAPED]
         with (self.root / "libvirtd.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [*(drop if os.getuid() == 0 else []), *command],
+                [*parent, *(drop if os.getuid() == 0 else []), *command],
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -133,6 +154,11 @@ class PrivateLibvirtd:
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
 
+    def reap(self) -> None:
+        """Have the lazy parent reap one that died."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGUSR1)
+
     @property
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
@@ -147,7 +173,7 @@ class PrivateLibvirtd:
             self._end(int(pid.read_text("ascii")))
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
         for pid in self.root.rglob("virtlogd.pid"):
             self._end(int(pid.read_text("ascii")))

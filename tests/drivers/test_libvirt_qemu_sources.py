@@ -3,9 +3,11 @@
 import asyncio
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.drivers.links import Heard
 from tests.drivers.private_libvirtd import (
@@ -16,6 +18,8 @@ from tests.drivers.private_libvirtd import (
 from trustfabric.domain.vms import ConsoleKind, ConsoleSource, VmSpec, fill_console
 from trustfabric.drivers.console_lines import LineRing
 from trustfabric.drivers.libvirt import LibvirtProvisioner
+from trustfabric.drivers.libvirt_events import EventLoop
+from trustfabric.drivers.libvirt_xml import VirtType
 from trustfabric.scenarios.runtime import free_port
 
 libvirt = pytest.importorskip("libvirt")
@@ -70,6 +74,46 @@ async def test_who_takes_over_goes_on_reading(
     newest = (await qemu_driver.console_tail(spec.name, 1)).lines[-1]
     number = int(newest.removeprefix("tick "))
     await until_printed(qemu_driver, spec.name, f"tick {number + 3}")
+
+
+@pytest.mark.parametrize("configured", [ConsoleKind.FILE, ConsoleKind.PTY])
+async def test_a_start_tells_once_how_many_run_with_another_source(
+    qemu_driver: LibvirtProvisioner,
+    host: PrivateLibvirtd,
+    events: EventLoop,
+    executor: ThreadPoolExecutor,
+    configured: ConsoleKind,
+) -> None:
+    specs = [host.spec(), host.spec()]
+    for spec in specs:
+        await qemu_driver.define(spec)
+        await qemu_driver.start(spec.name)
+    late = LibvirtProvisioner(
+        host.uri,
+        events=events,
+        executor=executor,
+        runtime="tests",
+        virt=VirtType.QEMU,
+        console=configured,
+    )
+    heard = Heard()
+
+    with capture_logs() as said:
+        await qemu_driver.close()
+        await late.open(heard.on_event, heard.on_lost)
+        await late.observe()
+        await late.observe()
+    await late.close()
+
+    told = [each for each in said if "console-source" in each["event"]]
+    if configured is ConsoleKind.PTY:
+        assert told == []
+        return
+    assert len(told) == 1
+    assert told[0]["log_level"] == "warning"
+    assert told[0]["configured"] == configured
+    assert told[0]["running_with_another"] == len(specs)
+    assert told[0]["such_as"] in {spec.name for spec in specs}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,7 +11,7 @@ from tests.http.conftest import Still, still_instance
 HOLDS = "/api/trust/holds"
 BREAKER = "/api/trust/remediation/breaker"
 INCIDENTS = "/api/trust/incidents"
-LATER = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+LATER = (datetime.now(UTC) + timedelta(days=1)).isoformat()
 
 
 def on(vm: Still, **changes: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from tests.several.clients import (
     history,
     until,
 )
-from tests.several.linear import Op, violations
+from tests.several.linear import Op, Outcome, violations
 from trustfabric.db.embedded import start_embedded
 from trustfabric.db.migrate import migrate
 
@@ -66,6 +66,10 @@ async def _rubbish(runtime: Served, choice: random.Random) -> None:
             )
 
 
+def said(writers: Sequence[Writer]) -> list[Op]:
+    return [op for one in writers for op in one.ops]
+
+
 async def _flood(
     runtime: Served, seed: str, fault: Fault, times: int
 ) -> tuple[list[Op], Follower, Follower]:
@@ -80,12 +84,13 @@ async def _flood(
     cuts = Follower([runtime], cuts=random.Random(f"{seed}/cuts"))
     async with following(stays, cuts):
         flood = asyncio.gather(*(one.run(OPS) for one in writers))
+        await until(lambda: any(op.outcome is Outcome.DONE for op in said(writers)))
         for _ in range(times):
             await asyncio.sleep(choice.uniform(0.02, 0.25))
             await fault(runtime, choice)
         await flood
         await have_all(runtime, stays, cuts)
-    ops = [op for one in writers for op in one.ops]
+    ops = said(writers)
     rows = history(runtime, instances)
     assert violations(ops, rows) == []
     conserved(ops, rows)

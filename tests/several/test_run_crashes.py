@@ -22,7 +22,7 @@ import pytest
 from tests.fix_runtime import Served, serving
 from tests.several.clients import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 RUNS = 200
 OWNERS = 20
@@ -142,7 +142,7 @@ async def kill_until_done(runtimes: Sequence[Served], witness: Witness) -> int:
             witness.look()
             return witness.active() <= goal
 
-        await until(reached, 60)
+        await until(reached, 200)
         if goal == 0:
             break
         victim = random.choice(runtimes)
