@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the disk of a real guest that attests: Debian's cloud kernel, and an initramfs
 # with busybox, Python and our agent in it. Everything comes from Debian packages, which
-# are unpacked, never installed; nothing here needs root.
+# are unpacked, never installed. Root, or sudo without a password, is needed only where the
+# tools it is built with are missing, or apt's lists are stale.
 #
 #     tools/guest-image.sh [OUTPUT]      default: .data/guest/guest.img
 set -euo pipefail
@@ -12,19 +13,48 @@ PATH=$PATH:/usr/sbin:/sbin
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-for program in apt-get dpkg-deb busybox mcopy mkfs.vfat syslinux python3; do
-    command -v "$program" >/dev/null || {
-        echo "guest-image: $program is missing; on Debian:" \
-            "apt-get install busybox-static mtools dosfstools syslinux" >&2
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
+apt_get() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -qq "$@"; }
+
+missing=()
+while read -r program package; do
+    command -v "$program" >/dev/null || missing+=("$package")
+done <<'NEEDED'
+busybox busybox-static
+mcopy mtools
+mkfs.vfat dosfstools
+syslinux syslinux
+NEEDED
+if [ ${#missing[@]} != 0 ]; then
+    echo "guest-image: installing ${missing[*]}" >&2
+    { apt_get update && apt_get install -y --no-install-recommends "${missing[@]}" >/dev/null; } || {
+        echo "guest-image: ${missing[*]} missing; on Debian, as root:" \
+            "apt-get update && apt-get install ${missing[*]}" >&2
         exit 1
     }
-done
+fi
 
 # --- what it is made of ------------------------------------------------------------------
 
 cd "$work"
-kernel=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends:/ {print $2; exit}')
-apt-get -qq download "$kernel"
+fetch_kernel() {
+    local kernel
+    kernel=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null |
+        awk '/Depends:/ {print $2; exit}')
+    [ -n "$kernel" ] || { echo "guest-image: apt knows no cloud kernel" >&2; return 1; }
+    # As root apt drops to its own user, who may not write here: it warns of that.
+    apt-get -qq -o APT::Sandbox::User="$(id -un)" download "$kernel"
+}
+update_lists() {
+    echo "guest-image: no kernel by apt's lists; updating them" >&2
+    apt_get update
+}
+fetch_kernel || { update_lists && fetch_kernel; } || {
+    echo "guest-image: the Debian kernel linux-image-cloud-amd64 can't be fetched, see" \
+        "above. It takes a way to Debian's mirror and fresh lists; as root: apt-get" \
+        "update" >&2
+    exit 1
+}
 dpkg-deb -x ./*.deb kernel
 modules=$(echo kernel/lib/modules/*/kernel)
 cd "$OLDPWD"

@@ -19,7 +19,7 @@ from trustfabric.db.embedded import start_embedded
 from trustfabric.db.migrate import migrate
 from trustfabric.db.session import Database
 from trustfabric.domain.ports import Provisioner
-from trustfabric.domain.vms import VolumeTemplate
+from trustfabric.domain.vms import ConsoleKind, VolumeTemplate
 from trustfabric.drivers.agents import AgentSockets, AgentVsock
 from trustfabric.drivers.hypervisor import HttpProvisioner
 from trustfabric.drivers.libvirt import LibvirtProvisioner
@@ -176,6 +176,7 @@ def _provisioner(
         ),
         virt=_VIRT[settings.libvirt.virt_type],
         scratch=_scratch(settings),
+        console=ConsoleKind(settings.libvirt.console_source.kind),
         console_dir=settings.data_dir.resolve() / "console-logs",
         console_lines=settings.libvirt.log_tail,
     )

@@ -114,7 +114,7 @@ class InFlight(Request["Attestation", frozenset[InstanceId]]):
 
 @dataclass(frozen=True, slots=True)
 class InHand(Request["Attestation", bool]):
-    """Whether an appraisal of one instance is in flight."""
+    """Whether an answer that an instance pushed is being judged."""
 
     instance_id: InstanceId
 
@@ -162,6 +162,7 @@ class Attestation(Actor):
             jitter=self.random.random,
         )
         self._in_flight: set[InstanceId] = set()
+        self._answered: set[InstanceId] = set()
         self._waiting: dict[InstanceId, str] = {}
         self._timed: set[ChallengeId] = set()
         self._overdue: dict[InstanceId, Question] = {}
@@ -193,12 +194,11 @@ class Attestation(Actor):
                 _ = self.run(self._concerned(scope), _Found)
             case Answer() | Stray():
                 self._pushed(message)
-            case InFlight():
-                return frozenset({*self._in_flight, *self._waiting})
-            case InHand(instance_id):
-                return instance_id in self._in_flight
+            case InFlight() | InHand():
+                return self._in_hand(message)
             case _Done(instance_id, outcome):
                 self._in_flight.discard(instance_id)
+                self._answered.discard(instance_id)
                 self._settle(instance_id, outcome)
             case _Found(outcome):
                 self._found(outcome)
@@ -210,11 +210,17 @@ class Attestation(Actor):
         self._start_waiting()
         return None
 
+    def _in_hand(self, message: InFlight | InHand) -> frozenset[InstanceId] | bool:
+        if isinstance(message, InHand):
+            return message.instance_id in self._answered
+        return frozenset({*self._in_flight, *self._waiting})
+
     def _pushed(self, message: Answer | Stray) -> None:
         if isinstance(message, Answer):
             asked = message.asked
             work = self._inquiries.answered(asked, message.nonce, message.evidence)
             self._take(asked.instance_id, work)
+            self._answered.add(asked.instance_id)
             return
         self._punish(message)
         work = self._inquiries.stray(message.instance_id, message.late, message.why)

@@ -14,7 +14,7 @@ from trustfabric.actors.hypervisor import PowerOf, Watcher
 from trustfabric.actors.power import ASK_S, Equipment, Power
 from trustfabric.db import trust, vms
 from trustfabric.domain.ids import InstanceId
-from trustfabric.domain.power import Desired, Hold, Step, next_step, told
+from trustfabric.domain.power import Desired, Hold, Step, next_step, taken_away, told
 from trustfabric.domain.restarts import relaunch_wait
 from trustfabric.domain.trust import Lifecycle
 from trustfabric.domain.vms import PowerState, is_structural
@@ -165,14 +165,21 @@ class Vm(Actor):
     def _step(
         self, instance: vms.Instance, observed: PowerState | None, hold: Hold
     ) -> Step:
-        if not self._use.provisioner.observes:
-            observed = told(instance.power_state, observed)
+        provisioner, recorded = self._use.provisioner, instance.power_state
+        desired = Desired(instance.desired_state)
+        if not provisioner.observes:
+            observed = told(recorded, observed)
+        elif (
+            instance.defined_at is not None
+            and not provisioner.volatile
+            and taken_away(desired, recorded, observed)
+        ):
+            return Step.END_VANISHED
         return next_step(
-            Desired(instance.desired_state),
-            instance.power_state,
+            desired,
+            recorded,
             observed,
-            volatile=self._use.provisioner.volatile,
-            made=self._use.provisioner.observes and instance.defined_at is not None,
+            volatile=provisioner.volatile,
             hold=hold,
             rebooted=instance.reboots_due > 0,
         )

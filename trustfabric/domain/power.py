@@ -69,13 +69,25 @@ def told(recorded: PowerState, echoed: PowerState | None) -> PowerState | None:
     return recorded if echoed is None and recorded in _RAN else echoed
 
 
+def taken_away(
+    desired: Desired, recorded: PowerState, observed: PowerState | None
+) -> bool:
+    """Tell whether a VM is over, at a hypervisor that was given it and keeps its own.
+
+    Its disk and its keys went with its domain: it is never made again, not when it was
+    off either. One that was to stop is noted as stopped first.
+    """
+    if observed is not None or desired is Desired.TERMINATED:
+        return False
+    return desired is Desired.RUNNING or not recorded.active
+
+
 def next_step(
     desired: Desired,
     recorded: PowerState,
     observed: PowerState | None,
     *,
     volatile: bool,
-    made: bool = False,
     hold: Hold = Hold.NONE,
     rebooted: bool = False,
 ) -> Step:
@@ -83,26 +95,19 @@ def next_step(
 
     `recorded` is what the database says; `observed` what the hypervisor says, None
     where it does not know the domain. A volatile driver's domains die with our
-    process: one that is missing was running when we died, and goes on. `made` says
-    that a hypervisor which shows what it has was given the domain: if one that is off
-    is missing too, somebody took it away, its disk and its keys with it.
+    process: one that is missing was running when we died, and goes on.
     """
     active = observed is not None and observed.active
-    taken = made and observed is None and not volatile
     match desired:
         case Desired.TERMINATED:
             return Step.REMOVE
         case Desired.STOPPED:
             if active:
                 return Step.STOP
-            if recorded.active:
-                return Step.NOTE_STOPPED
-            return Step.END_VANISHED if taken else Step.NOTHING
+            return Step.NOTE_STOPPED if recorded.active else Step.NOTHING
         case Desired.RUNNING:
             if observed is None or not active:
                 lost = observed is None and not volatile
-                if taken:
-                    return Step.END_VANISHED
                 return _towards_running(recorded, volatile=volatile, lost=lost)
             if rebooted and recorded in _RAN:
                 return Step.NOTE_REBOOT

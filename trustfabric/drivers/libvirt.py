@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 from xml.etree.ElementTree import Element
 
+import structlog
+
 from trustfabric.domain.ports import ConsoleItem, ConsoleTail, Defined
 from trustfabric.domain.vms import (
+    ConsoleKind,
     IsolationTier,
     PowerChange,
     PowerEvent,
@@ -35,6 +38,10 @@ from trustfabric.drivers.libvirt_tiers import check_tier
 from trustfabric.drivers.libvirt_xml import VirtType, domain_xml
 from trustfabric.errors import UnavailableError
 
+log = structlog.get_logger(__name__)
+
+_DEFINE_S: Final = 60.0
+"""The first one has libvirt try out its QEMU: where nobody reaps, half a minute."""
 _START_S: Final = 60.0
 _DISK_S: Final = 60.0
 _DESTROY_S: Final = 30.0
@@ -66,12 +73,14 @@ class LibvirtProvisioner:
         credentials: Credentials | None = None,
         virt: VirtType | None = None,
         scratch: VolumeTemplate | None = None,
+        console: ConsoleKind | None = None,
         console_dir: Path | None = None,
         console_lines: int = _CONSOLE_LINES,
     ) -> None:
         """`runtime` marks this installation's domains; no `virt` takes the best.
 
         What is best is found with a guest whose disk lies where `scratch` does.
+        `console` is what new ones get: that others run with another is said once.
         Console lines are kept in files of `console_dir`, and so many in memory.
         """
         self._binding = load_binding()
@@ -105,6 +114,7 @@ class LibvirtProvisioner:
             keep=max(console_lines, _CONSOLE_LINES),
             folder=console_dir,
         )
+        self._new_console = console
         self._stops = Stops(self._host)
 
     @property
@@ -186,6 +196,7 @@ class LibvirtProvisioner:
         adopted = await link.call(
             f"defining {spec.name}",
             lambda conn: domains.define(self._host, conn, wanted),
+            within_s=_DEFINE_S,
         )
         self._ours[str(spec.uuid)] = spec.name
         self._specs[spec.name] = spec
@@ -311,8 +322,23 @@ class LibvirtProvisioner:
         wanted = set(self._consoles.unattached(running))
         uuids = {name: uuid for uuid, name in seen.ours.items() if name in wanted}
         if uuids:
-            with suppress(UnavailableError):  # the next look tries again
+            try:
                 await self._attach(link, uuids)
+            except UnavailableError:
+                return  # the next look tries again
+        self._compare_consoles(running)
+
+    def _compare_consoles(self, running: Sequence[str]) -> None:
+        wanted, self._new_console = self._new_console, None
+        others = [] if wanted is None else self._consoles.others(running, wanted)
+        if others:
+            log.warning(
+                "hypervisor.console-source-differs",
+                configured=wanted,
+                running_with_another=len(others),
+                such_as=others[0],
+                mend="each changes over at its next boot",
+            )
 
     async def _attached(self, name: str) -> None:
         """Open its console if it isn't; while the link is down, what is kept will do.

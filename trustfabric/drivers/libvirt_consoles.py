@@ -69,6 +69,11 @@ class Consoles:
         known = self._consoles
         return [n for n in names if n not in known or not known[n].attached]
 
+    def others(self, names: Iterable[str], kind: ConsoleKind) -> list[str]:
+        """Return whose consoles are of another kind, as far as they are known."""
+        known = self._consoles
+        return [n for n in names if n in known and known[n].source.kind is not kind]
+
     def note_reboot(self, name: str) -> None:
         console = self._consoles.get(name)
         if console is not None:
