@@ -3,8 +3,9 @@
     python -m benchmarks.actors [--rounds N] [--json FILE] [--million] [--only WORD]
 
 Ratios are what to trust: a shared machine changes its pace, but within a round all
-sides have the same. Each figure is the median of its rounds. What weighs actors runs
-in a process of its own. Nothing is logged: a line written costs more than a restart.
+sides have the same. Each figure is the median of its rounds. Each part runs in a
+process of its own: what others left in memory is nothing that it should pay for.
+Nothing is logged: a line written costs more than a restart.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import gc
 import json
 import logging
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -300,43 +302,43 @@ async def erlang() -> Figures:
     return await actors_erlang.measure(TELLS, ASKS, SPAWNS, RESTARTS)
 
 
-PARTS = (tells, asks, from_a_thread, spawns, restarts, storm, loaded, lag, erlang)
+Part = Callable[[], Awaitable[Figures]]
+PARTS: tuple[Part, ...] = (
+    tells,
+    asks,
+    from_a_thread,
+    spawns,
+    restarts,
+    storm,
+    loaded,
+    lag,
+    erlang,
+)
+ONCE: tuple[Part, ...] = (weight, million)
+"""They take long and vary little."""
 
 
-async def alone(name: str) -> Figures:
+def alone(name: str) -> Figures:
     """Measure a part in a process of its own."""
     with tempfile.TemporaryDirectory() as home:
         path = Path(home) / "figures.json"
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "benchmarks.actors"),
-            *("--rounds", "1", "--only", name, "--json", str(path)),
-            stdout=asyncio.subprocess.DEVNULL,
-        )
-        assert await process.wait() == 0
+        command = (sys.executable, "-m", "benchmarks.actors")
+        options = ("--only", name, "--json", str(path))
+        subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
         figures: Figures = json.loads(path.read_text())
         return figures
 
 
-async def weigh() -> Figures:
-    return await alone("weight")
-
-
-async def count_a_million() -> Figures:
-    return await alone("million")
-
-
-def measure(
-    parts: Sequence[Callable[[], Awaitable[Figures]]], rounds: int
-) -> dict[str, float]:
+def measure(names: Sequence[str], rounds: int) -> Figures:
     sample: dict[str, list[float]] = {}
     for _ in range(rounds):
-        for part in parts:
-            for name, value in asyncio.run(_awaited(part)).items():
-                sample.setdefault(name, []).append(value)
+        for name in names:
+            for figure, value in alone(name).items():
+                sample.setdefault(figure, []).append(value)
     return {name: statistics.median(values) for name, values in sample.items()}
 
 
-async def _awaited(part: Callable[[], Awaitable[Figures]]) -> Figures:
+async def _awaited(part: Part) -> Figures:
     return await part()
 
 
@@ -367,13 +369,14 @@ def main() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
         cache_logger_on_first_use=True,
     )
-    known = {part.__name__: part for part in (*PARTS, weight, million)}
-    parts = [known[options.only]] if options.only else [*PARTS]
-    figures = measure(parts, options.rounds)
-    if not options.only:
-        figures |= measure([weigh], 1)
-    if options.million and not options.only:
-        figures |= measure([count_a_million], 1)
+    known: dict[str, Part] = {part.__name__: part for part in (*PARTS, *ONCE)}
+    if options.only:
+        figures = asyncio.run(_awaited(known[options.only]))
+    else:
+        figures = measure([part.__name__ for part in PARTS], options.rounds)
+        figures |= alone(weight.__name__)
+        if options.million:
+            figures |= alone(million.__name__)
     print(table(figures))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
