@@ -121,7 +121,13 @@ async def test_a_server_is_stopped_redeployed_and_deleted(
     await _until(alice, launched, "stopped")
     assert (await alice.post(f"{path}/redeploy")).status == 202
     await _until(alice, launched, "running")
-    vm = (await alice.get(f"{path}/vm")).json()
+
+    async def replaced() -> Json | None:
+        # The new one may run before the end of the old one is written down.
+        now: Json = (await alice.get(f"{path}/vm")).json()
+        return now if now["instances"][-1]["terminated_at"] else None
+
+    vm = await until(replaced, "the old instance to be ended")
     deleted = await alice.call("DELETE", path)
 
     newest, oldest = vm["instances"]
