@@ -7,6 +7,7 @@ ever, so the application makes one `EventLoop` and hands it to its drivers.
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import MappingProxyType
@@ -86,11 +87,12 @@ class EventLoop:
         self._thread: threading.Thread | None = None  # noqa: TID251 - see start
         self._stopping = threading.Event()
         self._timer: int | None = None
+        self._buried: deque[Any] = deque()
 
     def start(self) -> None:
         """Call before the first connection is opened."""
         self._binding.virEventRegisterDefaultImpl()
-        self._timer = self._binding.virEventAddTimeout(_WAKE_MS, _wake, None)
+        self._timer = self._binding.virEventAddTimeout(_WAKE_MS, self._wake, None)
         self._stopping.clear()
         self._thread = threading.Thread(  # noqa: TID251 - the one that libvirt needs
             target=self._run, name="libvirt-events", daemon=True
@@ -105,6 +107,7 @@ class EventLoop:
         self._binding.virEventUpdateTimeout(self._timer, 0)
         self._thread.join(_STOP_S)
         self._thread = None
+        self._buried.clear()
 
     def time(self) -> float:
         """Seconds of the event loop's clock; safe in any thread."""
@@ -115,11 +118,25 @@ class EventLoop:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(receive, *args)
 
+    def bury(self, connection: Any) -> None:
+        """Let go of a connection that nobody will use again; safe in any thread.
+
+        libvirt (9.0 at least) calls back for a connection that dies without keeping
+        what it calls: to free one meanwhile, in another thread, breaks its memory.
+        One whose call still hangs outlives it, in the hands of its caller.
+        """
+        self._buried.append(connection)
+        del connection
+        if self._thread is None:
+            self._buried.clear()
+        else:
+            self._binding.virEventUpdateTimeout(self._timer, 0)
+
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._binding.virEventRunDefaultImpl()
+            self._buried.clear()
         self._binding.virEventRemoveTimeout(self._timer)
 
-
-def _wake(_timer: int, _opaque: Any) -> None:
-    pass
+    def _wake(self, timer: int, _opaque: Any) -> None:
+        self._binding.virEventUpdateTimeout(timer, _WAKE_MS)

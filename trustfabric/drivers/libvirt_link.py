@@ -246,9 +246,11 @@ class Link:
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             self._try(partial(connections[_WATCH].domainEventDeregisterAny, callback))
-        for conn in () if self._uri.local else connections.values():
+        while connections and not self._uri.local:
+            _, conn = connections.popitem()
             self._try(conn.unregisterCloseCallback)
-            self._try(conn.close)
+            self._events.bury(conn)
+            del conn
 
     def _try(self, act: Callable[[], object]) -> None:
         with suppress(self._binding.libvirtError):
