@@ -46,6 +46,8 @@ ASKS = 3_000
 SPAWNS = 10_000
 MANY_SPAWNS = 50_000
 PEER_SPAWNS = 3_000
+WARM_UP = 1_000
+"""Started and stopped before it counts, by either side: code and memory are warm."""
 RESTARTS = 500
 PEERS = ("pykka", "erlang")
 
@@ -138,6 +140,8 @@ def _flood(burst: int, tell: Callable[[], object], ask: Callable[[], object]) ->
 
 
 async def spawns() -> Figures:
+    async with Ours() as ours:
+        await ours.spawn(WARM_UP)
     gc.collect()
     async with Ours() as ours:
         begun = time.perf_counter()
@@ -149,6 +153,8 @@ async def spawns() -> Figures:
         await ours.spawn(MANY_SPAWNS)
         begun = time.perf_counter()
     many_stops = MANY_SPAWNS / (time.perf_counter() - begun)
+    for peer in [Peer.start() for _ in range(WARM_UP)]:
+        peer.stop()
     gc.collect()
     before, begun = resident_bytes(), time.perf_counter()
     peers = [Peer.start() for _ in range(PEER_SPAWNS)]
@@ -252,7 +258,7 @@ async def lag() -> Figures:
             for worker in workers:
                 worker.tell(tick)
         sample = []
-        while any(len(worker.cell.mailbox) for worker in workers):
+        while any(worker.cell.depth for worker in workers):
             begun = time.perf_counter()
             await asyncio.sleep(0.001)
             sample.append((time.perf_counter() - begun - 0.001) * 1e3)

@@ -257,7 +257,7 @@ async def test_a_registry_that_dies_under_a_verdict_stops_no_other(
     gate.go.set()
 
     async def asked() -> bool | None:
-        return len(machines.trust.cell.mailbox) > 0 or None
+        return machines.trust.cell.depth > 0 or None
 
     await until(asked, "the verdict to be told")
     machines.clock.advance(11.0)

@@ -100,7 +100,7 @@ async def until_waiting(fabric: Fabric) -> None:
 
 async def queued(fabric: Fabric, number: int) -> None:
     async def look() -> bool | None:
-        return len(fabric.trust.cell.mailbox) == number or None
+        return fabric.trust.cell.depth == number or None
 
     await until(look, f"{number} changes to queue")
 

@@ -264,14 +264,14 @@ def test_a_mailbox_never_exceeds_its_bound_and_loses_nothing(
         if action is None:
             out += mailbox.take() is not None
         else:
-            before = len(mailbox)
+            before = mailbox.depth
             mail = Envelope((action, put))
-            kept = mailbox.put(mail)
+            kept = mailbox.keep(mail)
             put += 1
-            replaced += kept and len(mailbox) == before
+            replaced += kept and mailbox.depth == before
             if not kept:
                 out += 1  # the oldest, or this one
                 if mailbox.make_room() is not None:
-                    mailbox.put_beyond_limit(mail)
-        assert len(mailbox) <= limit
+                    mailbox.keep_beyond_limit(mail)
+        assert mailbox.depth <= limit
     assert put == out + replaced + len(mailbox.drain())

@@ -88,7 +88,7 @@ class _Everything(Collector):
             "trustfabric_mailbox_depth",
             "Messages that wait in the mailbox of a permanent actor.",
             ("actor",),
-            {(each.name,): len(each.cell.mailbox) for each in _addresses(face)},
+            {(each.name,): each.cell.depth for each in _addresses(face)},
         )
         yield from _PROCESS.collect()
 

@@ -60,10 +60,10 @@ class Actor(_PykkaActor):
     mailbox: ClassVar[MailboxSpec] = DEFAULT_MAILBOX
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
-        cell = BIRTH.cell
-        if cell is None:
+        cell = BIRTH.get()
+        if cell is None or cell.actor is not None:
             raise RuntimeError("actors are constructed by their spec's start")
-        BIRTH.cell = None
+        cell.actor = self
         self._cell: Cell = cell
         self._actor_ref = cell.address
 

@@ -149,7 +149,7 @@ class Address(pykka.ActorRef[Any], Generic[A]):
         )
         try:
             if not sent:
-                if cell.mailbox.spec.overflow is Overflow.WAIT:
+                if cell.policy.overflow is Overflow.WAIT:
                     await self._room(reply)
                 if not reply.done():
                     cell.put(Envelope(request, reply, deadline))
@@ -160,7 +160,7 @@ class Address(pykka.ActorRef[Any], Generic[A]):
 
     async def _room(self, reply: LoopReply) -> None:
         """Wait for room behind those who do, or until the reply is out of time."""
-        mailbox = self.cell.mailbox
+        mailbox = self.cell
         must_wait = mailbox.must_wait
         while must_wait and not reply.done():
             room: asyncio.Future[None] = reply.get_loop().create_future()

@@ -19,19 +19,19 @@ from trustfabric.supervision.states import ALIVE, NEW, NOBODY, RUNNING, WAITING,
 from trustfabric.supervision.watchers import Watchers
 
 
-class Box(ABC):
+class Box(Mailbox, ABC):
     __slots__ = (
-        "address", "busy", "epoch", "in_ready", "mailbox", "parent", "prefix",
+        "address", "busy", "epoch", "in_ready", "parent", "prefix",
         "scheduler", "state", "suspended", "watchers",
     )  # fmt: skip
 
     def __init__(self, address: Any) -> None:
+        Mailbox.__init__(self, DEFAULT_MAILBOX)
         self.address = address
         self.prefix = ""
         """The path of who is above, and a slash; shared among siblings."""
         self.scheduler: Scheduler = None  # type: ignore[assignment]  # until attached
         self.parent: Parent[Any] = None  # type: ignore[assignment]  # until attached
-        self.mailbox = Mailbox(DEFAULT_MAILBOX)
         self.state: State = NEW
         self.epoch = 0
         """How many incarnations there have been."""
@@ -54,19 +54,22 @@ class Box(ABC):
 
     def announce(self, scheduler: Scheduler, prefix: str) -> None:
         """Join a tree; from here on mail is kept for the first incarnation."""
-        if self.state in ALIVE:
+        if self.state is not NEW and self.state in ALIVE:
             raise RuntimeError(f"{self.path} runs already")
         self.scheduler, self.prefix = scheduler, prefix
         self.state = WAITING
 
     def attach(self, scheduler: Scheduler, parent: Parent[Any], prefix: str) -> None:
-        self.announce(scheduler, prefix)
+        if self.state is not NEW and self.state in ALIVE:
+            raise RuntimeError(f"{self.path} runs already")
+        self.scheduler, self.prefix = scheduler, prefix
+        self.state = WAITING
         self.parent = parent
 
     def bury(self, exit_: Exit) -> None:
         """Never mind a restart: answer the mail, tell the watchers."""
         self.state = State.DEAD
-        for mail in self.mailbox.drain():
+        for mail in self.drain():
             reason, letters = f"ended: {exit_.kind}", self.scheduler.dead_letters
             undelivered.strand(sealed(mail), self.path, reason, letters)
         watchers, self.watchers = self.watchers, None
@@ -81,7 +84,7 @@ class Box(ABC):
             self.refuse(mail, "not running")
             return False
         try:
-            kept = self.mailbox.put(mail)
+            kept = self.keep(mail)
         except Exception as error:  # noqa: BLE001  # in the receiver's conflate: its bug
             self.kill(exits.crashed(error, "conflate"))
             self._bounce(sealed(mail))
@@ -94,16 +97,16 @@ class Box(ABC):
 
     def _put_into_full(self, envelope: Envelope) -> bool:
         if is_stop(envelope):
-            self.mailbox.put_beyond_limit(envelope)
+            self.keep_beyond_limit(envelope)
             return True
-        oldest = self.mailbox.make_room()
+        oldest = self.make_room()
         if oldest is not None:
-            self.mailbox.put(envelope)
+            self.keep(envelope)
         self._bounce(oldest or envelope)
         return oldest is not None
 
     def _bounce(self, envelope: Envelope) -> None:
-        limit, letters = self.mailbox.spec.limit, self.scheduler.dead_letters
+        limit, letters = self.policy.limit, self.scheduler.dead_letters
         undelivered.bounce(envelope, self.path, limit, letters)
 
     def refuse(self, mail: Mail, reason: str) -> None:
@@ -111,7 +114,7 @@ class Box(ABC):
         undelivered.refuse(sealed(mail), self.path, reason, letters)
 
     def put_system(self, envelope: Envelope) -> None:
-        self.mailbox.put_system(envelope)
+        self.keep_system(envelope)
         self.wake()
 
     def wake(self) -> None:

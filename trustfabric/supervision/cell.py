@@ -39,7 +39,7 @@ class Cell(Box):
     )  # fmt: skip
 
     def __init__(self, address: Any) -> None:
-        super().__init__(address)
+        Box.__init__(self, address)  # super() takes its time, and there are many
         self.actor: Behaviour | None = None
         self.gathers = False
         """It takes requests along, so that they shall not come one by one."""
@@ -84,14 +84,14 @@ class Cell(Box):
         self._perform(self._started, self._construct, construct)
 
     def _construct(self, construct: Callable[[], Any]) -> Any:
-        outer, BIRTH.cell = BIRTH.cell, self
+        BIRTH.set(self)
         try:
-            actor: Behaviour = construct()
-        finally:
-            BIRTH.cell = outer
-        self.actor = actor
+            self.actor = actor = construct()
+        except BaseException:
+            self.actor = None
+            raise
         self.scheduler.tally.came(actor)
-        self.mailbox.spec = actor.mailbox
+        self.policy = actor.mailbox
         return actor.on_start()
 
     def _started(self, _: Any, error: BaseException | None) -> None:
@@ -116,7 +116,7 @@ class Cell(Box):
             and not self.in_ready
             and not self.suspended
             and self.stop_asked is None
-            and not self.mailbox.has_mail(system_only=False)
+            and not self.has_mail(system_only=False)
         )
 
     def may_be_handed(self) -> bool:
@@ -136,7 +136,6 @@ class Cell(Box):
         self._look()
 
     def _handle_some(self, budget: int) -> bool:
-        mailbox = self.mailbox
         while self.state is RUNNING and not self.busy:
             if self.stop_asked is not None:
                 self._begin_stop(self.stop_asked)
@@ -144,10 +143,10 @@ class Cell(Box):
             if budget == 0:
                 return True
             budget -= 1
-            if mailbox.system is not None:
-                mail = mailbox.take_system()
+            if self.system is not None:
+                mail = self.take_system()
             else:
-                mail = None if self.suspended else mailbox.take()
+                mail = None if self.suspended else self.take()
             if mail is None:
                 break
             if mail.__class__ is Envelope:
@@ -209,9 +208,7 @@ class Cell(Box):
 
     def _look(self) -> None:
         """Go on with what has piled up, unless a `step` above does so anyway."""
-        if self.stop_asked is not None or self.mailbox.has_mail(
-            system_only=self.suspended
-        ):
+        if self.stop_asked is not None or self.has_mail(system_only=self.suspended):
             self.wake()
 
     # --- one piece of the actor's code, sync or async -------------------------
@@ -227,6 +224,9 @@ class Cell(Box):
             return
         if result.__class__ is CoroutineType:
             context.run(self._begin_work, result, settle)
+        elif self.doom is None:  # as `_settled` would, the short way
+            self.busy = False
+            settle(result, None)
         else:
             self._settled(settle, result, None)
 
@@ -385,7 +385,7 @@ class Cell(Box):
             over.set_result(None)
         mail, self.current = self.current, None
         if mail is not None and sealed(mail).may_repeat:
-            self.mailbox.put_back(sealed(mail))
+            self.keep_again(sealed(mail))
         self.parent.child_down(self, exit_)
         if mail is not None and is_stop(sealed(mail)):
             undelivered.strand(

@@ -56,7 +56,8 @@ class Child(Place):
         return self.timer is not None and not self.alive
 
     def start(self) -> None:
-        self.cancel_timer()
+        if self.timer is not None:
+            self.cancel_timer()
         self.cell.start(self.construct)
 
     def came_up(self) -> None:

@@ -1,6 +1,5 @@
 """Which actor the code that runs right now belongs to."""
 
-import threading
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -8,12 +7,7 @@ if TYPE_CHECKING:
     from trustfabric.supervision.cell import Cell
 
 
-class Birth(threading.local):
-    """The cell that an actor constructed right now, on this thread, belongs to."""
-
-    cell: "Cell | None" = None
-
-
-BIRTH = Birth()
+BIRTH: ContextVar["Cell | None"] = ContextVar("birth", default=None)
+"""The cell that an actor constructed right now belongs to, unless it has one."""
 CALLER: ContextVar["Cell | None"] = ContextVar("caller", default=None)
 """The cell whose mailbox stands still while this code waits."""

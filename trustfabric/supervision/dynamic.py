@@ -109,10 +109,10 @@ class DynamicSupervisor(Actor):
     # --- what children report -------------------------------------------------
 
     def child_up(self, cell: Cell) -> None:
-        self._children[_key(cell)].came_up()
+        self._children[cell.address.name].came_up()
 
     def child_down(self, cell: Cell, exit_: Exit) -> None:
-        child = self._children[_key(cell)]
+        child = self._children[cell.address.name]
         child.went_down()
         if self._closing is not None or child.leaving:
             log_down(child, exit_, "stays down", None)
@@ -151,7 +151,7 @@ class DynamicSupervisor(Actor):
 
     def _forget(self, child: Child, exit_: Exit) -> None:
         """Strike a child off; one that fell with this supervisor keeps its place."""
-        key = _key(child.cell)
+        key: str = child.cell.address.name
         self._in_care -= 1
         child.give_up(exit_)
         removal = self._removals.pop(key, None)
@@ -163,8 +163,3 @@ class DynamicSupervisor(Actor):
         emptied = self._emptied
         if emptied is not None and not emptied.done() and not self._in_care:
             emptied.set_result(None)
-
-
-def _key(cell: Cell) -> str:
-    name: str = cell.address.name
-    return name

@@ -110,17 +110,18 @@ class Mailbox:
     end of the other, which is the first one turned round when it was empty.
     """
 
-    __slots__ = ("_in", "_keys", "_out", "_waiters", "spec", "system")
+    __slots__ = ("_in", "_keys", "_out", "_waiters", "policy", "system")
 
-    def __init__(self, spec: MailboxSpec) -> None:
-        self.spec = spec
+    def __init__(self, policy: MailboxSpec) -> None:
+        self.policy = policy
         self.system: deque[Envelope] | None = None
         self._in: list[Mail] | None = None
         self._out: list[Mail] | None = None
         self._keys: dict[Hashable, Envelope] | None = None
         self._waiters: deque[asyncio.Future[None]] | None = None
 
-    def __len__(self) -> int:
+    @property
+    def depth(self) -> int:
         return self.user_depth + (len(self.system) if self.system else 0)
 
     @property
@@ -129,34 +130,34 @@ class Mailbox:
 
     @property
     def full(self) -> bool:
-        return self.user_depth >= self.spec.limit
+        return self.user_depth >= self.policy.limit
 
     def has_mail(self, *, system_only: bool) -> bool:
         if self.system is not None:
             return True
         return not system_only and (self._out is not None or self._in is not None)
 
-    def put_system(self, envelope: Envelope) -> None:
+    def keep_system(self, envelope: Envelope) -> None:
         if self.system is None:
             self.system = deque()
         self.system.append(envelope)
 
-    def put(self, mail: Mail) -> bool:
+    def keep(self, mail: Mail) -> bool:
         """Keep it; False if there is no room."""
-        spec, inward = self.spec, self._in
-        if spec.conflate is not None:
-            return self._put_conflating(mail, spec.conflate)
+        policy, inward = self.policy, self._in
+        if policy.conflate is not None:
+            return self._keep_conflating(mail, policy.conflate)
         if inward is None:
-            if self._out is not None and len(self._out) >= spec.limit:
+            if self._out is not None and len(self._out) >= policy.limit:
                 return False
             self._in = [mail]
             return True
-        if len(inward) + (0 if self._out is None else len(self._out)) >= spec.limit:
+        if len(inward) + (0 if self._out is None else len(self._out)) >= policy.limit:
             return False
         inward.append(mail)
         return True
 
-    def _put_conflating(self, mail: Mail, conflate: Conflate) -> bool:
+    def _keep_conflating(self, mail: Mail, conflate: Conflate) -> bool:
         envelope, key = sealed(mail), None
         if envelope.reply is None and not is_stop(envelope):
             key = envelope.key = conflate(envelope.message)
@@ -168,18 +169,18 @@ class Mailbox:
             return True
         if self.full:
             return False
-        self.put_beyond_limit(envelope)
+        self.keep_beyond_limit(envelope)
         if key is not None:
             self._keys[key] = envelope
         return True
 
-    def put_beyond_limit(self, mail: Mail) -> None:
+    def keep_beyond_limit(self, mail: Mail) -> None:
         """Keep it behind the rest of the user lane, whatever the bound."""
         if self._in is None:
             self._in = []
         self._in.append(mail)
 
-    def put_back(self, envelope: Envelope) -> None:
+    def keep_again(self, envelope: Envelope) -> None:
         """Keep what was in hand before all else of the user lane, once more."""
         envelope.repeated = True
         if self._out is None:
@@ -214,7 +215,7 @@ class Mailbox:
 
     def make_room(self) -> Envelope | None:
         """Take the oldest out if the policy says so; it is a dead letter."""
-        if self.spec.overflow is not Overflow.DROP_OLDEST:
+        if self.policy.overflow is not Overflow.DROP_OLDEST:
             return None
         return sealed(self.take())
 

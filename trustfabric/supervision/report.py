@@ -45,7 +45,7 @@ def describe(cell: Cell) -> ActorReport:
         epoch=cell.epoch,
         restart_count=cell.restart_count,
         restarts=tuple(RestartReport(at=at, reason=why) for at, why in restarts),
-        depth=len(cell.mailbox),
+        depth=cell.depth,
         current=None if current is None else type(sealed(current).message).__name__,
         current_age_s=None if current is None else age_s,
         waiting_on=tuple(target.path for target in (cell.asking or {}).values()),

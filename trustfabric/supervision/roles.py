@@ -1,6 +1,6 @@
 """What a cell needs of the actor inside it, and of the supervisor above it."""
 
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from trustfabric.supervision.exits import Exit
 from trustfabric.supervision.mailbox import MailboxSpec
@@ -11,7 +11,7 @@ C_contra = TypeVar("C_contra", contravariant=True)
 class Behaviour(Protocol):
     """An actor, as its cell runs it."""
 
-    mailbox: MailboxSpec
+    mailbox: ClassVar[MailboxSpec]
 
     def receive(self, message: Any) -> Any: ...
 

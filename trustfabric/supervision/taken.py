@@ -52,12 +52,12 @@ def take(cell: Cell, kind: type[M], limit: int) -> list[Taken[M]]:
     cell.gathers = True
     taken: list[Taken[M]] = []
     while len(taken) < limit:
-        envelope = cell.mailbox.peek()
+        envelope = cell.peek()
         if envelope.__class__ is not Envelope or envelope.reply is None:
             break
         if not isinstance(envelope.message, kind):
             break
-        cell.mailbox.take()
+        cell.take()
         if envelope.is_late(cell.scheduler.clock.monotonic, cell.epoch):
             cell.scheduler.tally.skipped += 1
         else:

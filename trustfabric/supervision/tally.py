@@ -41,7 +41,7 @@ class Tally:
     """Belongs to the loop's thread."""
 
     def __init__(self) -> None:
-        self.up: Counter[type] = Counter()
+        self.up: dict[type, int] = {}
         """Incarnations there are, by the class of the actor."""
         self.started = 0
         """Incarnations there have been."""
@@ -53,7 +53,8 @@ class Tally:
         """Coroutines that would not end even when closed by force."""
 
     def came(self, actor: object) -> None:
-        self.up[actor.__class__] += 1
+        kind = actor.__class__
+        self.up[kind] = self.up.get(kind, 0) + 1
         self.started += 1
 
     def went(self, actor: object) -> None:
