@@ -168,6 +168,10 @@ class PrivateLibvirtd:
         pid = self.root / f"run/libvirt/qemu/run/{name}.pid"
         return int(pid.read_text("ascii"))
 
+    def kill_virtlogd(self) -> None:
+        for pid in self.root.rglob("virtlogd.pid"):
+            self._end(int(pid.read_text("ascii")))
+
     def stop(self) -> None:
         for pid in self.root.glob("run/libvirt/qemu/run/*.pid"):
             self._end(int(pid.read_text("ascii")))
@@ -175,8 +179,7 @@ class PrivateLibvirtd:
             self.process.send_signal(signal.SIGCONT)
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-        for pid in self.root.rglob("virtlogd.pid"):
-            self._end(int(pid.read_text("ascii")))
+        self.kill_virtlogd()
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _end(self, pid: int) -> None:

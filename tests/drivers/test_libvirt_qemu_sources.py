@@ -15,7 +15,13 @@ from tests.drivers.private_libvirtd import (
     missing,
     until_printed,
 )
-from trustfabric.domain.vms import ConsoleKind, ConsoleSource, VmSpec, fill_console
+from trustfabric.domain.vms import (
+    ConsoleKind,
+    ConsoleSource,
+    PowerState,
+    VmSpec,
+    fill_console,
+)
 from trustfabric.drivers.console_lines import LineRing
 from trustfabric.drivers.libvirt import LibvirtProvisioner
 from trustfabric.drivers.libvirt_events import EventLoop
@@ -181,6 +187,33 @@ async def test_a_file_that_is_not_there_says_so(
     assert why is not None
     assert "is not there" in why
     assert "virtlogd" in why
+
+
+async def test_a_file_whose_virtlogd_died_says_so(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd, heard: Heard
+) -> None:
+    """The guest ticks on; nothing of it arrives any more, and no error comes."""
+    spec = spec_with(host, ConsoleKind.FILE)
+    await qemu_driver.define(spec)
+    await qemu_driver.start(spec.name)
+    await until_printed(qemu_driver, spec.name, "tick 1")
+    host.kill_virtlogd()
+    await qemu_driver.close()
+    path = host.root / "consoles" / f"{spec.name}.log"
+    os.truncate(path, 0)
+    console = qemu_driver._consoles.get(spec.name)
+    assert console is not None
+    console.ring = LineRing(10)
+    await qemu_driver.open(heard.on_event, heard.on_lost)
+    powers = await qemu_driver.observe()
+
+    why = (await qemu_driver.console_tail(spec.name, 10)).why_empty
+
+    assert powers[spec.name] is PowerState.RUNNING
+    assert path.stat().st_size == 0
+    assert why is not None
+    assert "nothing was printed" in why
+    assert "virtlogd may not run" in why
 
 
 async def test_a_source_that_was_changed_says_when_it_takes_effect(
