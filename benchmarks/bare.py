@@ -2,7 +2,8 @@
 
     python -m benchmarks.bare
 
-Prints its port. `/row` answers the bytes that were put there; `/stream` is written to
+Prints its port. `/row` answers the bytes that were put there, to a POST as well, whose
+body it reads; `/stream` is written to
 by `/send`, which takes how many events there shall be, how many a second at most, and
 how many streams follow each.
 """
@@ -30,6 +31,10 @@ class Bare:
     async def put(self, request: web.Request) -> web.Response:
         self.row = await request.read()
         return web.Response()
+
+    async def post(self, request: web.Request) -> web.Response:
+        await request.json()
+        return web.Response(body=self.row, content_type="application/json")
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -84,6 +89,7 @@ async def _serve() -> None:
     application = web.Application()
     application.router.add_get("/row", bare.get)
     application.router.add_put("/row", bare.put)
+    application.router.add_post("/row", bare.post)
     application.router.add_get("/stream", bare.stream)
     application.router.add_post("/send", bare.send)
     runner = web.AppRunner(application, access_log=None)

@@ -6,10 +6,12 @@ The peers move a bare job. Where they are not installed, what they did here coun
 """
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from typing import LiteralString
 
 import psycopg
 
@@ -17,8 +19,9 @@ from benchmarks.bench import Bench, Seed
 from benchmarks.frame import By, Figure, Part, Sample
 from benchmarks.registry import _logging_to
 from trustfabric.actors.attestation import Attest, Attestation
-from trustfabric.actors.dispatch import Dispatcher, RunOver
+from trustfabric.actors.dispatch import Dispatcher
 from trustfabric.actors.holds import Holds
+from trustfabric.actors.ledger import Ledger
 from trustfabric.actors.listener import Listener
 from trustfabric.actors.orders import Desk
 from trustfabric.actors.runs import RunActor, RunTools
@@ -75,8 +78,12 @@ WITH queued AS (
 UPDATE runtime_vm_trust_registry
    SET lifecycle_state = 'remediating', attestation_status = 'untrusted'
 """
-_LEFT = """
-SELECT count(*) FROM runtime_vm_remediation_runs WHERE status <> 'completed'
+_IS_ACTIVE = """
+SELECT EXISTS (SELECT 1 FROM runtime_vm_remediation_runs
+                WHERE status IN ('pending', 'running'))
+"""
+_COMPLETED = """
+SELECT count(*) FROM runtime_vm_remediation_runs WHERE status = 'completed'
 """
 
 
@@ -113,14 +120,17 @@ async def measure(bench: Bench) -> list[Sample]:
         await conn.execute("VACUUM ANALYZE")
         begun = time.perf_counter()
         async with _dispatching(bench, url):
-            while await _left(conn):  # noqa: ASYNC110  # it looks from outside
+            while await _read(conn, _IS_ACTIVE):  # noqa: ASYNC110  # from outside
                 await asyncio.sleep(0.02)
-        took = time.perf_counter() - begun
+            took = time.perf_counter() - begun
+        assert await _read(conn, _COMPLETED) == count
     return [Sample(QUEUE.name, count / took, BEST_PEER)]
 
 
-async def _left(conn: psycopg.AsyncConnection[tuple[int]]) -> int:
-    row = await (await conn.execute(_LEFT)).fetchone()
+async def _read(
+    conn: psycopg.AsyncConnection[tuple[int]], question: LiteralString
+) -> int:
+    row = await (await conn.execute(question)).fetchone()
     assert row is not None
     return int(row[0])
 
@@ -132,9 +142,11 @@ async def _dispatching(bench: Bench, url: str) -> AsyncIterator[None]:
     runtime = Runtime(answers=(FabricError,))
     with _logging_to(bench.folder() / "log"):
         await runtime.start(_tree(database, url))
+        gc.freeze()
         try:
             yield
         finally:
+            gc.unfreeze()
             await runtime.stop()
             await database.close()
 
@@ -145,6 +157,7 @@ def _tree(database: Database, url: str) -> SupervisorSpec:
     )
     broadcaster: Address[Broadcaster] = Address("broadcaster")
     trust: Address[TrustRegistry] = Address("trust")
+    ledger: Address[Ledger] = Address("ledger")
     on_hold: Address[Holds] = Address("holds")
     attestation: Address[Attestation] = Address("attestation")
     running: DynamicAddress[RunActor] = DynamicAddress("runs")
@@ -152,8 +165,8 @@ def _tree(database: Database, url: str) -> SupervisorSpec:
     tools = RunTools(
         database=database,
         trust=trust,
+        ledger=ledger,
         attestation=attestation,
-        over=lambda run_id: dispatcher.tell(RunOver(run_id)),
         executors={ExecutorType.SHELL: Noop()},
         issue_token=_no_token,
         retry=RetryPolicy(),
@@ -180,6 +193,7 @@ def _tree(database: Database, url: str) -> SupervisorSpec:
                 ),
             ),
             ChildSpec(address=trust, start=lambda: TrustRegistry(database)),
+            ChildSpec(address=ledger, start=lambda: Ledger(database)),
             ChildSpec(
                 address=on_hold,
                 start=lambda: Holds(database, StormLimits(), "bench"),

@@ -91,7 +91,7 @@ async def measure_throughput(bench: Bench) -> list[Sample]:
         beside = max([await _pgbench(bench, url, n, seconds) for n in CLIENTS])
         limit = await _batches(url, seconds)
         async with registry(bench, url) as address:
-            ours = await _asked(address, seconds)
+            ours = await asked(address, seconds)
     return [
         Sample(BESIDE_PGBENCH.name, ours, beside),
         Sample(BESIDE_BATCH.name, ours, limit),
@@ -170,7 +170,7 @@ def _change() -> Change:
 _PROVENANCE = {"kind": "tpm", "policy": "demo-software-tpm", "measurement": "5a" * 32}
 
 
-async def _asked(address: Address[TrustRegistry], seconds: float) -> float:
+async def asked(address: Address[TrustRegistry], seconds: float) -> float:
     """Return how many changes a second many askers get done, each one at a time."""
     done = 0
     until = time.perf_counter() + seconds

@@ -18,12 +18,13 @@ import structlog
 from trustfabric import log as logs
 from trustfabric.actors.attestation import Attestation
 from trustfabric.actors.counters import Counters
-from trustfabric.actors.dispatch import Dispatcher, RunOver
+from trustfabric.actors.dispatch import Dispatcher
 from trustfabric.actors.evaluations import Cadence, Scheduler
 from trustfabric.actors.holds import Holds
 from trustfabric.actors.hypervisor import Hypervisor, Renew
 from trustfabric.actors.intelligence import Scorer
 from trustfabric.actors.launcher import Fleet
+from trustfabric.actors.ledger import Ledger
 from trustfabric.actors.listener import Listener
 from trustfabric.actors.metrics import Meter
 from trustfabric.actors.orders import Desk
@@ -205,6 +206,7 @@ def _makers(use: Resources, runtime: Runtime, at: Addresses) -> Makers:
             use.runtime_id,
             tick_s=settings.remediation.tick_s,
         ),
+        ledger=lambda: Ledger(database),
         playbooks=lambda: Playbooks(database),
         dispatcher=lambda: _dispatcher(use, at),
         intelligence=lambda: Scorer(
@@ -250,8 +252,7 @@ def _storm_limits(settings: Settings) -> StormLimits:
 
 
 def _rules(settings: Settings) -> Rules:
-    chosen = settings.remediation
-    known = set(ExecutorType)
+    chosen, known = settings.remediation, set(ExecutorType)
     if not all(map(find_spec, NEEDED)):
         known.remove(ExecutorType.ANSIBLE)
     return Rules(
@@ -273,14 +274,13 @@ def _cadence(settings: Settings) -> Cadence:
 
 def _rhythm(use: Resources) -> Rhythm:
     chosen = use.settings.scheduler
-    answer_s = use.settings.attestation.timeout_s
     return Rhythm(
         runtime_id=use.runtime_id,
         tick_s=chosen.tick_s,
         refresh=RefreshSettings(
             cadence=timedelta(seconds=chosen.cadence_s),
             look_ahead=timedelta(seconds=chosen.look_ahead_s),
-            lease=timedelta(seconds=LEASE_S + 2 * answer_s),
+            lease=timedelta(seconds=LEASE_S + 2 * use.settings.attestation.timeout_s),
         ),
     )
 
@@ -294,8 +294,8 @@ def _dispatcher(use: Resources, at: Addresses) -> Dispatcher:
     tools = RunTools(
         database=use.database,
         trust=at.trust,
+        ledger=at.ledger,
         attestation=at.attestation,
-        over=lambda run_id: at.dispatcher.tell(RunOver(run_id)),
         executors=_executors(use),
         issue_token=lambda run, expires: _run_token(use.tokens, run, expires),
         retry=RetryPolicy(

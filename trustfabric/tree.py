@@ -13,6 +13,7 @@ from trustfabric.actors.evaluations import Scheduler
 from trustfabric.actors.holds import Holds
 from trustfabric.actors.hypervisor import Hypervisor
 from trustfabric.actors.intelligence import Scorer
+from trustfabric.actors.ledger import Ledger
 from trustfabric.actors.listener import Listener
 from trustfabric.actors.metrics import Meter
 from trustfabric.actors.playbooks import Playbooks
@@ -60,6 +61,7 @@ class Addresses:
     )
     refresher: Address[Refresher] = field(default_factory=lambda: Address("refreshes"))
     holds: Address[Holds] = field(default_factory=lambda: Address("holds"))
+    ledger: Address[Ledger] = field(default_factory=lambda: Address("ledger"))
     playbooks: Address[Playbooks] = field(default_factory=lambda: Address("playbooks"))
     runs: DynamicAddress[RunActor] = field(
         default_factory=lambda: DynamicAddress("runs")
@@ -89,6 +91,7 @@ class Makers:
     scheduler: Callable[[], Scheduler]
     refresher: Callable[[], Refresher]
     holds: Callable[[], Holds]
+    ledger: Callable[[], Ledger]
     playbooks: Callable[[], Playbooks]
     dispatcher: Callable[[], Dispatcher]
     intelligence: Callable[[], Scorer]
@@ -129,6 +132,7 @@ def fabric(at: Addresses, make: Makers) -> SupervisorSpec:
             ChildSpec(address=at.scheduler, start=make.scheduler),
             ChildSpec(address=at.refresher, start=make.refresher),
             ChildSpec(address=at.holds, start=make.holds),
+            ChildSpec(address=at.ledger, start=make.ledger),
             SupervisorSpec(
                 name="remediation",
                 strategy=Strategy.REST_FOR_ONE,

@@ -16,8 +16,9 @@ import pytest
 
 from tests.db.fix_runs import add_instance, read_run
 from trustfabric.actors.attestation import Attest
-from trustfabric.actors.dispatch import CancelRun, Dispatcher, RunOver, _Tick
+from trustfabric.actors.dispatch import CancelRun, Dispatcher, _Tick
 from trustfabric.actors.holds import Holds
+from trustfabric.actors.ledger import Ledger
 from trustfabric.actors.listener import Listener
 from trustfabric.actors.orders import Desk
 from trustfabric.actors.playbooks import Playbooks
@@ -257,6 +258,7 @@ async def a_fabric(
     runtime = Runtime(answers=(FabricError,), clock=clock)
     broadcaster: Address[Broadcaster] = Address("broadcaster")
     challenger: Address[Any] = Address("attestation")
+    ledger: Address[Ledger] = Address("ledger")
     with ThreadPoolExecutor(1) as threads, a_data_dir() as fresh:
         executor = an_executor(data_dir or fresh, threads)
         fabric = Fabric(
@@ -272,8 +274,8 @@ async def a_fabric(
         tools = RunTools(
             database=database,
             trust=fabric.trust,
+            ledger=ledger,
             attestation=challenger,
-            over=lambda run_id: fabric.dispatcher.tell(RunOver(run_id)),
             executors={ExecutorType.SHELL: programs or executor},
             issue_token=_token,
             retry=RETRY,
@@ -304,6 +306,7 @@ async def a_fabric(
                     ),
                 ),
                 ChildSpec(address=fabric.trust, start=lambda: TrustRegistry(database)),
+                ChildSpec(address=ledger, start=lambda: Ledger(database)),
                 ChildSpec(
                     address=fabric.holds,
                     start=lambda: Holds(

@@ -41,7 +41,7 @@ from trustfabric.actors.playbooks import (
     UpdatePlaybook,
 )
 from trustfabric.db import run_events, runs
-from trustfabric.db.run_writes import ClaimRun
+from trustfabric.db.claims import ClaimRun
 from trustfabric.db.session import Database
 from trustfabric.domain.approvals import Ruling
 from trustfabric.domain.executors import LogStream, RemediationLogEvent
@@ -380,7 +380,8 @@ async def begun(database: Database, run: Run) -> None:
     async with database.writing() as conn:
         line = RemediationLogEvent(LogStream.SYSTEM, begins(1))
         locked = await runs.lock_run(conn, run.id)
-        await run_events.append(conn, locked, [log_event(line, datetime.now(UTC))])
+        events = [log_event(line, datetime.now(UTC))]
+        await run_events.append(conn, [(locked, events)])
 
 
 async def test_what_this_runtime_left_running_is_ended_and_its_program_killed(

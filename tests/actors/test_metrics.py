@@ -235,7 +235,7 @@ async def ended(fabric: Metered, run: RunId, status: str, reason: str | None) ->
         )
         row = await runs.lock_run(conn, run)
         assert row is not None
-        await run_events.append(conn, row, [event])
+        await run_events.append(conn, [(row, [event])])
 
 
 async def test_runs_are_counted_as_they_end_and_late_ones_as_breaches(

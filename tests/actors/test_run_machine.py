@@ -30,6 +30,7 @@ from trustfabric.actors.claims import Claims
 from trustfabric.actors.orders import Desk
 from trustfabric.actors.trust import ApplyChange, TrustRegistry
 from trustfabric.db import runs, trust
+from trustfabric.db.ledger import Entered, Entry, enter
 from trustfabric.db.run_writes import FinishRun
 from trustfabric.db.session import Database
 from trustfabric.domain.approvals import Ruling
@@ -347,16 +348,18 @@ class RunMachine(RuleBasedStateMachine):
         run = self.expected
         until = self.now + timedelta(seconds=LEASE_S)
 
-        async def beat() -> runs.Beat:
+        async def beat() -> Entered:
+            entry = Entry(run_id=run.id, epoch=epoch, now=self.now, until=until)
             async with self.world.database.writing() as conn:
-                return await runs.beat(conn, run.id, epoch, now=self.now, until=until)
+                return (await enter(conn, [entry]))[run.id]
 
         found = self.world.do(beat())
         held = run.status == "running" and epoch == run.epoch
         assert found.held == (held and run.lease_until > self.now)
         if found.held:
             run.lease_until = until
-            assert (found.cancellation_reason is not None) == run.stopping
+            assert found.run is not None
+            assert (found.run.cancellation_reason is not None) == run.stopping
 
     # --- evidence and time ----------------------------------------------------------
 

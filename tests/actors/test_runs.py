@@ -1,5 +1,6 @@
 """A run's actor: its program, its log, its lease, and its end."""
 
+import hashlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
@@ -47,6 +48,16 @@ async def events(fabric: Fabric, run: Run) -> list[tuple[int, str, str]]:
             [run.id],
         )
         return [(row[0], row[1], row[2]) for row in await cursor.fetchall()]
+
+
+async def assert_the_log_is_recorded(fabric: Fabric, run: Run) -> bytes:
+    """Return it, as its digest says that it is."""
+    async with fabric.database.reading() as conn:
+        (log,) = await artifacts.list_artifacts(conn, ALICE, run.id)
+        content = await artifacts.read_artifact(conn, log)
+    assert log.sha256 == hashlib.sha256(content).hexdigest()
+    assert log.size == len(content)
+    return content
 
 
 async def test_a_run_is_executed_logged_and_has_the_instance_attested(
@@ -109,6 +120,18 @@ async def test_a_transient_failure_is_tried_again_up_to_its_limit(
     posture = await fabric.posture(instance)
     assert posture.remediation_state is Tag.TRANSIENT_FAILURE
     assert posture.remediation_attempts == 1  # one run started, and was tried thrice
+
+
+async def test_the_log_of_all_attempts_is_recorded_with_the_last(
+    fabric: Fabric,
+) -> None:
+    instance = await fabric.quarantined()
+
+    await enqueued(fabric, instance, script="echo again; exit 75")
+    run = await fabric.run_of(instance, lambda r: r.status is RunStatus.FAILED)
+
+    content = await assert_the_log_is_recorded(fabric, run)
+    assert content.count(b"again") == run.attempt == 3
 
 
 async def test_an_executor_that_is_not_there_is_never_another_one(
@@ -279,6 +302,7 @@ async def test_no_log_line_is_lost_or_doubled_when_connections_die(
             await fabric.until_printed(run.id, 200)
     assert (await fabric.read_anyway(run.id)).status is RunStatus.COMPLETED
     assert await fabric.lines(run.id) == [str(n) for n in range(1, 201)]
+    await assert_the_log_is_recorded(fabric, run)
 
 
 @pytest.mark.slow
@@ -288,7 +312,8 @@ async def test_runs_end_once_while_the_actors_around_them_are_killed(
     await add_playbook(fabric.database, metadata={"script": "echo on; sleep 0.3"})
     instances = [await fabric.quarantined() for _ in range(4)]
 
-    for at, path in enumerate(("trust", "remediation/dispatcher", "broadcaster") * 3):
+    around = ("trust", "ledger", "remediation/dispatcher", "broadcaster")
+    for at, path in enumerate(around * 3):
         await fabric.runtime.kill(f"fabric/{path}")
         await fabric.run_of(instances[at % 4], lambda _: True)
 

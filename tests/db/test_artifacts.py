@@ -21,7 +21,7 @@ from trustfabric.errors import ConflictError, NotFoundError
 async def say(database: Database, run: Run, text: str) -> None:
     async with database.writing() as conn:
         line = log_event(RemediationLogEvent(LogStream.STDOUT, text), NOON)
-        await run_events.append(conn, await runs.lock_run(conn, run.id), [line])
+        await run_events.append(conn, [(await runs.lock_run(conn, run.id), [line])])
 
 
 async def test_the_execution_log_reads_as_it_was_recorded(database: Database) -> None:
@@ -29,8 +29,9 @@ async def test_the_execution_log_reads_as_it_was_recorded(database: Database) ->
     run = await add_run(database, instance, playbook)
     await say(database, run, "hello")
     async with database.writing() as conn:
-        text = await artifacts.execution_log(conn, run.id, recorded_by="run:1")
-        made = await artifacts.insert_artifact(conn, text)
+        logs = await artifacts.digest_logs(conn, [run.id])
+        text = artifacts.execution_log(run.id, logs[run.id], recorded_by="run:1")
+        (made,) = await artifacts.insert_artifacts(conn, [text])
     await say(database, run, "later")
 
     async with database.reading() as conn:

@@ -30,14 +30,11 @@ async def run(database: Database) -> Run:
 
 async def say(database: Database, run: Run, *lines: str) -> None:
     async with database.writing() as conn:
-        await run_events.append(
-            conn,
-            await runs.lock_run(conn, run.id),
-            [
-                log_event(RemediationLogEvent(LogStream.STDOUT, line), NOON)
-                for line in lines
-            ],
-        )
+        events = [
+            log_event(RemediationLogEvent(LogStream.STDOUT, line), NOON)
+            for line in lines
+        ]
+        await run_events.append(conn, [(await runs.lock_run(conn, run.id), events)])
 
 
 async def test_numbers_have_no_gaps_under_concurrent_writers(
@@ -61,7 +58,7 @@ async def test_the_log_is_read_on_from_a_number(database: Database, run: Run) ->
 
     async with database.reading() as conn:
         lines = await run_events.list_log(conn, run.owner_id, run.id, after=2, limit=2)
-        assert await run_events.count_log(conn, run.id) == 3
+        assert await run_events.count_log(conn, [run.id]) == {run.id: 3}
 
     assert [(line.seq, line.message) for line in lines] == [(3, "two"), (4, "three")]
 

@@ -19,10 +19,11 @@ from tests.db.fix_runs import (
 )
 from trustfabric.db import accelerators, dispatch, playbooks, run_events, runs
 from trustfabric.db.approvals import DecideRun
-from trustfabric.db.artifacts import execution_log
+from trustfabric.db.artifacts import digest_logs, execution_log
+from trustfabric.db.claims import ClaimRun
+from trustfabric.db.ledger import Entry, enter
 from trustfabric.db.run_writes import (
     CancelActiveRun,
-    ClaimRun,
     FinishRun,
     request_cancel,
     tell_breach,
@@ -166,7 +167,8 @@ async def test_posture_that_comes_with_an_enqueue_may_only_worsen(
             database, instance, CancelActiveRun(by="t", reason="next", now=NOON)
         )
         async with database.reading() as conn:
-            (one,) = await accelerators.list_accelerators(conn, run.instance_id)
+            found = await accelerators.list_accelerators(conn, [run.instance_id])
+            (one,) = found[run.instance_id]
         return one.posture
 
     told = [await enqueue(p) for p in ("trusted", "tampered", "attested", "unknown")]
@@ -262,14 +264,15 @@ async def test_a_lease_is_renewed_by_its_holder_until_it_runs_out(
     run = await claimed(database, await a_ready_run(database))
     until = NOON + timedelta(seconds=60)
 
-    async def beat(epoch: int, at_s: float) -> runs.Beat:
+    async def beat(epoch: int, at_s: float) -> bool:
         now = NOON + timedelta(seconds=at_s)
+        entry = Entry(run_id=run.id, epoch=epoch, now=now, until=until)
         async with database.writing() as conn:
-            return await runs.beat(conn, run.id, epoch, now=now, until=until)
+            return (await enter(conn, [entry]))[run.id].held
 
-    assert await beat(1, 10) == runs.Beat(held=True)
-    assert await beat(0, 10) == runs.Beat(held=False)
-    assert await beat(1, 60) == runs.Beat(held=False)
+    assert await beat(1, 10)
+    assert not await beat(0, 10)
+    assert not await beat(1, 60)
 
 
 async def test_the_end_is_written_once_and_only_under_its_lease(
@@ -277,7 +280,8 @@ async def test_the_end_is_written_once_and_only_under_its_lease(
 ) -> None:
     run = await claimed(database, await a_ready_run(database))
     async with database.reading() as conn:
-        text = await execution_log(conn, run.id, recorded_by="test")
+        logs = await digest_logs(conn, [run.id])
+    text = execution_log(run.id, logs[run.id], recorded_by="test")
     end = an_end(run, None, log=text)
 
     await write(database, run.instance_id, end)
@@ -337,8 +341,10 @@ async def test_a_cancel_of_a_running_run_is_asked_for_once(database: Database) -
 
     assert (after.status, after.cancellation_reason) == (RunStatus.RUNNING, "enough")
     async with database.writing() as conn:
-        beat = await runs.beat(conn, run.id, 1, now=LATER, until=LATER)
-    assert beat.cancellation_reason == "enough"
+        entry = Entry(run_id=run.id, epoch=1, now=LATER, until=LATER)
+        beat = (await enter(conn, [entry]))[run.id]
+    assert beat.run is not None
+    assert beat.run.cancellation_reason == "enough"
 
 
 async def test_ending_whatever_runs_takes_the_lease_away(database: Database) -> None:

@@ -20,6 +20,7 @@ from trustfabric.domain.trust import (
     Snapshot,
     Tag,
     advance,
+    asks_facts,
     is_stale,
 )
 from trustfabric.errors import IllegalTransitionError
@@ -405,6 +406,23 @@ def a_new_row() -> Snapshot:
     return a_row(
         attestation_status=A.PENDING, remediation_attempts=0, provenance=None, version=1
     )
+
+
+def outcome(row: Snapshot, facts: Facts, change: Change) -> Snapshot | None:
+    try:
+        return advance(row, facts, change, NOON)
+    except IllegalTransitionError:
+        return None
+
+
+@given(st.sampled_from(Lifecycle), changes_, facts_, facts_)
+def test_where_no_facts_are_asked_for_they_change_nothing(
+    state: Lifecycle, change: Change, some: Facts, others: Facts
+) -> None:
+    row = a_row(state)
+
+    if not asks_facts(row, change):
+        assert outcome(row, some, change) == outcome(row, others, change)
 
 
 @given(stories)

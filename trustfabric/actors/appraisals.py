@@ -14,7 +14,8 @@ import structlog
 
 from trustfabric.actors.bells import Bells
 from trustfabric.actors.trust import Applied, ApplyChange, TrustRegistry
-from trustfabric.db import agents, attestations, memory, policies, trust, verdicts, vms
+from trustfabric.db import agents, attestations, memory, policies, verdicts, vms
+from trustfabric.db.companions import Companion
 from trustfabric.db.session import Database
 from trustfabric.domain.attestation.appraisal import Expected, unreachable
 from trustfabric.domain.attestation.basis import Basis, judge_by
@@ -347,7 +348,7 @@ def _verdict(
     appraisal: Appraisal,
     deadline: datetime | None,
     basis: verdicts.KeepBasis,
-) -> trust.Companion:
+) -> Companion:
     challenge = question.challenge
     return attestations.RecordVerdict(
         challenge=question.issued,

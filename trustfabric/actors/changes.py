@@ -1,12 +1,14 @@
 """Changes of trust, and the decisions on a round of them: at most one an instance."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cache
 from typing import TYPE_CHECKING
 
 import structlog
 
 from trustfabric.db import trust
+from trustfabric.db.companions import Companion, Gathered
 from trustfabric.db.session import Connection, savepoint
 from trustfabric.domain.ids import InstanceId, OwnerId
 from trustfabric.domain.trust import Change, Snapshot, advance
@@ -46,7 +48,7 @@ class ApplyChange(Request["TrustRegistry", Applied]):
     expected_version: int | None = None
     requires_version: bool = False
     """Refuse when no expected_version is given: people must say what they saw."""
-    companions: tuple[trust.Companion, ...] = ()
+    companions: tuple[Companion, ...] = ()
 
 
 Outcome = Applied | FabricError
@@ -58,9 +60,15 @@ class Round:
 
     now: datetime
     outcomes: list[Outcome | None] = field(default_factory=list)
-    moves: list[trust.Transition] = field(default_factory=list)
+    _moves: dict[InstanceId, trust.Transition] = field(default_factory=dict)
     _touched: dict[InstanceId, int] = field(default_factory=dict)
     """Whose outcome, and where it is."""
+    remembered: frozenset[InstanceId] = frozenset()
+    """Whose rows weren't read: on those only a move can be decided, to be tried."""
+    _together: dict[type[Companion], list[tuple[int, Companion, Applied]]] = field(
+        default_factory=dict
+    )
+    """Companions that are written by their kind: whose, and where its outcome is."""
 
     async def take(
         self,
@@ -73,22 +81,57 @@ class Round:
             self.outcomes.append(None)
             return
         try:
-            applied, change = await _decide(conn, one, rows, self.now)
+            applied, change = _decide(one, rows, self.now)
+            if conn is not None and one.companions and not _is_gathered(one):
+                applied = await _with_companions(conn, one, applied)
         except FabricError as error:
-            self.outcomes.append(error)
+            self._end(one, error)
             return
-        moved = applied.after is not applied.before
-        if moved:
-            self.moves.append(trust.Transition(applied.before, applied.after, change))
-        if moved or one.companions:
-            self._touched[one.instance_id] = len(self.outcomes)
+        at, moved = len(self.outcomes), applied.after is not applied.before
+        if not (moved or one.companions):
+            self._end(one, applied)
+            return
         self.outcomes.append(applied)
+        self._touched[one.instance_id] = at
+        if moved:
+            move = trust.Transition(applied.before, applied.after, change)
+            self._moves[one.instance_id] = move
+        if conn is not None and _is_gathered(one):
+            (companion,) = one.companions
+            together = self._together.setdefault(type(companion), [])
+            together.append((at, companion, applied))
+
+    async def write_gathered(self, conn: Connection) -> None:
+        """Write the companions of each kind together; who is refused moves nothing."""
+        for kind, together in self._together.items():
+            assert issubclass(kind, Gathered)
+            written = await kind.write_all(
+                conn,
+                [(companion, applied.before) for _, companion, applied in together],
+            )
+            for (at, _, applied), value in zip(together, written, strict=True):
+                if isinstance(value, FabricError):
+                    self.outcomes[at] = value
+                    self._moves.pop(applied.before.instance_id, None)
+                else:
+                    self.outcomes[at] = replace(applied, written=(value,))
+
+    @property
+    def moves(self) -> list[trust.Transition]:
+        return list(self._moves.values())
+
+    def _end(self, one: ApplyChange, outcome: Outcome) -> None:
+        """Write nothing; but that may only be said of a row that was read."""
+        if one.instance_id in self.remembered:
+            self._touched[one.instance_id] = len(self.outcomes)
+            self.outcomes.append(None)
+        else:
+            self.outcomes.append(outcome)
 
     def put_off(self, missed: set[InstanceId]) -> None:
         """Leave to the next round what could not be written."""
-        if missed:
-            self.moves = [m for m in self.moves if m.after.instance_id not in missed]
         for instance_id in missed:
+            del self._moves[instance_id]
             self.outcomes[self._touched[instance_id]] = None
 
     def tell(self) -> None:
@@ -109,11 +152,8 @@ class Round:
                 )
 
 
-async def _decide(
-    conn: Connection | None,
-    message: ApplyChange,
-    rows: trust.Rows,
-    now: datetime,
+def _decide(
+    message: ApplyChange, rows: trust.Rows, now: datetime
 ) -> tuple[Applied, Change]:
     found = rows.get(message.instance_id)
     if found is None or message.owner_id not in (None, found[0].owner_id):
@@ -123,13 +163,26 @@ async def _decide(
     change = message.change
     if isinstance(change, Wish):
         change = order(before, change)
-    after = advance(before, facts, change, now)
-    if conn is None or not message.companions:
-        return Applied(before=before, after=after), change
+    return Applied(before=before, after=advance(before, facts, change, now)), change
+
+
+def _is_gathered(message: ApplyChange) -> bool:
+    return len(message.companions) == 1 and _gathers(type(message.companions[0]))
+
+
+@cache
+def _gathers(kind: type[Companion]) -> bool:
+    return issubclass(kind, Gathered)
+
+
+async def _with_companions(
+    conn: Connection, message: ApplyChange, applied: Applied
+) -> Applied:
+    before = applied.before
     async with savepoint(conn):
         with trust.storable():
             written = [await each.write(conn, before) for each in message.companions]
-    return Applied(before=before, after=after, written=tuple(written)), change
+    return replace(applied, written=tuple(written))
 
 
 def _check_version(message: ApplyChange, before: Snapshot) -> None:

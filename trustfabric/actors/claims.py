@@ -1,7 +1,7 @@
 """Claims: gives ready runs to actors of this runtime, a fair share to each owner.
 
 A chore of the Dispatcher. Who is first with the row has the run (SKIP LOCKED in
-`db/run_writes.py`); what is read here only chooses what to reach for.
+`db/claims.py`); what is read here only chooses what to reach for.
 """
 
 import asyncio
@@ -11,8 +11,7 @@ from datetime import datetime
 
 from trustfabric.actors.orders import Desk, settled
 from trustfabric.db import dispatch
-from trustfabric.db.holds import RefuseIfHeld
-from trustfabric.db.run_writes import ClaimRun
+from trustfabric.db.claims import ClaimRun
 from trustfabric.domain.dispatch import DispatchSettings, pick
 from trustfabric.domain.ids import RunId
 from trustfabric.domain.runs import Run
@@ -36,22 +35,21 @@ class Claims:
         per_owner = self.settings.owner_concurrency
         async with self.desk.database.reading() as conn:
             busy = await dispatch.count_running(conn, self.settings.runtime_id)
-            counts = busy.by_owner.items()
-            ready = await dispatch.list_ready(
-                conn,
-                now,
-                per_owner=per_owner,
-                limit=BATCH,
-                full=[owner for owner, count in counts if count >= per_owner],
+            free, counts = self.settings.concurrency - busy.mine, busy.by_owner.items()
+            ready = (
+                []
+                if free <= 0
+                else await dispatch.list_ready(
+                    conn,
+                    now,
+                    per_owner=per_owner,
+                    limit=BATCH,
+                    full=[owner for owner, count in counts if count >= per_owner],
+                )
             )
             retry_at = await dispatch.next_retry(conn, now)
-        chosen = pick(
-            ready,
-            busy.by_owner,
-            free=self.settings.concurrency - busy.mine,
-            per_owner=per_owner,
-        )
-        # Asked for together, they are claimed together: one commit of the registry's.
+        chosen = pick(ready, busy.by_owner, free=free, per_owner=per_owner)
+        # Asked for together, they are claimed together, by one statement.
         await asyncio.gather(*(settled(self._start(run, now)) for run in chosen))
         return retry_at
 
@@ -65,7 +63,6 @@ class Claims:
                 reason=f"run {run.id} of playbook {run.playbook} started",
                 metadata={"run_id": run.id},
             ),
-            RefuseIfHeld(now=now, run_id=run.id),
             ClaimRun(
                 run_id=run.id,
                 lease_owner=self.settings.runtime_id,
@@ -74,6 +71,6 @@ class Claims:
                 owner_limit=self.settings.owner_concurrency,
             ),
         )
-        *_, epoch = applied.written
+        (epoch,) = applied.written
         assert epoch is not None
         await self.start(run.id, epoch)

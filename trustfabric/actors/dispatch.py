@@ -93,13 +93,6 @@ class TrustMoved(Notice["Dispatcher"]):
 
 
 @dataclass(frozen=True, slots=True)
-class RunOver(Notice["Dispatcher"]):
-    """A run's actor has nothing left to do."""
-
-    run_id: RunId
-
-
-@dataclass(frozen=True, slots=True)
 class _RunGone(Notice["Dispatcher"]):
     run_id: RunId
 
@@ -125,7 +118,6 @@ Message = (
     | CancelRun
     | RetryRun
     | TrustMoved
-    | RunOver
     | _RunGone
     | _Pass
     | _Tick
@@ -166,8 +158,6 @@ class Dispatcher(Actor):
         match message:
             case EnqueueRun() | RetryRun() | DecideApproval() | CancelRun():
                 return await self._carry_out(message)
-            case RunOver(run_id):
-                await self._running.stop_child(_key(run_id))
             case TrustMoved(mended):
                 self._mended.update(mended)
                 self._soon()

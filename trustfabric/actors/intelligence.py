@@ -14,6 +14,7 @@ from typing import assert_never
 
 import structlog
 
+from trustfabric.actors.pace import Pace
 from trustfabric.db import intelligence
 from trustfabric.db.intelligence import Changes, Heard
 from trustfabric.db.session import Database
@@ -87,6 +88,7 @@ class Scorer(Actor):
         self._timer: Timer | None = None
 
     def on_start(self) -> None:
+        self._pace = Pace(self.monotonic)
         self.address.tell(_Connect())
 
     def on_death(self, exit_: Exit) -> None:
@@ -175,19 +177,20 @@ class Scorer(Actor):
         was_idle = not self._marked
         self._marked.update(servers)
         if was_idle and self._marked:
-            self.after(0, _Score())
+            self.after(self._pace.rest_s(), _Score())
 
     async def _score(self) -> None:
         batch = sorted(self._marked)[:BATCH]
         try:
-            await self._write(batch)
+            with self._pace.working():
+                await self._write(batch)
         except FabricError as error:
             log.warning("scorer.waits", error=str(error))
             self.after(AGAIN_S, _Score())
             return
         self._marked.difference_update(batch)
         if self._marked:
-            self.after(0, _Score())
+            self.after(self._pace.rest_s(), _Score())
         self._wake_when_due()
 
     async def _write(self, batch: list[ServerId]) -> None:

@@ -13,13 +13,13 @@ import structlog
 from trustfabric.actors.trust import Applied, ApplyChange, TrustRegistry
 from trustfabric.db import playbooks, runs
 from trustfabric.db.approvals import DecideRun
+from trustfabric.db.companions import Companion
 from trustfabric.db.run_writes import (
     FinishRun,
     InsertRun,
     request_cancel,
 )
 from trustfabric.db.session import Database
-from trustfabric.db.trust import Companion
 from trustfabric.domain.accelerators import read_accelerators
 from trustfabric.domain.approvals import Ruling, after_ruling
 from trustfabric.domain.documents import check_document, plain

@@ -17,8 +17,8 @@ from trustfabric.actors.hypervisor import Hypervisor, Unwatch
 from trustfabric.actors.placement import RELAUNCH, Launch, PassGate, keep_down
 from trustfabric.actors.trust import ApplyChange, TrustRegistry
 from trustfabric.db import attestations, boots, launches, servers, vms
+from trustfabric.db.companions import Companion
 from trustfabric.db.session import Connection, Database
-from trustfabric.db.trust import Companion
 from trustfabric.db.vms import Instance
 from trustfabric.domain.ids import InstanceId
 from trustfabric.domain.ports import Provisioner, Tpm

@@ -12,6 +12,7 @@ from typing import Any, assert_never
 import structlog
 
 from trustfabric.actors.attestation import Attest, Attestation
+from trustfabric.actors.pace import Pace
 from trustfabric.actors.streams import ActorFollower, Broadcaster, Event, Follow, Stream
 from trustfabric.db import evaluations, placement, refreshes
 from trustfabric.db.session import Connection, Database
@@ -128,6 +129,7 @@ class Refresher(Actor):
         self._sweeping = False
 
     def on_start(self) -> None:
+        self._pace = Pace(self.monotonic)
         self.address.tell(_Tick())
 
     async def handle(self, message: Message) -> None:
@@ -138,11 +140,12 @@ class Refresher(Actor):
                 await self._retry(message)
             case _Changed(servers):
                 if servers and not self._changed:
-                    self.after(0, _Pass())
+                    self.after(self._pace.rest_s(), _Pass())
                 self._changed |= servers
             case _Pass():
                 changed, self._changed = frozenset(self._changed), set()
-                await self._see_to(changed)
+                with self._pace.working():
+                    await self._see_to(changed)
             case _Page():
                 await self._go_on(message)
             case _Tick():

@@ -9,7 +9,7 @@ out, whatever the mailbox waits for: from then on the run may be somebody else's
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import assert_never
@@ -17,26 +17,29 @@ from typing import assert_never
 import structlog
 
 from trustfabric.actors.attestation import Attest, Attestation
-from trustfabric.actors.trust import ApplyChange, TrustRegistry
-from trustfabric.db import artifacts, run_events, runs
-from trustfabric.db.run_writes import FinishRun
+from trustfabric.actors.endings import Ending
+from trustfabric.actors.ledger import Enter, Ledger
+from trustfabric.actors.trust import TrustRegistry
+from trustfabric.db.ledger import Entered, Entry
 from trustfabric.db.session import Database
 from trustfabric.domain.executors import (
     Executor,
     ExitStatus,
     Job,
-    LogStream,
     RemediationLogEvent,
 )
 from trustfabric.domain.failures import FailureReason
 from trustfabric.domain.ids import RunId
 from trustfabric.domain.observed import observe
 from trustfabric.domain.rules import is_observe_only
-from trustfabric.domain.run_events import begins, log_event
-from trustfabric.domain.runs import Outcome, RetryPolicy, Run, RunStatus, outcome
+from trustfabric.domain.run_events import LogDigest, RunEvent, log_event
+from trustfabric.domain.runs import Outcome, RetryPolicy, Run, outcome
 from trustfabric.domain.specs import ExecutorType, budget_s
-from trustfabric.domain.trust import Change, Signal
-from trustfabric.errors import ConflictError, IllegalTransitionError, UnavailableError
+from trustfabric.errors import (
+    ConflictError,
+    InvalidError,
+    UnavailableError,
+)
 from trustfabric.supervision import Actor, Address, Notice
 from trustfabric.supervision.errors import AskError
 
@@ -57,9 +60,8 @@ class RunTools:
 
     database: Database
     trust: Address[TrustRegistry]
+    ledger: Address[Ledger]
     attestation: Address[Attestation]
-    over: Callable[[RunId], object]
-    """Told when a run's actor has nothing left to do."""
     executors: Mapping[ExecutorType, Executor]
     issue_token: Callable[[Run, datetime], str]
     """A token for this run's lease; the time is when it is of no use any more."""
@@ -119,15 +121,17 @@ class RunActor(Actor):
         self._work: asyncio.Task[ExitStatus] | None = None
         self._guarding: asyncio.Task[None] | None = None
         self._exit: ExitStatus | None = None
-        self._lines: list[tuple[RemediationLogEvent, datetime]] = []
+        self._lines: list[RunEvent] = []
         self._room = asyncio.Event()
         self._flush_due = False
         self._in_store = 0
         """Log lines of the run that are in the database for certain."""
         self._is_unsure = False
+        self._log = LogDigest()
+        """Of those lines."""
 
     def on_start(self) -> None:
-        self.after(0, _Begin())
+        self.address.tell(_Begin())
 
     async def handle(self, message: Message) -> None:
         match message:
@@ -153,27 +157,20 @@ class RunActor(Actor):
 
     async def _begin(self) -> None:
         """Note that this attempt begins, and begin it: the note outlives us."""
-        now = self.now()
-        until = now + timedelta(seconds=self._tools.lease_s)
-        try:
-            async with self._tools.database.writing() as conn:
-                run = await runs.lock_run(conn, self._run_id)
-                beat = await runs.beat(
-                    conn, self._run_id, self._epoch, now=now, until=until
-                )
-                if beat.held:
-                    line = RemediationLogEvent(LogStream.SYSTEM, begins(run.attempt))
-                    await run_events.append(conn, run, [log_event(line, now)])
-                    self._in_store = await run_events.count_log(conn, self._run_id)
-        except UnavailableError:
+        until = self.now() + timedelta(seconds=self._tools.lease_s)
+        entered = await self._enter(until=until, begins=True)
+        if entered is None:
             self.after(AGAIN_S, _Begin())
             return
-        if not beat.held:
+        run = entered.run
+        if run is None:
             self._over()
             return
+        assert entered.log is not None
+        self._log, self._in_store = entered.log, entered.in_store
         self._row = run
         self._lease_until = until
-        if beat.cancellation_reason is not None:
+        if run.cancellation_reason is not None:
             self._cancelled.set()
         self._work = self.run(self._execute(run), _Executed)
         self._guarding = self.run(self._guard(self._work), lambda _: _GuardEnded())
@@ -216,6 +213,32 @@ class RunActor(Actor):
             token=self._tools.issue_token(run, self.now() + longest),
         )
 
+    async def _enter(
+        self,
+        *,
+        until: datetime | None = None,
+        begins: bool = False,
+        lines: Sequence[RunEvent] = (),
+    ) -> Entered | None:
+        """Have something written under the lease; None: nobody knows whether it was."""
+        entry = Entry(
+            run_id=self._run_id,
+            epoch=self._epoch,
+            now=self.now(),
+            until=until,
+            begins=begins,
+            lines=lines,
+            in_store=self._in_store,
+            is_unsure=self._is_unsure and bool(lines),
+        )
+        try:
+            return await self._tools.ledger.ask(Enter(entry), within_s=ASK_S)
+        except InvalidError as error:
+            raise RuntimeError("the program printed what can't be stored") from error
+        except (UnavailableError, AskError) as error:
+            log.warning("run.entry-waits", run_id=self._run_id, error=str(error))
+            return None
+
     # --- the lease ----------------------------------------------------------------
 
     async def _guard(self, work: asyncio.Task[ExitStatus]) -> None:
@@ -233,21 +256,15 @@ class RunActor(Actor):
     async def _beat(self) -> None:
         if self._row is None or self._is_over:
             return
-        now = self.now()
-        until = now + timedelta(seconds=self._tools.lease_s)
-        try:
-            async with self._tools.database.writing() as conn:
-                beat = await runs.beat(
-                    conn, self._run_id, self._epoch, now=now, until=until
-                )
-        except UnavailableError as error:
-            log.warning("run.heartbeat", run_id=self._run_id, error=str(error))
+        until = self.now() + timedelta(seconds=self._tools.lease_s)
+        entered = await self._enter(until=until)
+        if entered is None:
             return
-        if not beat.held:
+        if entered.run is None:
             self._lose()
             return
         self._lease_until = until
-        if beat.cancellation_reason is not None:
+        if entered.run.cancellation_reason is not None:
             self._cancelled.set()
 
     def _lose(self) -> None:
@@ -257,9 +274,12 @@ class RunActor(Actor):
         else:
             self._over()
 
+    def _is_taken(self) -> bool:
+        return self._is_lost or self._is_over
+
     def _over(self) -> None:
         self._is_over = True
-        self._tools.over(self._run_id)
+        self.stop()
 
     # --- the log ------------------------------------------------------------------
 
@@ -267,7 +287,7 @@ class RunActor(Actor):
         while len(self._lines) >= LOG_BUFFER:
             self._room.clear()
             await self._room.wait()
-        self._lines.append((line, self.now()))
+        self._lines.append(log_event(line, self.now()))
         self._flush_soon(0)
 
     def _flush_soon(self, delay_s: float) -> None:
@@ -277,38 +297,26 @@ class RunActor(Actor):
 
     async def _flush(self) -> None:
         self._flush_due = False
-        if not await self._write_lines() and not self._is_lost:
+        if self._lines and not await self._write_lines() and not self._is_lost:
             self._flush_soon(AGAIN_S)
 
     async def _write_lines(self) -> bool:
-        """Write the lines that wait, each exactly once; False: the database is away."""
-        batch = self._lines[:LOG_BUFFER]
-        try:
-            async with self._tools.database.writing() as conn:
-                run = await runs.lock_run(conn, self._run_id)
-                if run.lease_epoch != self._epoch:
-                    self._lose()
-                    return True
-                if self._is_unsure:
-                    # A commit may have happened although its answer was lost.
-                    found = await run_events.count_log(conn, self._run_id)
-                    self._wrote(found - self._in_store)
-                    batch = self._lines[:LOG_BUFFER]
-                await run_events.append(
-                    conn, run, [log_event(line, at) for line, at in batch]
-                )
-                self._is_unsure = True
-        except UnavailableError as error:
-            log.warning("run.log-waits", run_id=self._run_id, error=str(error))
+        """Write the lines that wait, each exactly once; False: not for certain."""
+        lines = self._lines[:LOG_BUFFER]
+        entered = await self._enter(lines=lines)
+        # A commit may have happened although its answer was lost.
+        self._is_unsure = entered is None
+        if entered is None:
             return False
-        self._is_unsure = False
-        self._wrote(len(batch))
-        return True
-
-    def _wrote(self, count: int) -> None:
-        del self._lines[:count]
-        self._in_store += count
+        if not entered.held:
+            self._lose()
+            return True
+        written = lines[: entered.in_store - self._in_store]
+        self._log = self._log.after(written, entered.through_seq)
+        self._in_store = entered.in_store
+        del self._lines[: len(written)]
         self._room.set()
+        return True
 
     # --- the end ------------------------------------------------------------------
 
@@ -324,15 +332,19 @@ class RunActor(Actor):
 
     async def _finish(self) -> None:
         """Write the end down, again and again while the lease holds."""
-        while self._lines and not self._is_lost:
-            if not await self._write_lines():
-                self.after(AGAIN_S, _Finish())
-                return
-        if self._is_lost or self._is_over:
+        if self._is_taken():
             self._over()
             return
+        assert self._row is not None
+        decided = self._decide(self._row)
+        if self._lines and not await self._write_lines():
+            self.after(AGAIN_S, _Finish())
+            return
+        if self._is_taken():
+            return
         try:
-            decided = await self._record()
+            ending = Ending(self._row, decided, self._log)
+            await ending.write(self._tools.database, self._tools.trust, self.now())
         except (UnavailableError, AskError) as error:
             log.warning("run.end-waits", run_id=self._run_id, error=str(error))
             self.after(AGAIN_S, _Finish())
@@ -343,58 +355,10 @@ class RunActor(Actor):
         else:
             log.info("run.ended", run_id=self._run_id, status=decided.status)
         if self._exit is not None and self._exit.failure_reason is None:
-            assert self._row is not None
             self._tools.attestation.tell(Attest(self._row.instance_id, "post-run"))
         self._over()
 
-    async def _record(self) -> Outcome:
-        assert self._row is not None
+    def _decide(self, run: Run) -> Outcome:
         assert self._exit is not None
-        decided = outcome(
-            self._row, self._exit, self._tools.retry, self.now(), self.random.random()
-        )
-        await self._keep_files(decided)
-        by, is_last = f"run:{self._run_id}", decided.status is not RunStatus.PENDING
-        async with self._tools.database.reading() as conn:
-            text = await artifacts.execution_log(conn, self._run_id, recorded_by=by)
-        finish = FinishRun(
-            run_id=self._run_id,
-            outcome=decided,
-            now=self.now(),
-            by=by,
-            lease_epoch=self._epoch,
-            log=text if is_last else None,
-        )
-        try:
-            await self._apply(decided, decided.signal, finish)
-        except IllegalTransitionError:
-            # Somebody moved the instance meanwhile: the run ends, the state stays.
-            await self._apply(decided, Signal.ANNOTATED, finish)
-        return decided
-
-    async def _keep_files(self, decided: Outcome) -> None:
-        """Keep what the last attempt left, beside the registry's own commits."""
-        files = decided.exit.files
-        if decided.status is RunStatus.PENDING or not files:
-            return
-        async with self._tools.database.writing() as conn:
-            run = await runs.lock_run(conn, self._run_id)
-            if run.lease_epoch == self._epoch:
-                await artifacts.keep_files(conn, run, files)
-
-    async def _apply(self, decided: Outcome, signal: Signal, finish: FinishRun) -> None:
-        assert self._row is not None
-        await self._tools.trust.ask(
-            ApplyChange(
-                instance_id=self._row.instance_id,
-                change=Change(
-                    signal=signal,
-                    actor=f"run:{self._run_id}",
-                    reason=f"run {self._run_id}: {decided.exit.message}",
-                    tag=decided.tag,
-                    metadata={"run_id": self._run_id},
-                ),
-                companions=(finish,),
-            ),
-            within_s=ASK_S,
-        )
+        policy, jitter = self._tools.retry, self.random.random()
+        return outcome(run, self._exit, policy, self.now(), jitter)

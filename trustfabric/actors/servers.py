@@ -12,6 +12,7 @@ from typing import Any, assert_never
 import structlog
 
 from trustfabric.actors.launcher import Caller, Fleet, Launcher
+from trustfabric.actors.pace import Pace
 from trustfabric.actors.placement import may_resume
 from trustfabric.actors.settling import (
     Release,
@@ -110,6 +111,11 @@ class _Changed(Notice["Servers"]):
 
 
 @dataclass(frozen=True, slots=True)
+class _Opened(Notice["Servers"]):
+    """Try those whose trust was heard of, and may be back."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Sweep(Notice["Servers"]):
     """Look for what waits for the gate, whatever was heard or not."""
 
@@ -142,7 +148,7 @@ class _TryAgain(Notice["Servers"]):
 
 Verb = StartServer | StopServer | RedeployServer | ReleaseServer
 Looking = _Sweep | _Waiting | _Orders | _Adopt | _TryAgain
-Message = CreateServer | Verb | DeleteServer | Gone | _Changed | Looking
+Message = CreateServer | Verb | DeleteServer | Gone | _Changed | _Opened | Looking
 
 
 class Servers(Actor):
@@ -150,9 +156,11 @@ class Servers(Actor):
         super().__init__()
         self._fleet = fleet
         self._launcher = Launcher(fleet, self.now, self.random)
+        self._opened: set[ServerId] = set()
         self._orders = Unsettled(fleet.database, fleet.runtime_id)
 
     async def on_start(self) -> None:
+        self._pace = Pace(self.monotonic)
         await self._adopt(_Adopt())
         self.address.tell(_Sweep())
         self.after(ORDERS_S, _Orders())
@@ -169,7 +177,9 @@ class Servers(Actor):
             case Gone(instance_id):
                 await self._fleet.vms.stop_child(str(instance_id))
             case _Changed(events):
-                await self._follow_trust(events)
+                self._follow_trust(events)
+            case _Opened():
+                await self._try_opened()
             case _Sweep() | _Waiting() | _Orders() | _Adopt() | _TryAgain():
                 await self._look_about(message)
             case _:
@@ -217,7 +227,7 @@ class Servers(Actor):
         async with self._fleet.database.reading() as conn:
             return (await find(conn, message.server_id, message.caller.owner_id))[0]
 
-    async def _follow_trust(self, events: Sequence[Event]) -> None:
+    def _follow_trust(self, events: Sequence[Event]) -> None:
         """Launch what waited for trust that is back; have VMs look at their own."""
         if any(isinstance(event, HeldEvent) for event in events):
             self.address.tell(_Waiting())
@@ -230,13 +240,20 @@ class Servers(Actor):
             }
             if vm is not None and quarantined:
                 vm.tell(Look())
-        opened = {each.server_id for each in changes if each.lifecycle in _OPENS}
-        if opened:
-            async with self._fleet.database.reading() as conn:
-                now, most = self.now(), len(opened)
-                waiting = await servers.list_waiting(conn, now, opened, limit=most)
-            for server_id in waiting:
-                await self._try_again(server_id)
+        was_idle = not self._opened
+        self._opened.update(e.server_id for e in changes if e.lifecycle in _OPENS)
+        if was_idle and self._opened:
+            self.after(self._pace.rest_s(), _Opened())
+
+    async def _try_opened(self) -> None:
+        opened, self._opened = self._opened, set()
+        now, most = self.now(), len(opened)
+        with self._pace.working():
+            waiting = await self._fleet.database.glance(
+                lambda conn: servers.list_waiting(conn, now, opened, limit=most)
+            )
+        for server_id in waiting:
+            await self._try_again(server_id)
 
     # --- what nobody told ---------------------------------------------------------
 

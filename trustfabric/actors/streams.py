@@ -10,50 +10,25 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from itertools import chain
-from typing import Any, Protocol, assert_never
+from typing import Any, Protocol, TypeAlias, assert_never
 
+from trustfabric.actors.followers import (
+    Accepts,
+    Event,
+    Follower,
+    Followers,
+    Stream,
+)
 from trustfabric.actors.room import Room
 from trustfabric.db.positions import read_horizon, read_position
 from trustfabric.db.session import Connection, Database
-from trustfabric.domain.events import (
-    HeldEvent,
-    Position,
-    RemediationEvent,
-    TrustEvent,
-)
+from trustfabric.domain.events import Position
 from trustfabric.supervision import Actor, Address, Notice, Request
 
-Event = TrustEvent | RemediationEvent | HeldEvent
-Accepts = Callable[[Event], bool]
-"""Which events a follower wants. Those with equal ones share the work of choosing."""
+__all__ = ("Accepts", "Event", "Follower", "Stream")
 
-
-class Stream(StrEnum):
-    """What can be followed."""
-
-    TRUST = "trust"
-    REMEDIATION = "remediation"
-    HOLDS = "hold"
-
-
-class Follower(Protocol):
-    """Someone who wants a stream's events."""
-
-    @property
-    def stream(self) -> Stream:
-        """Which stream."""
-        ...
-
-    @property
-    def accepts(self) -> Accepts:
-        """Which of its events are wanted."""
-        ...
-
-    def offer(self, events: Sequence[Event]) -> bool:
-        """Take what is accepted, without waiting; False: forget this follower."""
-        ...
+Straight: TypeAlias = Callable[[Sequence[Event]], bool]
+"""Hands events to a reader at once; False, having done nothing: it has to take them."""
 
 
 def everything(_: Event) -> bool:
@@ -78,8 +53,9 @@ class ActorFollower:
 class Subscription:
     """A bounded buffer between the Broadcaster and one slow reader.
 
-    Past its bound, or where all of them lack room, it keeps nothing more and says so:
-    the reader goes back to the database, where everything is.
+    A reader that has taken everything and waits may be handed events straight, past
+    the buffer. Past its bound, or where all of them lack room, the buffer keeps nothing
+    more and says so: the reader goes back to the database, where everything is.
     """
 
     def __init__(
@@ -93,10 +69,15 @@ class Subscription:
         self._room = room or Room(capacity)
         self._buffer: deque[Event] = deque()
         self._ready = asyncio.Event()
+        self._straight: Straight | None = None
 
     def offer(self, events: Sequence[Event]) -> bool:
         if self.closed:
             return False
+        straight = self._straight
+        # Whoever is about to wake may have something that came before these.
+        if straight is not None and not self._ready.is_set() and straight(events):
+            return True
         if not self.lagged:
             self._buffer.extend(events)
             if len(self._buffer) > self._capacity:
@@ -114,9 +95,16 @@ class Subscription:
         self.lagged = True
         self._ready.set()
 
-    async def wait(self) -> None:
-        """Return when there is something to `take`, or it lagged, closed or woke."""
-        await self._ready.wait()
+    async def wait(self, straight: Straight | None = None) -> None:
+        """Return when there is something to `take`, or it lagged, closed or woke.
+
+        Meanwhile what comes is handed `straight`, as long as that can take it.
+        """
+        self._straight = straight
+        try:
+            await self._ready.wait()
+        finally:
+            self._straight = None
 
     def take(self) -> list[Event]:
         """Return what has come, and forget that it lagged."""
@@ -198,9 +186,7 @@ class Broadcaster(Actor):
         self._streams = tuple(feed.stream for feed in feeds)
         self._name = name
         self._heads: dict[Stream, Position] = {}
-        self._followers: dict[Stream, dict[Accepts, dict[Follower, None]]] = {
-            stream: {} for stream in self._streams
-        }
+        self._followers = {stream: Followers() for stream in self._streams}
 
     async def on_start(self) -> None:
         async with self._database.reading() as conn:
@@ -209,8 +195,8 @@ class Broadcaster(Actor):
                 self._heads[stream] = known or await read_horizon(conn)
 
     async def on_stop(self) -> None:
-        for groups in self._followers.values():
-            for follower in chain.from_iterable(groups.values()):
+        for followers in self._followers.values():
+            for follower in followers:
                 if isinstance(follower, Subscription):
                     follower.close()
 
@@ -219,11 +205,10 @@ class Broadcaster(Actor):
     ) -> Position | None:
         match message:
             case Follow(follower):
-                groups = self._followers[follower.stream]
-                groups.setdefault(follower.accepts, {})[follower] = None
+                self._followers[follower.stream].add(follower)
                 return self._heads[follower.stream]
             case Unfollow(follower):
-                self._forget(follower)
+                self._followers[follower.stream].remove(follower)
                 return None
             case Head(stream):
                 return self._heads[stream]
@@ -238,19 +223,7 @@ class Broadcaster(Actor):
         if not fresh:
             return
         self._heads[stream] = fresh[-1].position
-        gone: list[Follower] = []
-        for accepts, followers in self._followers[stream].items():
-            if chosen := [event for event in fresh if accepts(event)]:
-                gone += [one for one in followers if not one.offer(chosen)]
-        for follower in gone:
-            self._forget(follower)
-
-    def _forget(self, follower: Follower) -> None:
-        groups = self._followers[follower.stream]
-        followers = groups.get(follower.accepts, {})
-        followers.pop(follower, None)
-        if not followers:
-            groups.pop(follower.accepts, None)
+        self._followers[stream].offer(fresh)
 
 
 def position_name(runtime: str, stream: Stream) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Protocol, assert_never
 
 from trustfabric.actors.changes import Applied, ApplyChange, Outcome, Round
 from trustfabric.actors.counters import BATCH_SIZE, COMMIT, Counters
+from trustfabric.actors.known import Known
 from trustfabric.db import trust, trust_events
 from trustfabric.db.faults import CommitUnknownError, ContentionError
 from trustfabric.db.session import Database
@@ -98,6 +99,7 @@ class TrustRegistry(Actor):
         self._database = database
         self._counters = counters or Counters()
         self._ahead: _Batch | None = None
+        self._known = Known()
 
     async def handle(self, message: Message | _GoOn) -> Applied | InstanceId | None:
         match message:
@@ -127,8 +129,10 @@ class TrustRegistry(Actor):
         if self._ahead is None and len(group) > 2 * SMALL:
             # In two halves: one is decided while the other is being written.
             group, rest = group[: len(group) // 2], group[len(group) // 2 :]
+        was_idle = self._ahead is None
         self._ahead = await self._write_on(group)
-        await asyncio.sleep(0)  # whoever was answered just now may ask again
+        if not was_idle:
+            await asyncio.sleep(0)  # whoever was answered just now may ask again
         more = self.take(ApplyChange, BATCH - len(rest))
         self._ahead = await self._write_on([*rest, *more])
         if self._ahead is not None:
@@ -152,10 +156,12 @@ class TrustRegistry(Actor):
         """Decide on the rows as they are; companions have to wait for the writing."""
         if any(one.message.companions for one in group):
             return _Batch(group, None)
-        ids = {one.message.instance_id for one in group}
-        round_ = Round(self.now())
+        rows = self._known.rows_for(one.message for one in group)
+        ids = {one.message.instance_id for one in group} - rows.keys()
+        round_ = Round(self.now(), remembered=frozenset(rows))
         try:
-            rows = await self._database.glance(partial(trust.read, ids=ids))
+            if ids:
+                rows |= await self._database.glance(partial(trust.read, ids=ids))
         except FabricError as error:
             round_.outcomes = [error] * len(group)
         else:
@@ -188,6 +194,8 @@ class TrustRegistry(Actor):
         if not round_.moves:
             return round_.outcomes
         save, begun = partial(trust.save, batch=round_.moves), self.monotonic()
+        # Whatever becomes of it, these are not the newest rows any more.
+        self._known.forget(move.after.instance_id for move in round_.moves)
         try:
             round_.put_off(await self._database.at_once(save))
         except CommitUnknownError as error:
@@ -249,6 +257,7 @@ class TrustRegistry(Actor):
                 rows = await trust.lock(conn, {one.instance_id for one in orders})
                 for one in orders:
                     await round_.take(conn, one, rows)
+                await round_.write_gathered(conn)
                 if round_.moves and await trust.save(conn, round_.moves):
                     raise ContentionError("the registry was written past its lock")
         except CommitUnknownError:
@@ -258,6 +267,7 @@ class TrustRegistry(Actor):
         return round_.outcomes
 
     def _made(self, round_: Round, begun: float) -> None:
+        self._known.keep(move.after for move in round_.moves)
         round_.tell()
         self._counters.measure(COMMIT, self.monotonic() - begun)
         self._counters.measure(BATCH_SIZE, len(round_.moves))

@@ -11,7 +11,7 @@ from trustfabric.actors.attestation import Attest
 from trustfabric.actors.orders import Desk
 from trustfabric.actors.runs import RunTools
 from trustfabric.db import dispatch
-from trustfabric.db.artifacts import execution_log
+from trustfabric.db.artifacts import digest_logs, execution_log
 from trustfabric.db.run_writes import FinishRun, tell_breach
 from trustfabric.domain.dispatch import DISPATCHER, DispatchSettings
 from trustfabric.domain.failures import FailureReason
@@ -58,7 +58,8 @@ class Upkeep:
             run, self.tools.retry, now, jitter, begun=await self.has_begun(run)
         )
         async with self.desk.database.reading() as conn:
-            text = await execution_log(conn, run.id, recorded_by=DISPATCHER)
+            logs = await digest_logs(conn, [run.id])
+        text = execution_log(run.id, logs[run.id], recorded_by=DISPATCHER)
         finish = FinishRun(
             run_id=run.id,
             outcome=decided,

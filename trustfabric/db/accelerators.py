@@ -1,6 +1,7 @@
 """The posture table of accelerators: what is known of each instance's hardware."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import LiteralString
 
@@ -13,20 +14,24 @@ from trustfabric.domain.ids import InstanceId
 from trustfabric.domain.placement import PASSING_POSTURES
 
 _LIST_SQL: LiteralString = """
-SELECT accelerator_id, accelerator_type, posture, policy_feedback, metadata
+SELECT runtime_vm_instance_id AS instance_id, accelerator_id, accelerator_type,
+       posture, policy_feedback, metadata
   FROM runtime_vm_accelerator_posture
- WHERE runtime_vm_instance_id = %(instance_id)s
+ WHERE runtime_vm_instance_id = ANY (%(ids)s)
  ORDER BY accelerator_id
 """
 
 
 async def list_accelerators(
-    conn: Connection, instance_id: InstanceId
-) -> list[Accelerator]:
-    """Return an instance's accelerators by their id."""
+    conn: Connection, ids: Iterable[InstanceId]
+) -> Mapping[InstanceId, Sequence[Accelerator]]:
+    """Return the accelerators of each instance that has any, by their id."""
+    found: defaultdict[InstanceId, list[Accelerator]] = defaultdict(list)
     async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(_LIST_SQL, {"instance_id": instance_id})
-        return [Accelerator(**row) for row in await cursor.fetchall()]
+        await cursor.execute(_LIST_SQL, {"ids": list(ids)})
+        for row in await cursor.fetchall():
+            found[InstanceId(row.pop("instance_id"))].append(Accelerator(**row))
+    return found
 
 
 _WORSEN_SQL: LiteralString = """

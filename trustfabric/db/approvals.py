@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import LiteralString
 
 from trustfabric.db.playbooks import get_playbook
-from trustfabric.db.run_writes import end, tell
+from trustfabric.db.run_writes import End, settle, tell
 from trustfabric.db.runs import lock_run
 from trustfabric.db.servers import add_user
 from trustfabric.db.session import Connection
@@ -66,7 +66,7 @@ class DecideRun:
         match self.becomes:
             case ApprovalState.REJECTED:
                 ended = called_off(run, FailureReason.CANCELLED, "approval rejected")
-                await end(conn, run, ended, self.now, by=self.ruling.actor)
+                await settle(conn, [End(run, ended, self.now, self.ruling.actor)])
             case _:
                 told = f"approved by {self.ruling.actor}"
                 if run.approvals_required > 1:

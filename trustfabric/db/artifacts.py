@@ -7,7 +7,7 @@ alone is kept elsewhere.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, LiteralString
@@ -15,11 +15,11 @@ from typing import Any, LiteralString
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from trustfabric.db.run_events import list_log
+from trustfabric.db.run_events import list_log, read_logs
 from trustfabric.db.session import Connection
 from trustfabric.domain.executors import ProducedFile
 from trustfabric.domain.ids import OwnerId, RunId
-from trustfabric.domain.run_events import render_log
+from trustfabric.domain.run_events import LogDigest, render_log
 from trustfabric.domain.runs import Run
 from trustfabric.errors import ConflictError, NotFoundError
 
@@ -56,55 +56,70 @@ class Artifact(NewArtifact):
     created_at: datetime
 
 
-async def execution_log(
-    conn: Connection, run_id: RunId, *, recorded_by: str
-) -> NewArtifact:
-    """Describe a run's log as it stands, ready to be recorded with the run's end."""
-    lines = await list_log(conn, None, run_id, limit=None)
-    text = render_log(lines)
+async def digest_logs(
+    conn: Connection, ids: Collection[RunId]
+) -> dict[RunId, LogDigest]:
+    """Read runs' logs as they stand."""
+    if not ids:
+        return {}
+    return {
+        run_id: LogDigest().after(lines, lines[-1].seq if lines else 0)
+        for run_id, lines in (await read_logs(conn, ids)).items()
+    }
+
+
+def execution_log(run_id: RunId, log: LogDigest, *, recorded_by: str) -> NewArtifact:
+    """Describe a run's log, ready to be recorded with the run's end."""
     return NewArtifact(
         run_id=run_id,
         artifact_type=EXECUTION_LOG,
         uri=f"run-log:{run_id}",
         media_type="text/plain; charset=utf-8",
-        sha256=hashlib.sha256(text).hexdigest(),
-        size=len(text),
+        sha256=log.sha256,
+        size=log.size,
         recorded_by=recorded_by,
-        metadata={"lines": len(lines), "through_seq": lines[-1].seq if lines else 0},
+        metadata={"lines": log.lines, "through_seq": log.through_seq},
     )
 
 
 _INSERT_SQL: LiteralString = """
 INSERT INTO runtime_vm_remediation_artifacts
        (run_id, artifact_type, uri, media_type, sha256, size, metadata, recorded_by)
-VALUES (%(run_id)s, %(artifact_type)s,
-        CASE WHEN %(content)s::bytea IS NULL THEN %(uri)s
-             ELSE 'large-object:' || lo_from_bytea(0, %(content)s::bytea) END,
-        %(media_type)s, %(sha256)s, %(size)s,
-        %(metadata)s, %(recorded_by)s)
+SELECT t.run_id, t.artifact_type,
+       CASE WHEN t.content IS NULL THEN t.uri
+            ELSE 'large-object:' || lo_from_bytea(0, t.content) END,
+       t.media_type, t.sha256, t.size, t.metadata, t.recorded_by
+  FROM unnest(%(run_id)s::bigint[], %(artifact_type)s::text[], %(uri)s::text[],
+              %(media_type)s::text[], %(sha256)s::text[], %(size)s::bigint[],
+              %(metadata)s::jsonb[], %(recorded_by)s::text[], %(content)s::bytea[])
+       WITH ORDINALITY AS t(run_id, artifact_type, uri, media_type, sha256, size,
+                            metadata, recorded_by, content, n)
+ ORDER BY t.n
 RETURNING id
 """
 
 
-async def insert_artifact(conn: Connection, artifact: NewArtifact) -> int:
-    """Record an artifact; return its id."""
+async def insert_artifacts(
+    conn: Connection, artifacts: Sequence[NewArtifact]
+) -> list[int]:
+    """Record artifacts; return their ids."""
+    if not artifacts:
+        return []
     cursor = await conn.execute(
         _INSERT_SQL,
         {
-            "run_id": artifact.run_id,
-            "artifact_type": artifact.artifact_type,
-            "uri": artifact.uri,
-            "media_type": artifact.media_type,
-            "sha256": artifact.sha256,
-            "size": artifact.size,
-            "metadata": Jsonb(dict(artifact.metadata)),
-            "recorded_by": artifact.recorded_by,
-            "content": artifact.content,
+            "run_id": [one.run_id for one in artifacts],
+            "artifact_type": [one.artifact_type for one in artifacts],
+            "uri": [one.uri for one in artifacts],
+            "media_type": [one.media_type for one in artifacts],
+            "sha256": [one.sha256 for one in artifacts],
+            "size": [one.size for one in artifacts],
+            "metadata": [Jsonb(dict(one.metadata)) for one in artifacts],
+            "recorded_by": [one.recorded_by for one in artifacts],
+            "content": [one.content for one in artifacts],
         },
     )
-    row = await cursor.fetchone()
-    assert row is not None
-    return int(row[0])
+    return [row[0] for row in await cursor.fetchall()]
 
 
 _ROOM_SQL: LiteralString = """
@@ -129,7 +144,8 @@ async def add_artifact(conn: Connection, artifact: NewArtifact) -> int:
             f"run {artifact.run_id} has artifacts enough: at most {RUN_LIMIT}, "
             f"of {RUN_BYTES} bytes together"
         )
-    return await insert_artifact(conn, artifact)
+    (made,) = await insert_artifacts(conn, [artifact])
+    return made
 
 
 _KEPT_SQL: LiteralString = """
@@ -167,7 +183,7 @@ async def keep_files(conn: Connection, run: Run, files: Sequence[ProducedFile]) 
             },
         )
         if (await cursor.fetchone()) != (True,):
-            await insert_artifact(conn, artifact)
+            await insert_artifacts(conn, [artifact])
 
 
 _SELECT_SQL: LiteralString = """

@@ -4,12 +4,13 @@ Placing and releasing take the registry's turn: once a hold is answered, nothing
 staged or started past it, in any runtime.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString
 
 from psycopg.rows import dict_row
+from psycopg.types.json import Json
 
 from trustfabric.db.hold_events import tell
 from trustfabric.db.session import Connection
@@ -285,46 +286,70 @@ async def next_expiry(conn: Connection) -> datetime | None:
 
 
 _HELD_SQL: LiteralString = """
-SELECT o.scope, o.id FROM trust_holds o
- WHERE o.released_at IS NULL AND (o.until IS NULL OR o.until > %(now)s)
-   AND (o.scope = 'all' OR o.owner_id = %(owner_id)s
-        OR o.runtime_vm_instance_id = %(instance_id)s)
-   AND (o.incident_id IS NULL OR NOT EXISTS (
-        SELECT 1 FROM runtime_vm_remediation_runs r
-         WHERE r.id = %(run_id)s AND (r.requested_by <> 'actor:dispatcher'
-               OR r.approval_decided_at >= o.created_at)))
- ORDER BY o.scope, o.id
- LIMIT 1
+SELECT w.instance_id, held.scope, held.id
+  FROM json_to_recordset(%(asked)s::json)
+       AS w(instance_id bigint, owner_id bigint, run_id bigint, now timestamptz)
+ CROSS JOIN LATERAL (
+       SELECT o.scope, o.id FROM trust_holds o
+        WHERE o.released_at IS NULL AND (o.until IS NULL OR o.until > w.now)
+          AND (o.scope = 'all' OR o.owner_id = w.owner_id
+               OR o.runtime_vm_instance_id = w.instance_id)
+          AND (o.incident_id IS NULL OR NOT EXISTS (
+               SELECT 1 FROM runtime_vm_remediation_runs r
+                WHERE r.id = w.run_id AND (r.requested_by <> 'actor:dispatcher'
+                      OR r.approval_decided_at >= o.created_at)))
+        ORDER BY o.scope, o.id
+        LIMIT 1) held
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Whether an instance is held from what is about to be done."""
+
+    before: Snapshot
+    now: datetime
+    run_id: RunId | None = None
+    """The run that would start; None: one that nobody asked for would be staged. The
+    breaker lets go on what a person requested, or approved after it opened."""
+
+
+async def find_held(
+    conn: Connection, batch: Iterable[Asked]
+) -> dict[InstanceId, HeldError]:
+    """Return why instances are held; in the registry's turn, none is held after it."""
+    asked = [
+        {
+            "instance_id": one.before.instance_id,
+            "owner_id": one.before.owner_id,
+            "run_id": one.run_id,
+            "now": one.now,
+        }
+        for one in batch
+    ]
+    cursor = await conn.execute(_HELD_SQL, {"asked": Json(asked)})
+    return {
+        InstanceId(instance_id): HeldError(
+            f"instance {instance_id} is held", scope=scope, hold_id=hold_id
+        )
+        for instance_id, scope, hold_id in await cursor.fetchall()
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefuseIfHeld:
-    """Companion: HeldError where the instance is held from what is about to be done.
+    """Companion: HeldError where the instance is held from having a run staged.
 
     In the registry's turn, so nothing slips past a hold that was answered.
     """
 
     now: datetime
     run_id: RunId | None = None
-    """The run that would start; None: one that nobody asked for would be staged. The
-    breaker lets go on what a person requested, or approved after it opened."""
 
     async def write(self, conn: Connection, before: Snapshot) -> int | None:
-        cursor = await conn.execute(
-            _HELD_SQL,
-            {
-                "now": self.now,
-                "run_id": self.run_id,
-                "owner_id": before.owner_id,
-                "instance_id": before.instance_id,
-            },
-        )
-        row = await cursor.fetchone()
-        if row is not None:
-            raise HeldError(
-                f"instance {before.instance_id} is held", scope=row[0], hold_id=row[1]
-            )
+        held = await find_held(conn, [Asked(before, self.now, self.run_id)])
+        if held:
+            raise held[before.instance_id]
         return None
 
 

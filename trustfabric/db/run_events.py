@@ -1,58 +1,85 @@
 """The log and the status events of runs: append-only, numbered 1, 2, 3 … per run.
 
-Numbers have no gaps because `append` is called under the run's row lock
-(`runs.lock_run`), and what it writes is the stream's data as it will ever be.
+Numbers have no gaps because `append` is called under the locks of the runs' rows
+(`runs.lock_runs`), and what it writes is the stream's data as it will ever be.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, LiteralString
 
 import orjson
 from psycopg.rows import dict_row
-from psycopg.types.json import Jsonb
 
 from trustfabric.db.accelerators import list_accelerators
 from trustfabric.db.positions import AFTER, rows_after
 from trustfabric.db.session import Connection
+from trustfabric.db.trust import storable
 from trustfabric.domain.events import Position, RemediationEvent
 from trustfabric.domain.executors import LogStream
 from trustfabric.domain.ids import InstanceId, OwnerId, RunId, ServerId
 from trustfabric.domain.run_events import LogLine, RunEvent, context
 from trustfabric.domain.runs import Run
 
+_LAST_SQL: LiteralString = """
+SELECT w.id, coalesce((SELECT max(e.seq) FROM runtime_vm_remediation_events e
+                        WHERE e.run_id = w.id), 0)
+  FROM unnest(%(ids)s::bigint[]) AS w (id)
+"""
+
 _APPEND_SQL: LiteralString = """
 INSERT INTO runtime_vm_remediation_events
        (run_id, seq, kind, stream, message, payload, at)
-SELECT %(run_id)s, last.seq + t.n, t.kind, t.stream, t.message,
-       %(context)s::jsonb || jsonb_build_object(
-           'event', t.event || jsonb_build_object('seq', last.seq + t.n)),
-       t.at
-  FROM (SELECT coalesce(max(seq), 0) AS seq
-          FROM runtime_vm_remediation_events WHERE run_id = %(run_id)s) last,
-       unnest(%(kind)s::text[], %(stream)s::text[], %(message)s::text[],
-              %(event)s::jsonb[], %(at)s::timestamptz[])
-       WITH ORDINALITY AS t(kind, stream, message, event, at, n)
- ORDER BY t.n
+SELECT t.run_id, t.seq, t.kind, t.stream, t.message, t.payload, t.at
+  FROM json_to_recordset(%(batch)s::json)
+       AS t(run_id bigint, seq bigint, kind text, stream text, message text,
+            payload jsonb, at timestamptz)
+ ORDER BY t.run_id, t.seq
 """
 
 
-async def append(conn: Connection, run: Run, events: Sequence[RunEvent]) -> None:
-    """Add events to a run's log; the caller holds the lock on the run's row."""
-    if not events:
-        return
-    accelerators = await list_accelerators(conn, run.instance_id)
-    await conn.execute(
-        _APPEND_SQL,
-        {
-            "run_id": run.id,
-            "context": Jsonb(context(run, accelerators)),
-            "kind": [event.kind for event in events],
-            "stream": [event.stream for event in events],
-            "message": [event.message for event in events],
-            "event": [orjson.dumps(event.event).decode() for event in events],
-            "at": [event.at for event in events],
-        },
-    )
+async def append(
+    conn: Connection, batch: Iterable[tuple[Run, Sequence[RunEvent]]]
+) -> dict[RunId, int]:
+    """Add events to the logs of runs; return the last number of each of them.
+
+    The caller holds the locks on the runs' rows. InvalidError where PostgreSQL can't
+    hold an event.
+    """
+    told = list(batch)
+    if not told:
+        return {}
+    last = await _last_numbers(conn, {run.id for run, _ in told})
+    accelerators = await list_accelerators(conn, {run.instance_id for run, _ in told})
+    rows: list[Mapping[str, Any]] = []
+    for run, events in told:
+        about = context(run, accelerators.get(run.instance_id, ()))
+        for seq, one in enumerate(events, last[run.id] + 1):
+            rows.append(_row(run, seq, one, about))
+        last[run.id] += len(events)
+    if rows:
+        with storable():
+            text = orjson.dumps(rows).decode()
+            await conn.execute(_APPEND_SQL, {"batch": text})
+    return last
+
+
+def _row(
+    run: Run, seq: int, one: RunEvent, about: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    return {
+        "run_id": run.id,
+        "seq": seq,
+        "kind": one.kind,
+        "stream": one.stream,
+        "message": one.message,
+        "payload": {**about, "event": {**one.event, "seq": seq}},
+        "at": one.at,
+    }
+
+
+async def _last_numbers(conn: Connection, ids: Iterable[RunId]) -> dict[RunId, int]:
+    cursor = await conn.execute(_LAST_SQL, {"ids": list(ids)})
+    return {RunId(run_id): last for run_id, last in await cursor.fetchall()}
 
 
 _LOG_SQL: LiteralString = """
@@ -103,18 +130,39 @@ async def list_log(
         ]
 
 
-_COUNT_SQL: LiteralString = """
-SELECT count(*) FROM runtime_vm_remediation_events
- WHERE run_id = %(run_id)s AND kind = 'log'
+_WHOLE_SQL: LiteralString = """
+SELECT e.run_id, e.seq, e.stream, e.message, e.at
+  FROM unnest(%(ids)s::bigint[]) AS w (id)
+  JOIN runtime_vm_remediation_events e ON e.run_id = w.id AND e.kind = 'log'
+ ORDER BY e.run_id, e.seq
 """
 
 
-async def count_log(conn: Connection, run_id: RunId) -> int:
-    """Return how many log lines a run has."""
-    cursor = await conn.execute(_COUNT_SQL, {"run_id": run_id})
-    row = await cursor.fetchone()
-    assert row is not None
-    return int(row[0])
+async def read_logs(
+    conn: Connection, ids: Iterable[RunId]
+) -> dict[RunId, list[LogLine]]:
+    """Return all log lines of each run, in order."""
+    found: dict[RunId, list[LogLine]] = {run_id: [] for run_id in ids}
+    cursor = await conn.execute(_WHOLE_SQL, {"ids": list(found)})
+    for run_id, seq, stream, message, at in await cursor.fetchall():
+        line = LogLine(seq=seq, stream=LogStream(stream), message=message, at=at)
+        found[RunId(run_id)].append(line)
+    return found
+
+
+_COUNT_SQL: LiteralString = """
+SELECT w.id, (SELECT count(*) FROM runtime_vm_remediation_events e
+               WHERE e.run_id = w.id AND e.kind = 'log')
+  FROM unnest(%(ids)s::bigint[]) AS w (id)
+"""
+
+
+async def count_log(conn: Connection, ids: Collection[RunId]) -> dict[RunId, int]:
+    """Return how many log lines each run has."""
+    if not ids:
+        return {}
+    cursor = await conn.execute(_COUNT_SQL, {"ids": list(ids)})
+    return {RunId(run_id): count for run_id, count in await cursor.fetchall()}
 
 
 _EVENTS_SQL: LiteralString = (

@@ -1,26 +1,34 @@
 """What changes a run; most of it travels as a companion of a change of trust.
 
 Each write locks the run's row, lets `domain/runs.py` decide, and adds the status
-event in the same transaction.
+event in the same transaction. Claims and ends are written many at a time.
 """
 
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import LiteralString
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, LiteralString
 
 from psycopg.types.json import Jsonb
 
 from trustfabric.db.accelerators import worsen_accelerators
-from trustfabric.db.artifacts import NewArtifact, insert_artifact
+from trustfabric.db.artifacts import NewArtifact, insert_artifacts
+from trustfabric.db.companions import write_alone
 from trustfabric.db.playbooks import keep_playbook
 from trustfabric.db.run_events import append
-from trustfabric.db.runs import lock_active_run, lock_run
+from trustfabric.db.runs import (
+    RUN_COLUMNS,
+    change_runs,
+    lock_active_run,
+    lock_run,
+    lock_runs,
+)
 from trustfabric.db.session import Connection
 from trustfabric.domain.accelerators import read_accelerators
 from trustfabric.domain.documents import plain
 from trustfabric.domain.failures import FailureReason
 from trustfabric.domain.ids import OwnerId, RunId
-from trustfabric.domain.run_events import status_event
+from trustfabric.domain.run_events import RunEvent, status_event
 from trustfabric.domain.runs import (
     ERROR_LIMIT,
     NOTES_LIMIT,
@@ -33,7 +41,12 @@ from trustfabric.domain.runs import (
     called_off,
 )
 from trustfabric.domain.trust import Snapshot
-from trustfabric.errors import ConflictError, NotFoundError, UnknownPlaybookError
+from trustfabric.errors import (
+    ConflictError,
+    FabricError,
+    NotFoundError,
+    UnknownPlaybookError,
+)
 
 _INSERT_SQL: LiteralString = """
 INSERT INTO runtime_vm_remediation_runs
@@ -91,63 +104,6 @@ class InsertRun:
         return run_id
 
 
-_CLAIM_SQL: LiteralString = """
-UPDATE runtime_vm_remediation_runs r
-   SET status = 'running', started_at = coalesce(r.started_at, %(now)s),
-       lease_owner = %(owner)s, lease_epoch = r.lease_epoch + 1,
-       lease_expires_at = %(until)s, attempt = r.attempt + 1, not_before = NULL,
-       failure_reason = NULL, version = r.version + 1, updated_at = %(now)s
-  FROM (SELECT id FROM runtime_vm_remediation_runs
-         WHERE id = %(id)s AND status = 'pending'
-           AND approval_state IN ('approved', 'auto-approved')
-           AND (not_before IS NULL OR not_before <= %(now)s)
-           AND (%(owner_limit)s::bigint IS NULL OR %(owner_limit)s > (
-               SELECT count(*) FROM runtime_vm_remediation_runs o
-                 JOIN runtime_vm_instances i ON i.id = o.runtime_vm_instance_id
-                 JOIN servers s ON s.id = i.server_id
-                WHERE o.status = 'running' AND s.owner_id = %(owner_id)s))
-           FOR UPDATE SKIP LOCKED) mine
- WHERE r.id = mine.id
-RETURNING r.lease_epoch
-"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimRun:
-    """Take a ready run under a lease; ConflictError where somebody else did.
-
-    What it returns is the lease's epoch, which fences all that is done under it.
-    """
-
-    run_id: RunId
-    lease_owner: str
-    lease_s: float
-    now: datetime
-    owner_limit: int | None = None
-    """How many runs of the instance's owner may be under way, this one included.
-
-    Exact over all runtimes, since the registry's writers take turns.
-    """
-
-    async def write(self, conn: Connection, before: Snapshot) -> int | None:
-        cursor = await conn.execute(
-            _CLAIM_SQL,
-            {
-                "id": self.run_id,
-                "owner": self.lease_owner,
-                "until": self.now + timedelta(seconds=self.lease_s),
-                "now": self.now,
-                "owner_id": before.owner_id,
-                "owner_limit": self.owner_limit,
-            },
-        )
-        row = await cursor.fetchone()
-        if row is None:
-            raise ConflictError(f"run {self.run_id} is not there to be claimed")
-        await tell(conn, self.run_id, "started", self.now, was=RunStatus.PENDING)
-        return int(row[0])
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinishRun:
     """End a run, or send it back for another try, as the outcome says.
@@ -167,26 +123,40 @@ class FinishRun:
     log: NewArtifact | None = None
 
     async def write(self, conn: Connection, before: Snapshot) -> int | None:
-        del before
-        run = await lock_run(conn, self.run_id)
-        held = self.lease_epoch is None or (
-            run.status is RunStatus.RUNNING and run.lease_epoch == self.lease_epoch
+        return await write_alone(conn, self, before)
+
+    @staticmethod
+    async def write_all(
+        conn: Connection, batch: Sequence[tuple["FinishRun", Snapshot]]
+    ) -> list[int | FabricError]:
+        runs = await lock_runs(conn, {one.run_id for one, _ in batch})
+        found = [one.refusal(runs.get(one.run_id)) for one, _ in batch]
+        ending = [
+            one for (one, _), error in zip(batch, found, strict=True) if error is None
+        ]
+        await settle(
+            conn,
+            [End(runs[one.run_id], one.outcome, one.now, one.by) for one in ending],
         )
+        await insert_artifacts(conn, [one.log for one in ending if one.log is not None])
+        return [
+            error or one.run_id for (one, _), error in zip(batch, found, strict=True)
+        ]
+
+    def refusal(self, run: Run | None) -> FabricError | None:
+        """Return why this can't be done to the run as it is."""
+        if run is None:
+            return NotFoundError(f"no run {self.run_id}")
+        held = self.lease_epoch is None or run.is_under(self.lease_epoch)
         alive = self.lease_over_by is not None and (
             run.lease_expires_at is None or run.lease_expires_at > self.lease_over_by
         )
         if not held or alive or self.version not in {None, run.version}:
-            raise ConflictError(f"run {run.id} has moved on", status=run.status)
-        if self.outcome.status is RunStatus.PENDING:
-            if run.cancellation_reason is not None:
-                # Asked for since the decision was made: it is to be made anew.
-                raise ConflictError(f"run {run.id} is to be cancelled")
-            await _send_back(conn, run, self.outcome, self.now)
-        else:
-            await end(conn, run, self.outcome, self.now, by=self.by)
-        if self.log is not None:
-            await insert_artifact(conn, self.log)
-        return run.id
+            return ConflictError(f"run {run.id} has moved on", status=run.status)
+        if self.outcome.status is RunStatus.PENDING and run.cancellation_reason:
+            # Asked for since the decision was made: it is to be made anew.
+            return ConflictError(f"run {run.id} is to be cancelled")
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +175,7 @@ class CancelActiveRun:
         if run is None:
             return None
         ended = called_off(run, FailureReason.CANCELLED, self.reason)
-        await end(conn, run, ended, self.now, by=self.by)
+        await settle(conn, [End(run, ended, self.now, self.by)])
         return run.id
 
 
@@ -261,82 +231,90 @@ async def tell_breach(conn: Connection, run_id: RunId, now: datetime) -> bool:
 
 SLA_BREACHED = "sla-breached"
 
-_END_SQL: LiteralString = """
-UPDATE runtime_vm_remediation_runs
-   SET status = %(status)s, failure_reason = %(reason)s, last_error = %(error)s,
-       result = %(result)s, not_before = NULL, lease_owner = NULL,
-       lease_expires_at = NULL, lease_epoch = lease_epoch + 1,
-       completed_at = CASE WHEN %(status)s <> 'cancelled' THEN %(now)s::timestamptz END,
-       cancelled_at = CASE WHEN %(status)s = 'cancelled' THEN %(now)s::timestamptz END,
-       cancellation_reason = CASE WHEN %(status)s = 'cancelled'
-           THEN coalesce(cancellation_reason, %(cancellation)s) END,
-       version = version + 1, updated_at = %(now)s
- WHERE id = %(id)s
+_SETTLE_SQL: LiteralString = (
+    """
+UPDATE runtime_vm_remediation_runs r
+   SET status = c.status, failure_reason = c.reason, last_error = c.error,
+       result = c.result, not_before = c.not_before, lease_owner = NULL,
+       lease_expires_at = NULL, lease_epoch = r.lease_epoch + 1,
+       completed_at = CASE WHEN c.status IN ('completed', 'failed') THEN c.now END,
+       cancelled_at = CASE WHEN c.status = 'cancelled' THEN c.now END,
+       cancellation_reason = CASE WHEN c.status = 'cancelled'
+           THEN coalesce(r.cancellation_reason, c.cancellation) END,
+       sla_breached_at = CASE WHEN c.is_late THEN c.now ELSE r.sla_breached_at END,
+       version = r.version + 1, updated_at = c.now
+  FROM json_to_recordset(%(batch)s::json)
+       AS c(id bigint, status text, reason text, error text, result jsonb,
+            not_before timestamptz, cancellation text, is_late boolean,
+            now timestamptz), runtime_vm_instances i, servers s
+ WHERE r.id = c.id AND i.id = r.runtime_vm_instance_id AND s.id = i.server_id
+RETURNING
 """
+    + RUN_COLUMNS
+)
 
 
-async def end(
-    conn: Connection, run: Run, outcome: Outcome, now: datetime, *, by: str
-) -> None:
-    if run.is_late(now):
-        await tell_breach(conn, run.id, now)
-    failed = outcome.exit.failure_reason
-    await conn.execute(
-        _END_SQL,
-        {
-            "id": run.id,
-            "status": outcome.status,
-            "reason": failed,
-            "error": None
-            if failed is None
-            else plain(outcome.exit.message, ERROR_LIMIT),
-            "result": _result(run, outcome),
-            "cancellation": plain(f"{outcome.exit.message} ({by})", NOTES_LIMIT),
-            "now": now,
-        },
-    )
-    await tell(conn, run.id, outcome.exit.message, now, was=run.status)
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a run that is locked ends, or goes back to wait for another try."""
+
+    run: Run
+    outcome: Outcome
+    now: datetime
+    by: str
+
+    @property
+    def goes_back(self) -> bool:
+        return self.outcome.status is RunStatus.PENDING
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it is to be told with the end that the SLA deadline has passed."""
+        return not self.goes_back and self.run.is_late(self.now)
 
 
-_BACK_SQL: LiteralString = """
-UPDATE runtime_vm_remediation_runs
-   SET status = 'pending', failure_reason = %(reason)s, last_error = %(error)s,
-       result = %(result)s, not_before = %(not_before)s, lease_owner = NULL,
-       lease_expires_at = NULL, lease_epoch = lease_epoch + 1,
-       version = version + 1, updated_at = %(now)s
- WHERE id = %(id)s
-"""
+async def settle(conn: Connection, ends: Sequence[End]) -> None:
+    """End runs; the caller holds the locks on their rows. At most one of each run."""
+    after = await change_runs(conn, _SETTLE_SQL, [_settled(end) for end in ends])
+    events: list[tuple[Run, Sequence[RunEvent]]] = []
+    for end in ends:
+        if end.is_late:
+            late = replace(end.run, sla_breached_at=end.now)
+            events.append((late, [status_event(late, SLA_BREACHED, end.now)]))
+        message = end.outcome.exit.message
+        if end.goes_back:
+            message = f"will be tried again: {message}"
+        run = after[end.run.id]
+        events.append((run, [status_event(run, message, end.now, was=end.run.status)]))
+    await append(conn, events)
 
 
-async def _send_back(
-    conn: Connection, run: Run, outcome: Outcome, now: datetime
-) -> None:
-    await conn.execute(
-        _BACK_SQL,
-        {
-            "id": run.id,
-            "reason": outcome.exit.failure_reason,
-            "error": plain(outcome.exit.message, ERROR_LIMIT),
-            "result": _result(run, outcome),
-            "not_before": outcome.not_before,
-            "now": now,
-        },
-    )
-    message = f"will be tried again: {outcome.exit.message}"
-    await tell(conn, run.id, message, now, was=run.status)
+def _settled(end: End) -> Mapping[str, Any]:
+    outcome = end.outcome
+    ended, failed = outcome.exit, outcome.exit.failure_reason
+    no_error = failed is None and not end.goes_back
+    return {
+        "id": end.run.id,
+        "status": outcome.status,
+        "reason": failed,
+        "error": None if no_error else plain(ended.message, ERROR_LIMIT),
+        "result": _result(end.run, outcome),
+        "not_before": outcome.not_before if end.goes_back else None,
+        "cancellation": plain(f"{ended.message} ({end.by})", NOTES_LIMIT),
+        "is_late": end.is_late,
+        "now": end.now,
+    }
 
 
-def _result(run: Run, outcome: Outcome) -> Jsonb:
-    return Jsonb(
-        {
-            **outcome.exit.detail,
-            "code": outcome.exit.code,
-            "message": plain(outcome.exit.message, ERROR_LIMIT),
-            "failure_reason": outcome.exit.failure_reason,
-            "duration_seconds": round(outcome.exit.duration_s, 3),
-            "attempt": run.attempt,
-        }
-    )
+def _result(run: Run, outcome: Outcome) -> Mapping[str, Any]:
+    return {
+        **outcome.exit.detail,
+        "code": outcome.exit.code,
+        "message": plain(outcome.exit.message, ERROR_LIMIT),
+        "failure_reason": outcome.exit.failure_reason,
+        "duration_seconds": round(outcome.exit.duration_s, 3),
+        "attempt": run.attempt,
+    }
 
 
 async def tell(
@@ -349,6 +327,5 @@ async def tell(
 ) -> Run:
     """Add a status event to a run's log; `was`: the status that it has left."""
     run = await lock_run(conn, run_id)
-    event = status_event(run, plain(message, ERROR_LIMIT), now, was=was)
-    await append(conn, run, [event])
+    await append(conn, [(run, [status_event(run, message, now, was=was)])])
     return run

@@ -1,16 +1,18 @@
-"""Remediation runs: how they are read and locked, and the lease that runs them.
+"""Remediation runs: how they are read and locked.
 
-What changes together with trust is in `run_writes.py`.
+What changes together with trust is in `run_writes.py`; what a run's actor writes
+under its lease, in `ledger.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, LiteralString
 
+import orjson
 from psycopg.rows import dict_row
 
 from trustfabric.db.session import Connection
+from trustfabric.db.trust import storable
 from trustfabric.domain.failures import FailureReason
 from trustfabric.domain.ids import (
     InstanceId,
@@ -74,6 +76,29 @@ async def lock_run(
     if row is None:
         raise NotFoundError(f"no run {run_id}")
     return read_run(row)
+
+
+_LOCK_ALL_SQL: LiteralString = (
+    "SELECT"
+    + RUN_COLUMNS
+    + RUN_TABLES
+    + " WHERE r.id = ANY (%(ids)s) ORDER BY r.id FOR NO KEY UPDATE OF r"
+)
+_LOCK_FREE_SQL: LiteralString = _LOCK_ALL_SQL + " SKIP LOCKED"
+
+
+async def lock_runs(
+    conn: Connection, ids: Iterable[RunId], *, skip_locked: bool = False
+) -> dict[RunId, Run]:
+    """Return runs that nobody else changes or logs for until we commit.
+
+    Missing are those that are not there and, with `skip_locked`, what somebody else
+    has locked: who never waits for a lock may hold many.
+    """
+    sql = _LOCK_FREE_SQL if skip_locked else _LOCK_ALL_SQL
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(sql, {"ids": list(ids)})
+        return {run.id: run for run in map(read_run, await cursor.fetchall())}
 
 
 _ACTIVE_SQL: LiteralString = (
@@ -174,33 +199,17 @@ async def owner_of(
     return OwnerId(row[0])
 
 
-_BEAT_SQL: LiteralString = """
-UPDATE runtime_vm_remediation_runs
-   SET lease_expires_at = %(until)s
- WHERE id = %(id)s AND lease_epoch = %(epoch)s AND status = 'running'
-   AND lease_expires_at > %(now)s
-RETURNING cancellation_reason
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Beat:
-    """What a heartbeat learned."""
-
-    held: bool
-    """False: the lease is somebody else's, or ran out; the work is to stop."""
-    cancellation_reason: str | None = None
-
-
-async def beat(
-    conn: Connection, run_id: RunId, epoch: int, *, now: datetime, until: datetime
-) -> Beat:
-    """Renew a run's lease; one that has run out is never renewed."""
-    cursor = await conn.execute(
-        _BEAT_SQL, {"id": run_id, "epoch": epoch, "now": now, "until": until}
-    )
-    row = await cursor.fetchone()
-    return Beat(held=False) if row is None else Beat(True, row[0])
+async def change_runs(
+    conn: Connection, sql: LiteralString, batch: Sequence[Mapping[str, Any]]
+) -> dict[RunId, Run]:
+    """Return the runs that a statement over a batch has changed, as they are now."""
+    if not batch:
+        return {}
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        with storable():
+            rows = orjson.dumps(batch).decode()
+            await cursor.execute(sql, {"batch": rows})
+        return {run.id: run for run in map(read_run, await cursor.fetchall())}
 
 
 def read_run(row: Mapping[str, Any]) -> Run:

@@ -31,18 +31,6 @@ from trustfabric.domain.trust import (
 from trustfabric.errors import InvalidError
 
 
-class Companion(Protocol):
-    """A write that must be one commit with a change of trust.
-
-    It runs before the registry row is saved, inside a savepoint of its own; a
-    FabricError raised here refuses the whole change and nothing of it stays.
-    """
-
-    async def write(self, conn: Connection, before: Snapshot) -> int | None:
-        """Write, and return the id of a row that was made, if one was."""
-        ...
-
-
 class InstanceInsert(Protocol):
     """The insert of a new instance, which shares its commit with its first row."""
 
@@ -180,6 +168,8 @@ WITH turn AS MATERIALIZED (
            updated_at = c.updated_at
       FROM change c
      WHERE r.runtime_vm_instance_id = c.instance_id AND r.version = c.read_version
+       AND r.lifecycle_state = c.previous_lifecycle
+       AND r.attestation_status = c.previous_status
  RETURNING c.instance_id
 ), told AS (
     INSERT INTO runtime_vm_trust_history

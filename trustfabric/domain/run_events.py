@@ -4,16 +4,18 @@
 are the part of each. An event's `seq` is given by the database.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from trustfabric.domain.accelerators import Accelerator
+from trustfabric.domain.documents import plain
 from trustfabric.domain.executors import LogStream, RemediationLogEvent
 from trustfabric.domain.failures import classification_of
 from trustfabric.domain.placement import PASSING_POSTURES
-from trustfabric.domain.runs import Run, RunStatus
+from trustfabric.domain.runs import ERROR_LIMIT, Run, RunStatus
 from trustfabric.domain.times import rfc3339
 
 _ELSEWHERE = frozenset({"accelerators", "policy_feedback", "policy_gate"})
@@ -71,7 +73,7 @@ def status_event(
 
     `was` is the status that it left, where that changed.
     """
-    deadline = run.sla_deadline
+    deadline, message = run.sla_deadline, plain(message, ERROR_LIMIT)
     return RunEvent(
         kind="status",
         stream=LogStream.SYSTEM,
@@ -120,7 +122,32 @@ def manifest_tags(run: Run) -> list[str]:
     return sorted(found)
 
 
-def render_log(lines: Iterable[LogLine]) -> bytes:
+@dataclass(frozen=True, slots=True)
+class LogDigest:
+    """What is recorded of a log when its run ends, kept up as lines are written."""
+
+    lines: int = 0
+    size: int = 0
+    through_seq: int = 0
+    """No line of it has a higher number."""
+    _sha256: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+
+    def after(
+        self, lines: Sequence[LogLine | RunEvent], through_seq: int
+    ) -> "LogDigest":
+        """Return the digest of the log with these lines at its end."""
+        text, sha256 = render_log(lines), self._sha256.copy()
+        sha256.update(text)
+        return LogDigest(
+            self.lines + len(lines), self.size + len(text), through_seq, sha256
+        )
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+
+def render_log(lines: Iterable[LogLine | RunEvent]) -> bytes:
     """Return the log as the text of its `execution-log` artifact."""
     return b"".join(
         f"{rfc3339(line.at)} {line.stream} {line.message}\n".encode("utf-8", "replace")

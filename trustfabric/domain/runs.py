@@ -166,6 +166,10 @@ class Run:
             return False
         return self.sla_deadline <= now
 
+    def is_under(self, epoch: int) -> bool:
+        """Whether the run is being carried out under the lease of that epoch."""
+        return self.status is RunStatus.RUNNING and self.lease_epoch == epoch
+
     @property
     def spec(self) -> Mapping[str, Any]:
         """The pinned playbook's metadata."""

@@ -243,6 +243,11 @@ def advance(before: Snapshot, facts: Facts, change: Change, now: datetime) -> Sn
     return after
 
 
+def asks_facts(before: Snapshot, change: Change) -> bool:
+    """Whether `advance` looks at more than the row and the change."""
+    return change.signal is _S.EXPIRED or before.lifecycle is Lifecycle.REMEDIATING
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     """One application of a change: where it leads, and each column's new value."""

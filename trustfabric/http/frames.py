@@ -3,7 +3,7 @@
 Only those: what is read again later is made again, because a view looks at the clock.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trustfabric.actors.streams import Event
@@ -35,6 +35,8 @@ class Frames:
 
     def __init__(self) -> None:
         self._kept: dict[tuple[View, Position], bytes] = {}
+        self._newest: Sequence[Event] = ()
+        self._chunks: dict[View, bytes] = {}
 
     def of(self, name: str, view: View, event: Event) -> bytes:
         """Return an event's frame as the first client with this view saw it."""
@@ -45,3 +47,16 @@ class Frames:
             if len(self._kept) > KEPT:
                 del self._kept[next(iter(self._kept))]
         return frame
+
+    def chunk(self, name: str, view: View, events: Sequence[Event]) -> bytes:
+        """Return their frames as one chunk of a body in chunked encoding.
+
+        It is kept for whoever comes next with the very same events.
+        """
+        if events is not self._newest:
+            self._newest, self._chunks = events, {}
+        chunk = self._chunks.get(view)
+        if chunk is None:
+            data = b"".join([self.of(name, view, event) for event in events])
+            chunk = self._chunks[view] = b"%x\r\n%b\r\n" % (len(data), data)
+        return chunk

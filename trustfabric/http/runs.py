@@ -1,11 +1,13 @@
 """Remediation runs over HTTP: the queue, approvals, logs, artifacts, the stream."""
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from aiohttp import web
 from pydantic import Field
 
 from trustfabric.actors.dispatch import CancelRun, DecideApproval, EnqueueRun, RetryRun
+from trustfabric.actors.followers import About, about
 from trustfabric.actors.streams import Event, Stream
 from trustfabric.db import artifacts, run_events, runs
 from trustfabric.domain.approvals import Ruling
@@ -248,31 +250,46 @@ async def get_artifact(request: web.Request) -> web.Response:
 @routes.get("/api/trust/remediation/stream", allow_head=False)
 async def stream_runs(request: web.Request) -> web.StreamResponse:
     query = Query(request, "run_id", "instance_id", "status", "last_event_id")
-    owner_id = request[PRINCIPAL].owner
-    run_id = query.integer("run_id", minimum=1)
-    instance_id = query.integer("instance_id", minimum=1)
-    status = query.choice("status", RunStatus)
-
-    def accepts(event: Event) -> bool:
-        assert isinstance(event, RemediationEvent)
-        return (
-            owner_id in (None, event.owner_id)
-            and run_id in (None, event.run_id)
-            and instance_id in (None, event.instance_id)
-            and (status is None or status in _statuses_of(event))
-        )
-
     channel = Channel(
         stream=Stream.REMEDIATION,
-        accepts=accepts,
+        accepts=_Accepts(
+            owner_id=request[PRINCIPAL].owner,
+            run_id=query.integer("run_id", minimum=1),
+            instance_id=query.integer("instance_id", minimum=1),
+            status=query.choice("status", RunStatus),
+        ),
         read=run_events.events_after,
         view=_view,
     )
     return await follow(request, channel, last_position(request, query))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Accepts:
+    owner_id: int | None
+    run_id: int | None
+    instance_id: int | None
+    status: RunStatus | None
+    """Before or after, so that leaving is seen."""
+
+    @property
+    def about(self) -> About | None:
+        return about(
+            run_id=self.run_id, instance_id=self.instance_id, owner_id=self.owner_id
+        )
+
+    def __call__(self, event: Event) -> bool:
+        assert isinstance(event, RemediationEvent)
+        return (
+            self.owner_id in (None, event.owner_id)
+            and self.run_id in (None, event.run_id)
+            and self.instance_id in (None, event.instance_id)
+            and (self.status is None or self.status in _statuses_of(event))
+        )
+
+
 def _statuses_of(event: RemediationEvent) -> tuple[str | None, ...]:
-    """Return the status told of and the one that was left, so that leaving is seen."""
+    """Return the status told of and the one that was left."""
     told = event.payload.get("event")
     if not isinstance(told, dict):
         return ()

@@ -2,17 +2,19 @@
 
 The order is what makes it whole: first follow (what is committed from here on is
 buffered), then read what lies between the client's position and that head, then
-drain the buffer. A client that falls behind its buffer is told `lagged` and read
-from the store again. Every event carries its position as its id.
+drain the buffer. A client that keeps up is written to at once, past its buffer; one
+that falls behind its buffer is told `lagged` and read from the store again. Every event
+carries its position as its id.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from trustfabric.actors.counters import TOLD
 from trustfabric.actors.streams import (
@@ -41,6 +43,10 @@ log = structlog.get_logger(__name__)
 RETRY_MS = 2000
 WRITE_S = 10.0
 BATCH = 500
+
+STRAIGHT, STRAIGHT_BYTES = 16, 2**16
+"""At most so many events, and bytes, are written past the buffer at a time."""
+
 UNKNOWN = "unknown position"
 PRUNED = "position pruned"
 
@@ -117,6 +123,14 @@ def hang_up(request: web.Request) -> None:
         transport.abort()
 
 
+def _straight_to(
+    request: web.Request, response: web.StreamResponse
+) -> asyncio.WriteTransport | None:
+    """Return what chunks may be written to; None: the body isn't sent in chunks."""
+    chunked = response.headers.get(hdrs.TRANSFER_ENCODING) == "chunked"
+    return request.transport if chunked else None
+
+
 class _Session:
     """One client's stream while it lasts."""
 
@@ -134,6 +148,7 @@ class _Session:
         self._subscription = subscription
         self._face = face
         self._sent = Position.FIRST
+        self._transport = _straight_to(request, response)
         self._silence = Watch(face.limits.heartbeat_s, subscription.wake)
         self._writing = Watch(WRITE_S, self._give_up)
 
@@ -189,7 +204,7 @@ class _Session:
 
     async def _live(self) -> None:
         self._silence.start()
-        await self._subscription.wait()
+        await self._subscription.wait(self._hand_on)
         lagged = self._subscription.lagged
         events = self._subscription.take()
         if lagged:
@@ -203,6 +218,35 @@ class _Session:
             await self._send(events, self._face.frames.of)
         else:
             await self._heartbeat()
+
+    def _hand_on(self, events: Sequence[Event]) -> bool:
+        """Write at once to a client that has taken all there was; False: not to this.
+
+        What the socket doesn't take of it is all that can be left lying, because the
+        next ones then go to the buffer.
+        """
+        transport = self._transport
+        if (
+            transport is None
+            or len(events) > STRAIGHT
+            or events[0].position <= self._sent
+            or transport.get_write_buffer_size()
+            or transport.is_closing()
+            or self._is_over()
+        ):
+            return False
+        try:
+            chunk = self._face.frames.chunk(
+                self._channel.stream, self._channel.view, events
+            )
+        except Exception:  # noqa: BLE001  the stream is to break of it, not who calls
+            return False
+        if len(chunk) > STRAIGHT_BYTES:
+            return False
+        transport.write(chunk)
+        self._sent = events[-1].position
+        self._silence.start()
+        return True
 
     async def _heartbeat(self) -> None:
         if self._is_over():

@@ -9,6 +9,7 @@ from aiohttp import web
 from pydantic import Field
 
 from trustfabric.actors.attestation import Attest
+from trustfabric.actors.followers import About, about
 from trustfabric.actors.streams import Event, Stream
 from trustfabric.actors.trust import ApplyChange
 from trustfabric.db import retention, trust, trust_events, trust_past
@@ -286,6 +287,10 @@ class _Accepts:
 
     wanted: trust.PostureFilter
     now: Callable[[], datetime]
+
+    @property
+    def about(self) -> About | None:
+        return about(server_id=self.wanted.server_id, owner_id=self.wanted.owner_id)
 
     def __call__(self, event: Event) -> bool:
         assert isinstance(event, TrustEvent)
