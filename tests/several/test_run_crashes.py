@@ -34,7 +34,7 @@ SETTINGS = {
     "REMEDIATION_LEASE_SECONDS": str(LEASE_S),
     "REMEDIATION_RETRY_BASE_SECONDS": "0.1",
     "REMEDIATION_RETRY_MAX_SECONDS": "0.5",
-    "REMEDIATION_RETRY_LIMIT": "20",
+    "REMEDIATION_RETRY_LIMIT": "100",
     "EXECUTOR_UNSANDBOXED": "false" if os.geteuid() == 0 else "true",
     "LOG_LEVEL": "warning",
 }

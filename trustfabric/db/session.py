@@ -31,11 +31,16 @@ from trustfabric.db.faults import (
 from trustfabric.errors import UnavailableError, UnsupportedError
 
 Connection: TypeAlias = psycopg.AsyncConnection[TupleRow]
+Pool: TypeAlias = AsyncConnectionPool[Connection]
 R = TypeVar("R")
 
 OLDEST_SERVER = 14
 OPEN_S = 10.0
 """How long opening, closing and waiting for a free connection may take."""
+
+SINGLES = 2
+"""Connections for statements that are a transaction each: one after another they go
+over the same one, whose process has all it needs at hand."""
 
 GLANCES = 4
 """Connections for single reads: each is used for less than a millisecond."""
@@ -70,11 +75,13 @@ class Database:
 
     def __init__(
         self,
-        pool: AsyncConnectionPool[Connection],
-        glances: AsyncConnectionPool[Connection],
+        pool: Pool,
+        singles: Pool,
+        glances: Pool,
         limit_s: float,
     ) -> None:
         self._pool = pool
+        self._singles = singles
         self._glances = glances
         self._limit_s = limit_s
         self._repair = asyncio.Lock()
@@ -103,44 +110,46 @@ class Database:
             limits = {"limit": f"{transaction_s}s", "idle": f"{idle_s}s"}
             await conn.execute(_SETTINGS_SQL, limits)
 
-        pool = AsyncConnectionPool[Connection](
-            conninfo,
-            kwargs={"autocommit": True},
-            configure=configure,
-            min_size=min(2, pool_size),
-            max_size=pool_size,
-            max_waiting=pool_size * 128,
-            timeout=wait_s,
-            open=False,
-        )
-
         async def configure_glance(conn: Connection) -> None:
             await configure(conn)
             await conn.execute("SET default_transaction_read_only = on")
 
-        glances = AsyncConnectionPool[Connection](
-            conninfo,
-            kwargs={"autocommit": True},
-            configure=configure_glance,
-            min_size=0,
-            max_size=GLANCES,
-            max_waiting=pool_size * 128,
-            timeout=wait_s,
-            open=False,
-        )
+        def pool(
+            least: int, most: int, prepare: Callable[[Connection], Awaitable[None]]
+        ) -> Pool:
+            return AsyncConnectionPool[Connection](
+                conninfo,
+                kwargs={"autocommit": True},
+                configure=prepare,
+                min_size=least,
+                max_size=most,
+                max_waiting=pool_size * 128,
+                timeout=wait_s,
+                open=False,
+            )
+
+        transactions = pool(min(2, pool_size), pool_size, configure)
+        singles = pool(0, SINGLES, configure)
+        glances = pool(0, GLANCES, configure_glance)
         with translated():
-            await pool.open(wait=True, timeout=OPEN_S)
+            await transactions.open(wait=True, timeout=OPEN_S)
+            await singles.open()
             await glances.open()
-        return cls(pool, glances, transaction_s)
+        return cls(transactions, singles, glances, transaction_s)
 
     def usage(self) -> dict[str, dict[str, int]]:
         """Return the figures that each pool keeps of itself, by the pool's name."""
-        pools = {"transactions": self._pool, "glances": self._glances}
+        pools = {
+            "transactions": self._pool,
+            "singles": self._singles,
+            "glances": self._glances,
+        }
         return {name: pool.get_stats() for name, pool in pools.items()}
 
     async def close(self) -> None:
         """Return when every connection is closed, those in use as well."""
         await self._glances.close(timeout=OPEN_S)
+        await self._singles.close(timeout=OPEN_S)
         await self._pool.close(timeout=OPEN_S)
 
     @asynccontextmanager
@@ -180,17 +189,16 @@ class Database:
             raise UnavailableError("the database is read-only now") from error
         finally:
             watch.cancel()
-            await _to_the_end(self._give_back(conn))
+            await _to_the_end(self._singles.putconn(conn))
 
     async def _sound(self) -> Connection:
         """Return a connection that hasn't died since its last use, as far as known."""
-        repairs = self._repairs
-        conn = await self._pool.getconn()
+        conn = await self._singles.getconn()
         if not _has_mail(conn):
             return conn
-        await self._pool.putconn(conn)
-        await self._mend(repairs)
-        return await self._pool.getconn()
+        await self._singles.putconn(conn)
+        await self._singles.check()
+        return await self._singles.getconn()
 
     async def _glance(self, read: Callable[[Connection], Awaitable[R]]) -> R:
         conn = await self._glances.getconn()
