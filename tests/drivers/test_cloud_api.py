@@ -235,6 +235,8 @@ async def test_s19_a_host_that_is_not_listed_is_not_called(api: Api) -> None:
         "168.63.129.16",
         "::1",
         "fe80::1",
+        "fec0::1",
+        "2002:a9fe:a9fe::",
         "fd00:ec2::254",
         "::ffff:169.254.169.254",
         "64:ff9b::a9fe:a9fe",

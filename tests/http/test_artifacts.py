@@ -72,6 +72,20 @@ async def test_a_runs_own_token_is_masked_in_what_it_records(
     assert (await alice.get(answer.headers["Location"])).body == b"t=***"
 
 
+async def test_a_runs_own_token_is_masked_in_an_address(
+    working: Working,
+) -> None:
+    token = str(working.program.token)
+
+    answer = await working.program.post(
+        path_of(working), {"uri": f"https://logs.test/?key={token}"}
+    )
+
+    assert answer.status == 201, answer.body
+    assert answer.json()["uri"] == "https://logs.test/?key=***"
+    assert token.encode() not in answer.body
+
+
 async def test_a_person_records_on_their_own_runs_only(
     working: Working, alice: Caller, bravo: Caller, meet: Any
 ) -> None:

@@ -92,9 +92,8 @@ def _artifact(
 ) -> NewArtifact:
     if body.artifact_type in _OURS:
         raise InvalidError(f"artifact_type: {body.artifact_type} is the runtime's own")
-    metadata = token.mask_document(masker.mask_document(body.metadata))
-    if body.name is not None:
-        metadata["name"] = body.name
+    named = {} if body.name is None else {"name": body.name}
+    metadata = token.mask_document(masker.mask_document({**body.metadata, **named}))
     if len(orjson.dumps(metadata)) > METADATA_BYTES:
         raise InvalidError(f"metadata: more than {METADATA_BYTES} bytes")
     content = _content(body)
@@ -103,7 +102,9 @@ def _artifact(
     return NewArtifact(
         run_id=run.id,
         artifact_type=body.artifact_type,
-        uri=LARGE_OBJECT if content is not None else _elsewhere(body),
+        uri=LARGE_OBJECT
+        if content is not None
+        else token.mask(masker.mask(_elsewhere(body))),
         media_type=body.media_type,
         sha256=hashlib.sha256(content).hexdigest()
         if content is not None
