@@ -431,6 +431,24 @@ async def test_s21_a_key_is_not_exchanged_for_another(guest: Guest) -> None:
     (await guest.owner.post(path, new)).problem(409, "conflict")
 
 
+async def test_s21_of_many_first_keys_at_once_one_is_taken(guest: Guest) -> None:
+    with psycopg.connect(guest.owner.runtime.database_url, autocommit=True) as conn:
+        conn.execute(
+            "DELETE FROM attestation_keys WHERE runtime_vm_instance_id = %s",
+            (guest.id,),
+        )
+    keys = [FakeTpm(key=ec.generate_private_key(ec.SECP256R1())) for _ in range(8)]
+
+    async def enroll(tpm: FakeTpm) -> int:
+        public = base64.b64encode(tpm.public()).decode()
+        body = {"runtime_vm_instance_id": guest.id, "tpmt_public": public}
+        return (await guest.owner.post("/api/attestation/keys", body)).status
+
+    statuses = await asyncio.gather(*map(enroll, keys))
+
+    assert sorted(statuses) == [201, *[409] * 7]
+
+
 # --- verdicts -----------------------------------------------------------------------
 
 

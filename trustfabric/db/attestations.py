@@ -50,6 +50,17 @@ async def list_keys(conn: Connection, instance_id: InstanceId) -> list[EnrolledK
     ]
 
 
+_LOCK_KEYS_SQL: LiteralString = """
+SELECT id FROM runtime_vm_instances WHERE id = %(id)s FOR NO KEY UPDATE
+"""
+
+
+async def lock_keys(conn: Connection, instance_id: InstanceId) -> list[EnrolledKey]:
+    """Return the same, and let nobody else who asks so add one meanwhile."""
+    await conn.execute(_LOCK_KEYS_SQL, {"id": instance_id})
+    return await list_keys(conn, instance_id)
+
+
 _ISSUE_SQL: LiteralString = """
 INSERT INTO attestation_challenges
        (attestation_id, runtime_vm_instance_id, kind, purpose, boot_id, nonce_digest,

@@ -295,7 +295,7 @@ async def enroll_key(request: web.Request) -> web.Response:
     except Reject as reject:
         raise InvalidError(f"tpmt_public: {reject}") from None
     async with face.database.writing() as conn:
-        _check_new(key, await attestations.list_keys(conn, instance.id), principal)
+        _check_new(key, await attestations.lock_keys(conn, instance.id), principal)
         await attestations.add_key(conn, instance.id, key)
         await vms.log_event(conn, instance.id, "key-enrolled")
     log.info("attestation.key-enrolled", instance_id=instance.id, by=principal.actor)
