@@ -49,11 +49,13 @@ FEEDS = (
 )
 
 
-async def until(look: Callable[[], Awaitable[T | None]], what: str = "") -> T:
+async def until(
+    look: Callable[[], Awaitable[T | None]], what: str = "", within_s: float = 15
+) -> T:
     """Return the first thing that `look` finds, however soon."""
     last: T | None = None
     try:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(within_s):
             while (last := await look()) is None:
                 await asyncio.sleep(0.005)
             return last

@@ -64,7 +64,8 @@ async def until_rows(
         rows = await asyncio.to_thread(runtime.rows, query)
         return rows if good(rows) else None
 
-    return await until(look, "the schedulers")
+    # What met a VM that was just gone is tried again after RefreshSettings.backoff.
+    return await until(look, "the schedulers", within_s=60)
 
 
 def done_by_each(count: int, certifications: int) -> Callable[[object], bool]:
