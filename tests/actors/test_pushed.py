@@ -139,6 +139,7 @@ async def guest(machines: Machines) -> AsyncIterator[Guest]:
                 issued_at=now,
                 expires_at=now + DAY,
             ),
+            most=1,
         )
     yield Guest(machines, instance, tpm)
 

@@ -76,7 +76,14 @@ class Verdict:
             self.status,
             kept,
         )
-        vm.move(self.lifecycle, self.status, freshness_deadline=kept)
+        # As if the dispatcher had seen it: else it writes here at the same time.
+        seen = "no-playbook" if self.lifecycle == "quarantined" else "none"
+        vm.move(
+            self.lifecycle,
+            self.status,
+            freshness_deadline=kept,
+            remediation_state=f"remediation:{seen}",
+        )
         rows(
             """
             UPDATE runtime_vm_trust_registry SET provenance = %s::jsonb

@@ -81,10 +81,12 @@ class Launcher:
                 now=self._now,
                 for_run=caller.run_id,
                 resumes=resumes,
+                again=None if again is None else again.id,
             )
             if again is not None:
-                await self._settle(order)
-                return await self.nudge(again)
+                if await self._settle(order):
+                    return await self.nudge(again)
+                continue  # it went away meanwhile
             opening = Opening(order, new, None if instance is None else instance.id)
             try:
                 await self._open(opening, caller)
@@ -98,11 +100,13 @@ class Launcher:
         name = f"tf-{server.id}-{self._random.getrandbits(32):08x}"
         return self._fleet.new_instance(server, name)
 
-    async def _settle(self, order: Order) -> None:
+    async def _settle(self, order: Order) -> bool:
+        """Keep what the gate decides; False: there is no VM to run again."""
         async with self._fleet.database.writing() as conn:
             decision = await order.settle(conn)
-        if not decision.allowed:
+        if decision is not None and not decision.allowed:
             raise blocked(order.server_id, decision)
+        return decision is not None
 
     async def _open(self, opening: Opening, caller: Caller) -> None:
         instance_id = await self._fleet.trust.ask(

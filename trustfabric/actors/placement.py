@@ -102,14 +102,19 @@ class Order:
     for_run: RunId | None = None
     resumes: bool = False
     """Only where the server still waits for just this."""
+    again: InstanceId | None = None
+    """The VM that is to run again; None: a new one is."""
 
-    async def settle(self, conn: Connection) -> Decision:
+    async def settle(self, conn: Connection) -> Decision | None:
         """Decide, and write what comes of it but for a new instance.
 
+        None where the VM that is to run again is no more: nothing was decided.
         AlreadyRunningError where there is nothing to do, NotFoundError.
         """
         await placement.take_turn(conn)
         server, instance = await self.look(conn)
+        if self.again not in {None, instance and instance.id}:
+            return None
         decision = await self.ask(conn)
         if not decision.allowed:
             await servers.set_status(conn, server.id, decision.status, self.verb)
@@ -160,10 +165,15 @@ class Opening:
         decision = await self.order.ask(conn)
         if not decision.allowed:
             raise blocked(server.id, decision)
+        made = await self._insert().write(conn)
+        # The server's row after the VM's, as everybody locks them.
         await servers.set_status(conn, server.id, ServerStatus.PROVISIONING)
+        return made
+
+    def _insert(self) -> vms.NewInstance | vms.ReplaceInstance:
         if self.instead is None:
-            return await self.insert.write(conn)
-        return await vms.ReplaceInstance(self.instead, self.insert).write(conn)
+            return self.insert
+        return vms.ReplaceInstance(self.instead, self.insert)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from trustfabric.actors.attestation import Attest, Attestation
 from trustfabric.actors.hypervisor import Hypervisor, Unwatch
 from trustfabric.actors.placement import RELAUNCH, Launch, PassGate, keep_down
 from trustfabric.actors.trust import ApplyChange, TrustRegistry
-from trustfabric.db import attestations, boots, launches, servers, vms
+from trustfabric.db import attestations, boots, launches, placement, servers, vms
 from trustfabric.db.companions import Companion
 from trustfabric.db.session import Connection, Database
 from trustfabric.db.vms import Instance
@@ -212,7 +212,7 @@ class Power:
         why = f"its hypervisor has no domain {instance.name} any more"
         if instance.last_error is not None:  # why it was off, maybe
             why = f"{instance.last_error}; {why}"
-        async with self._writing() as conn:
+        async with self._ending() as conn:
             # A start may have been ordered since it was looked at.
             now = await vms.get_instance(conn, None, self._id)
             status = _status_without(now or instance)
@@ -265,7 +265,7 @@ class Power:
     async def _remove(self, instance: Instance) -> None:
         await self._use.provisioner.undefine(instance.name)
         await self._use.tpms.remove(instance.name)
-        async with self._writing() as conn:
+        async with self._ending() as conn:
             await vms.set_power(
                 conn, self._id, PowerState.STOPPED, self._now(), terminated=True
             )
@@ -308,6 +308,18 @@ class Power:
     async def _writing(self) -> AsyncIterator[Connection]:
         """Write as the one start of the runtime that looks after it."""
         async with self._use.database.writing() as conn:
+            await vms.fence(conn, self._id, self._use.epoch)
+            yield conn
+
+    @asynccontextmanager
+    async def _ending(self) -> AsyncIterator[Connection]:
+        """Likewise, to its end: which a trigger marks in the registry's row as well.
+
+        So it takes the registry's turn first: a change of its trust has that row when
+        it asks for the VM's.
+        """
+        async with self._use.database.writing() as conn:
+            await placement.take_turn(conn)
             await vms.fence(conn, self._id, self._use.epoch)
             yield conn
 

@@ -45,19 +45,33 @@ _COLUMNS: LiteralString = """
     t.revoked_at
 """
 
+_LOCK_SQL: LiteralString = """
+SELECT id FROM runtime_vm_instances WHERE id = %(id)s FOR NO KEY UPDATE
+"""
+
 _ADD_SQL: LiteralString = (
     """
 INSERT INTO attestation_agent_tokens AS t
        (runtime_vm_instance_id, boot_id, secret_sha256, issued_by, issued_at,
         expires_at)
-VALUES (%(instance_id)s, %(boot_id)s, %(secret)s, %(issued_by)s, %(issued_at)s,
-        %(expires_at)s)
+SELECT %(instance_id)s, %(boot_id)s, %(secret)s, %(issued_by)s, %(issued_at)s,
+       %(expires_at)s
+ WHERE (SELECT count(*) FROM attestation_agent_tokens l
+          JOIN runtime_vm_instances i ON i.id = l.runtime_vm_instance_id
+         WHERE l.runtime_vm_instance_id = %(instance_id)s AND l.revoked_at IS NULL
+           AND l.expires_at > %(issued_at)s
+           AND (l.boot_id IS NULL OR l.boot_id = i.boot_id)) < %(most)s
 RETURNING"""
     + _COLUMNS
 )
 
 
-async def add_token(conn: Connection, new: NewToken) -> AgentToken:
+async def add_token(conn: Connection, new: NewToken, *, most: int) -> AgentToken | None:
+    """Keep a token; None where its instance has as many that are good.
+
+    Of tokens that are issued at once each counts those before it.
+    """
+    await conn.execute(_LOCK_SQL, {"id": new.instance_id})
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
             _ADD_SQL,
@@ -68,11 +82,11 @@ async def add_token(conn: Connection, new: NewToken) -> AgentToken:
                 "issued_by": new.issued_by,
                 "issued_at": new.issued_at,
                 "expires_at": new.expires_at,
+                "most": most,
             },
         )
         row = await cursor.fetchone()
-    assert row is not None
-    return _token(row)
+    return None if row is None else _token(row)
 
 
 _HOLDS_SQL: LiteralString = """
@@ -249,6 +263,10 @@ async def find_told(conn: Connection, nonce_digest: bytes) -> Asked | None:
     return None if row is None else _asked(row)
 
 
+_TURN_SQL: LiteralString = """
+SELECT id FROM attestation_challenges WHERE id = %(id)s FOR NO KEY UPDATE
+"""
+
 _TELL_SQL: LiteralString = """
 INSERT INTO attestation_tellings (nonce_digest, challenge_id, told_at)
 SELECT %(digest)s, %(id)s, %(now)s
@@ -266,6 +284,8 @@ async def tell(
     most: int,
 ) -> bool:
     """Remember a nonce that is about to be told; False: it was told often enough."""
+    # A statement of its own: who waited for it counts what was told meanwhile.
+    await conn.execute(_TURN_SQL, {"id": challenge_id})
     cursor = await conn.execute(
         _TELL_SQL,
         {"digest": nonce_digest, "id": challenge_id, "now": now, "most": most},

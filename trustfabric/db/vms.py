@@ -9,6 +9,7 @@ from uuid import UUID
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from trustfabric.db.placement import take_turn
 from trustfabric.db.session import Connection
 from trustfabric.domain.ids import InstanceId, OwnerId, ServerId
 from trustfabric.domain.vms import PowerState
@@ -219,7 +220,11 @@ async def adopt_living(
     after: int = 0,
     limit: int | None = None,
 ) -> list[Adopted]:
-    """Take over this runtime's living instances under its new epoch, by id."""
+    """Take over this runtime's living instances under its new epoch, by id.
+
+    In the registry's turn: its writers lock rows of many VMs too, in no order.
+    """
+    await take_turn(conn)
     cursor = await conn.execute(
         _LIVING_SQL,
         {"runtime": runtime, "epoch": epoch, "after": after, "limit": limit},

@@ -50,6 +50,8 @@ _DAY_S = 86_400
 _YEAR_S = 365 * _DAY_S
 _EVIDENCE = 64 * 1024
 _MOST_KEYS = 16
+MOST_TOKENS = 16
+"""Good ones of an instance at the same time: enough to exchange them one by one."""
 _RETRY_S = 5
 """What an agent is told to wait for when it was refused."""
 
@@ -220,7 +222,11 @@ async def issue_token(request: web.Request) -> web.Response:
         expires_at=now + timedelta(seconds=body.ttl_seconds),
     )
     async with face.database.writing() as conn:
-        row = await agents.add_token(conn, new)
+        row = await agents.add_token(conn, new, most=MOST_TOKENS)
+    if row is None:
+        raise ConflictError(
+            f"the instance has {MOST_TOKENS} tokens that are good: revoke one first"
+        )
     token = face.tokens.issue(
         {
             "sub": str(instance.owner_id),

@@ -12,6 +12,7 @@ from trustfabric.drivers.ear import Signer
 from trustfabric.errors import MalformedError, NotFoundError
 from trustfabric.http.auth import PRINCIPAL
 from trustfabric.http.face import FACE, Face
+from trustfabric.http.jwks import Keys
 from trustfabric.http.parse import Query, path_id
 from trustfabric.http.reply import reply
 
@@ -28,10 +29,12 @@ async def list_keys(request: web.Request) -> web.Response:
     """Say with which keys results are signed; anybody may ask."""
     Query(request)
     face = request.app[FACE]
-    await _signer(face)
-    async with face.database.reading() as conn:
-        keys = await ear.list_keys(conn)
-    response = reply({"keys": keys})
+
+    async def read() -> Keys:
+        await _signer(face)
+        return await face.database.glance(ear.list_keys)
+
+    response = reply({"keys": await face.jwks.get(read, face.now)})
     response.headers["Cache-Control"] = f"public, max-age={_CACHED_S}"
     return response
 
@@ -74,4 +77,5 @@ async def _signer(face: Face) -> Signer:
         async with face.database.writing() as conn:
             await ear.add_key(conn, signer.kid, signer.jwk, face.runtime_id)
         face.published_keys.add(signer.kid)
+        face.jwks.forget()
     return signer

@@ -29,6 +29,7 @@ from trustfabric.domain.storms import StormLimits
 from trustfabric.drivers.ear import KeyFile
 from trustfabric.drivers.secrets import Masker
 from trustfabric.http.frames import Frames
+from trustfabric.http.jwks import Jwks
 from trustfabric.http.tokens import Tokens
 from trustfabric.supervision import Address, Runtime
 
@@ -93,6 +94,7 @@ class Face:
     sockets: dict[Closing, asyncio.WriteTransport] = field(default_factory=dict)
     """What open streams are written to."""
     frames: Frames = field(default_factory=Frames)
+    jwks: Jwks = field(default_factory=Jwks)
     published_keys: set[str] = field(default_factory=set)
     """By kid: those of ours that the JWKS has."""
     known_users: set[OwnerId] = field(default_factory=set)
