@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -177,7 +178,8 @@ class PrivateLibvirtd:
             self._end(int(pid.read_text("ascii")))
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
-            os.killpg(self.process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # its own pid file may be among those
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
         self.kill_virtlogd()
         shutil.rmtree(self.root, ignore_errors=True)

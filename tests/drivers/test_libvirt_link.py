@@ -4,6 +4,8 @@ import asyncio
 import importlib
 import logging
 import sys
+import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -302,6 +304,33 @@ async def test_the_event_thread_starts_and_stops_again_and_again() -> None:
         events.stop()
         events.stop()
         assert loop.time() - before < 1
+
+
+async def test_what_is_buried_is_freed_on_the_event_thread_whoever_held_it_last(
+    events: EventLoop,
+) -> None:
+    class Connection:
+        pass
+
+    freed: asyncio.Queue[str] = asyncio.Queue()
+
+    def let_go() -> None:
+        name = threading.current_thread().name
+        events.deliver(freed.put_nowait, name)
+
+    held = Connection()
+    weakref.finalize(held, let_go)
+    events.bury(held)
+    for _ in range(2):  # the thread has been round
+        later = Connection()
+        weakref.finalize(later, let_go)
+        events.bury(later)
+        del later
+        assert await asyncio.wait_for(freed.get(), 5) == "libvirt-events"
+    assert held is not None
+    del held
+
+    assert await asyncio.wait_for(freed.get(), 5) == "libvirt-events"
 
 
 async def test_what_is_heard_after_the_loop_closed_is_dropped(

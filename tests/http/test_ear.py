@@ -86,32 +86,24 @@ class Verdict:
         )
         rows(
             """
-            UPDATE runtime_vm_trust_registry SET provenance = %s::jsonb
-             WHERE runtime_vm_instance_id = %s
-            """,
-            json.dumps(HARDWARE | changes),
-            vm.id,
-        )
-        rows(
-            """
+            WITH saved AS (
+                UPDATE runtime_vm_trust_registry
+                   SET provenance = %s::jsonb, version = version + 1
+                 WHERE runtime_vm_instance_id = %s
+             RETURNING *
+            )
             INSERT INTO runtime_vm_trust_history (
                    runtime_vm_instance_id, attestation_id, current_status,
                    current_lifecycle_state, transition_reason, remediation_state,
                    remediation_attempts, registry_version, actor, provenance)
             SELECT runtime_vm_instance_id, %s, attestation_status, lifecycle_state,
-                   'attestation:ok', remediation_state, 0, version + 1, 'test',
+                   'attestation:ok', remediation_state, 0, version, 'test',
                    provenance
-              FROM runtime_vm_trust_registry WHERE runtime_vm_instance_id = %s
+              FROM saved
             """,
+            json.dumps(HARDWARE | changes),
+            vm.id,
             number,
-            vm.id,
-        )
-        rows(
-            """
-            UPDATE runtime_vm_trust_registry SET version = version + 1
-             WHERE runtime_vm_instance_id = %s
-            """,
-            vm.id,
         )
         return replace(self, id=number)
 

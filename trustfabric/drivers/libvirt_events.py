@@ -6,6 +6,7 @@ ever, so the application makes one `EventLoop` and hands it to its drivers.
 """
 
 import asyncio
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -21,6 +22,8 @@ _Ts = TypeVarTuple("_Ts")
 _WAKE_MS: Final = 500
 """A timer that does nothing but end a wait, so that the thread can stop."""
 _STOP_S: Final = 5.0
+_OURS: Final = 2
+"""References to what only one local variable holds, as `getrefcount` counts them."""
 
 _CHANGES: Final[Mapping[int, PowerChange]] = MappingProxyType(
     {
@@ -123,7 +126,8 @@ class EventLoop:
 
         libvirt (9.0 at least) calls back for a connection that dies without keeping
         what it calls: to free one meanwhile, in another thread, breaks its memory.
-        One whose call still hangs outlives it, in the hands of its caller.
+        One that somebody still holds, as the caller does now and a call that hangs may
+        for long, is kept until nobody does.
         """
         self._buried.append(connection)
         del connection
@@ -135,8 +139,15 @@ class EventLoop:
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._binding.virEventRunDefaultImpl()
-            self._buried.clear()
+            self._free()
         self._binding.virEventRemoveTimeout(self._timer)
+
+    def _free(self) -> None:
+        for _ in range(len(self._buried)):
+            connection = self._buried.popleft()
+            if sys.getrefcount(connection) > _OURS:
+                self._buried.append(connection)
+            del connection
 
     def _wake(self, timer: int, _opaque: Any) -> None:
         self._binding.virEventUpdateTimeout(timer, _WAKE_MS)
