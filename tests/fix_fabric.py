@@ -201,7 +201,7 @@ class Fabric:
         async with self.database.reading() as conn:
             found = await trust.get_posture(conn, None, instance)
         assert found is not None
-        return found.snapshot
+        return found
 
     async def history(self, instance: InstanceId) -> list[TrustEvent]:
         """Return what happened to it, oldest first."""

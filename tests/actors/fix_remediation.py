@@ -110,7 +110,7 @@ class Fabric:
         async with self.database.reading() as conn:
             found = await trust.get_posture(conn, None, instance)
         assert found is not None
-        return found.snapshot
+        return found
 
     async def run_of(
         self, instance: InstanceId, wanted: Callable[[Run], object]

@@ -131,7 +131,7 @@ async def test_a_deadline_that_passed_while_no_process_lived_counts_at_once(
         # Nobody has written it yet, and nobody takes it for trusted.
         assert row.lifecycle is Lifecycle.RESTORED
         assert is_stale(row.freshness_deadline, now)
-        assert [one.snapshot.instance_id for one in stale] == [instance]
+        assert [one.instance_id for one in stale] == [instance]
         decision, _ = await explain(database, server.id, now)
         assert not decision.allowed
         assert decision.stale

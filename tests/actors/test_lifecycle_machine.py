@@ -303,7 +303,7 @@ class Lives(RuleBasedStateMachine):
             for instance, model in mine.items()
             if model.deadline is not None and model.deadline <= now
         }
-        assert {one.snapshot.instance_id for one in stale} & set(mine) == overdue
+        assert {one.instance_id for one in stale} & set(mine) == overdue
         assert set(decayed) & set(mine) == {
             instance
             for instance in overdue

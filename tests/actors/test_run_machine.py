@@ -464,7 +464,7 @@ class RunMachine(RuleBasedStateMachine):
         async with self.world.database.reading() as conn:
             found = await trust.get_posture(conn, None, self.instance)
         assert found is not None
-        return found.snapshot
+        return found
 
 
 SETTINGS = DispatchSettings(

@@ -80,7 +80,7 @@ async def test_the_row_that_held_at_the_time_stays_and_time_travel_with_it(
         for at, version in ((horizon.known_from, 3), (before, 3)):
             then = await trust_past.get_past(conn, None, instance, at)
             assert then is not None
-            assert then.snapshot.version == version
+            assert then.version == version
 
 
 async def test_the_horizon_is_the_newest_row_that_went_and_never_moves_back(

@@ -25,7 +25,7 @@ async def listed(
 ) -> list[InstanceId]:
     async with fabric.database.reading() as conn:
         postures = await trust.list_postures(conn, wanted, fabric.clock.now(), **parts)
-    return [posture.snapshot.instance_id for posture in postures]
+    return [posture.instance_id for posture in postures]
 
 
 async def terminate(fabric: Fabric, instance: InstanceId) -> None:

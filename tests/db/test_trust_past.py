@@ -5,7 +5,7 @@ from datetime import timedelta
 from tests.builders import OWNER
 from tests.fix_fabric import Fabric
 from trustfabric.db import trust_past
-from trustfabric.db.trust import Posture, PostureFilter
+from trustfabric.db.trust import PostureFilter
 from trustfabric.domain.ids import InstanceId, OwnerId
 from trustfabric.domain.trust import Lifecycle, Signal, Snapshot
 
@@ -22,7 +22,7 @@ async def test_each_moment_shows_the_row_that_was_the_newest_then(
     for row in rows:
         then = await _past(fabric, instance, row)
         assert then is not None
-        assert then.snapshot == row
+        assert then == row
 
 
 async def test_before_it_was_there_it_is_not_shown(fabric: Fabric) -> None:
@@ -55,11 +55,11 @@ async def test_filters_see_the_values_of_the_time_and_owners_their_own(
             conn, OwnerId(OWNER), other, restored.updated_at
         )
 
-    assert [row.snapshot.instance_id for row in mine] == [instance]
-    assert [row.snapshot.instance_id for row in then_restored] == [instance]
+    assert [row.instance_id for row in mine] == [instance]
+    assert [row.instance_id for row in then_restored] == [instance]
     assert hidden is None
 
 
-async def _past(fabric: Fabric, instance: InstanceId, row: Snapshot) -> Posture | None:
+async def _past(fabric: Fabric, instance: InstanceId, row: Snapshot) -> Snapshot | None:
     async with fabric.database.reading() as conn:
         return await trust_past.get_past(conn, None, instance, row.updated_at)

@@ -45,7 +45,9 @@ RUN = RunId(42)
 def a_snapshot(**changes: Any) -> Snapshot:
     row = Snapshot(
         instance_id=InstanceId(4),
+        instance_name="vm-4",
         server_id=ServerId(3),
+        server_name="web",
         owner_id=OwnerId(7),
         attestation_status=AttestationStatus.TRUSTED,
         lifecycle=Lifecycle.RESTORED,
@@ -196,8 +198,6 @@ def facts_of(
     return Facts(
         **{
             "snapshot": row,
-            "instance_name": "vm-4",
-            "server_name": "web",
             "terminated_at": None,
             "newest": row.instance_id,
             "lifecycle_by": entry,

@@ -146,9 +146,7 @@ class Vm(Actor):
         async with self._use.database.reading() as conn:
             instance = await vms.get_instance(conn, None, self._id)
             posture = await trust.get_posture(conn, None, self._id)
-        quarantined = (
-            posture is not None and posture.snapshot.lifecycle is Lifecycle.QUARANTINED
-        )
+        quarantined = posture is not None and posture.lifecycle is Lifecycle.QUARANTINED
         return instance, self._use.quarantine_action if quarantined else Hold.NONE
 
     async def _next_step(

@@ -48,15 +48,6 @@ class Transition:
     change: Change
 
 
-@dataclass(frozen=True, slots=True)
-class Posture:
-    """A registry row with the names that people know its instance by."""
-
-    snapshot: Snapshot
-    server_name: str
-    instance_name: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostureFilter:
     """What a list or stream of postures is narrowed to; None means any."""
@@ -69,10 +60,10 @@ class PostureFilter:
 
 
 _SNAPSHOT_COLUMNS: LiteralString = """
-    r.runtime_vm_instance_id AS instance_id, i.server_id, s.owner_id,
-    r.attestation_status, r.lifecycle_state, r.remediation_state,
-    r.remediation_attempts, r.freshness_deadline, r.provenance_ref, r.provenance,
-    r.version, r.updated_at
+    r.runtime_vm_instance_id AS instance_id, i.instance_id AS instance_name,
+    i.server_id, s.name AS server_name, s.owner_id, r.attestation_status,
+    r.lifecycle_state, r.remediation_state, r.remediation_attempts,
+    r.freshness_deadline, r.provenance_ref, r.provenance, r.version, r.updated_at
 """
 
 _TURN_SQL: LiteralString = """
@@ -263,7 +254,7 @@ async def open_row(
 _POSTURE_SQL: LiteralString = (
     "SELECT"
     + _SNAPSHOT_COLUMNS
-    + """, s.name AS server_name, i.instance_id AS instance_name
+    + """
   FROM runtime_vm_trust_registry r
   JOIN runtime_vm_instances i ON i.id = r.runtime_vm_instance_id
   JOIN servers s ON s.id = i.server_id
@@ -295,7 +286,7 @@ async def list_postures(
     *,
     after: int = 0,
     limit: int = 100,
-) -> list[Posture]:
+) -> list[Snapshot]:
     """Return the living instances' rows that match, by id, from beyond `after`."""
     cursor = await conn.execute(
         _LIST_SQL,
@@ -311,7 +302,7 @@ async def list_postures(
         },
         prepare=False,  # planned for the filters that are given
     )
-    return [_posture(row) for row in await cursor.fetchall()]
+    return [_snapshot(row) for row in await cursor.fetchall()]
 
 
 _GET_SQL: LiteralString = (
@@ -321,13 +312,13 @@ _GET_SQL: LiteralString = (
 
 async def get_posture(
     conn: Connection, owner_id: OwnerId | None, instance_id: InstanceId
-) -> Posture | None:
+) -> Snapshot | None:
     """Return one row; None where it isn't, or isn't this owner's."""
     cursor = await conn.execute(
         _GET_SQL, {"owner_id": owner_id, "instance_id": instance_id}
     )
     row = await cursor.fetchone()
-    return None if row is None else _posture(row)
+    return None if row is None else _snapshot(row)
 
 
 _DECAYED_SQL: LiteralString = """
@@ -351,11 +342,14 @@ async def list_decayed(
 
 
 def _snapshot(row: Sequence[Any]) -> Snapshot:
-    instance_id, server_id, owner_id, status, lifecycle, tag, attempts, *rest = row
+    instance_id, instance_name, server_id, server_name, owner_id, *values = row
+    status, lifecycle, tag, attempts, *rest = values
     deadline, provenance_ref, provenance, version, updated_at = rest
     return Snapshot(
         instance_id=InstanceId(instance_id),
+        instance_name=instance_name,
         server_id=ServerId(server_id),
+        server_name=server_name,
         owner_id=OwnerId(owner_id),
         attestation_status=AttestationStatus(status),
         lifecycle=Lifecycle(lifecycle),
@@ -367,8 +361,3 @@ def _snapshot(row: Sequence[Any]) -> Snapshot:
         version=version,
         updated_at=updated_at,
     )
-
-
-def _posture(row: Sequence[Any]) -> Posture:
-    *columns, server_name, instance_name = row
-    return Posture(_snapshot(columns), server_name, instance_name)

@@ -7,7 +7,7 @@ from typing import Any, LiteralString
 from psycopg.rows import dict_row
 
 from trustfabric.db.session import Connection
-from trustfabric.db.trust import Posture, PostureFilter
+from trustfabric.db.trust import PostureFilter
 from trustfabric.domain.ids import InstanceId, OwnerId, ServerId
 from trustfabric.domain.trust import AttestationStatus, Lifecycle, Snapshot, Tag
 
@@ -46,14 +46,14 @@ async def list_past(
     *,
     after: int = 0,
     limit: int = 100,
-) -> list[Posture]:
+) -> list[Snapshot]:
     """Return the rows of the instances that lived at that time, as they were then."""
     return await _read(conn, wanted, at, None, after, limit)
 
 
 async def get_past(
     conn: Connection, owner_id: OwnerId | None, instance_id: InstanceId, at: datetime
-) -> Posture | None:
+) -> Snapshot | None:
     """Return one row as it was; None where it was not yet, or isn't this owner's."""
     wanted = PostureFilter(owner_id=owner_id)
     rows = await _read(conn, wanted, at, instance_id, 0, 1)
@@ -67,7 +67,7 @@ async def _read(
     instance_id: InstanceId | None,
     after: int,
     limit: int,
-) -> list[Posture]:
+) -> list[Snapshot]:
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
             _PAST_SQL,
@@ -83,13 +83,15 @@ async def _read(
                 "limit": limit,
             },
         )
-        return [_posture(row) for row in await cursor.fetchall()]
+        return [_snapshot(row) for row in await cursor.fetchall()]
 
 
-def _posture(row: Mapping[str, Any]) -> Posture:
-    snapshot = Snapshot(
+def _snapshot(row: Mapping[str, Any]) -> Snapshot:
+    return Snapshot(
         instance_id=InstanceId(row["instance_id"]),
+        instance_name=row["instance_name"],
         server_id=ServerId(row["server_id"]),
+        server_name=row["server_name"],
         owner_id=OwnerId(row["owner_id"]),
         attestation_status=AttestationStatus(row["current_status"]),
         lifecycle=Lifecycle(row["current_lifecycle_state"]),
@@ -101,4 +103,3 @@ def _posture(row: Mapping[str, Any]) -> Posture:
         version=row["registry_version"],
         updated_at=row["triggered_at"],
     )
-    return Posture(snapshot, row["server_name"], row["instance_name"])

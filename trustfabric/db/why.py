@@ -60,13 +60,12 @@ async def read_facts(
     now: datetime,
 ) -> Facts:
     """Read one instance; `conn` shows one moment. NotFoundError."""
-    posture = await trust.get_posture(conn, viewer, instance_id)
+    snapshot = await trust.get_posture(conn, viewer, instance_id)
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(_READ_SQL, {"instance_id": instance_id, "now": now})
         row = await cursor.fetchone()
-    if posture is None or row is None:
+    if snapshot is None or row is None:
         raise NotFoundError(f"no instance {instance_id}")
-    snapshot = posture.snapshot
     playbook = await playbooks.find_playbook(
         conn, snapshot.owner_id, rules.default_playbook
     )
@@ -74,8 +73,6 @@ async def read_facts(
     covering = await holds.list_covering(conn, snapshot.owner_id, instance_id, now)
     return Facts(
         snapshot=snapshot,
-        instance_name=posture.instance_name,
-        server_name=posture.server_name,
         terminated_at=row["terminated_at"],
         newest=InstanceId(row["newest"]),
         lifecycle_by=_entry(row["lifecycle_by"], snapshot),

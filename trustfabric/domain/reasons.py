@@ -90,8 +90,6 @@ class Facts:
     """All that is known of one instance, read in one transaction."""
 
     snapshot: Snapshot
-    instance_name: str
-    server_name: str
     terminated_at: datetime | None
     newest: InstanceId
     """The newest instance of its server: the one that the gate looks at."""

@@ -174,10 +174,12 @@ _TAGS: Mapping[Signal, Tag] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """One row of the trust registry."""
+    """One row of the trust registry, with the names its instance is known by."""
 
     instance_id: InstanceId
+    instance_name: str
     server_id: ServerId
+    server_name: str
     owner_id: OwnerId
     attestation_status: AttestationStatus
     lifecycle: Lifecycle
@@ -262,7 +264,9 @@ class _Row:
         # Not `replace`: for each change of a fleet, that would take twice as long.
         return Snapshot(
             instance_id=before.instance_id,
+            instance_name=before.instance_name,
             server_id=before.server_id,
+            server_name=before.server_name,
             owner_id=before.owner_id,
             attestation_status=self._status(),
             lifecycle=moves_to or before.lifecycle,

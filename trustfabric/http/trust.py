@@ -21,6 +21,7 @@ from trustfabric.domain.ids import InstanceId, ServerId
 from trustfabric.domain.trust import (
     AttestationStatus,
     Lifecycle,
+    Snapshot,
     Tag,
     is_stale,
 )
@@ -71,7 +72,7 @@ async def list_registry(request: web.Request) -> web.Response:
         [posture_view(row, at or face.now()) for row in rows],
         count=len(rows),
         limit=limit,
-        last=rows[-1].snapshot.instance_id if rows else 0,
+        last=rows[-1].instance_id if rows else 0,
     )
 
 
@@ -117,7 +118,7 @@ async def get_registry(request: web.Request) -> web.Response:
     posture = await _posture(request, InstanceId(path_id(request)), at)
     view = posture_view(posture, at or face.now())
     # A row of the past is nothing to base a write on: it has no ETag.
-    return reply(view, version=posture.snapshot.version if at is None else None)
+    return reply(view, version=posture.version if at is None else None)
 
 
 @routes.get(r"/api/trust/registry/{id:\d+}/history")
@@ -137,7 +138,7 @@ async def get_history(request: web.Request) -> web.Response:
             limit=limit,
         )
     body = {
-        "server_id": posture.snapshot.server_id,
+        "server_id": posture.server_id,
         "server_name": posture.server_name,
         "instance_id": posture.instance_name,
         "vm_instance_id": instance_id,
@@ -182,9 +183,8 @@ async def apply_transition(request: web.Request) -> web.Response:
         metadata=body.metadata,
     )
 
-    await _apply(request, instance_id, wish, body.expected_version)
-    posture = await _posture(request, instance_id)
-    return reply(posture_view(posture, face.now()), version=posture.snapshot.version)
+    row = await _apply(request, instance_id, wish, body.expected_version)
+    return reply(posture_view(row, face.now()), version=row.version)
 
 
 class Release(Body):
@@ -201,20 +201,20 @@ async def release(request: web.Request) -> web.Response:
     before = await _posture(request, instance_id)
     wish = Wish(
         lifecycle=Lifecycle.SUSPECT,
-        status=before.snapshot.attestation_status,
+        status=before.attestation_status,
         actor=principal.actor,
         is_admin=principal.role is Role.ADMIN,
         reason=body.reason,
     )
 
-    await _apply(request, instance_id, wish, body.expected_version)
-    posture = await _posture(request, instance_id)
-    return reply(posture_view(posture, face.now()), version=posture.snapshot.version)
+    row = await _apply(request, instance_id, wish, body.expected_version)
+    return reply(posture_view(row, face.now()), version=row.version)
 
 
 async def _apply(
     request: web.Request, instance_id: InstanceId, wish: Wish, version: int | None
-) -> None:
+) -> Snapshot:
+    """Return the row as this change left it; others may have changed it since."""
     principal, face = request[PRINCIPAL], request.app[FACE]
     ends_repair = wish.override or wish.lifecycle is Lifecycle.QUARANTINED
     cancel = CancelActiveRun(
@@ -229,23 +229,24 @@ async def _apply(
         companions=(cancel,) if ends_repair else (),
     )
     try:
-        await face.trust.ask(change, within_s=ASK_S)
+        applied = await face.trust.ask(change, within_s=ASK_S)
     except ConflictError as error:
         # Whoever was refused needs what they didn't know: the row, and the way on.
         now_is = await _posture(request, instance_id)
         error.facts = {
             **error.facts,
             "current": posture_view(now_is, face.now()),
-            "allowed": by_hand(now_is.snapshot.lifecycle),
+            "allowed": by_hand(now_is.lifecycle),
         }
         raise
     if wish.lifecycle is Lifecycle.SUSPECT and not wish.override:
         face.attestation.tell(Attest(instance_id, "release"))
+    return applied.after
 
 
 async def _posture(
     request: web.Request, instance_id: InstanceId, at: datetime | None = None
-) -> trust.Posture:
+) -> Snapshot:
     owner_id, database = request[PRINCIPAL].owner, request.app[FACE].database
     if at is None:
         posture = await database.glance(

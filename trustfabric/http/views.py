@@ -8,7 +8,6 @@ from trustfabric.db.artifacts import Artifact
 from trustfabric.db.evaluations import Standing
 from trustfabric.db.intelligence import CapabilityScore
 from trustfabric.db.refreshes import Refresh
-from trustfabric.db.trust import Posture
 from trustfabric.db.vms import Instance
 from trustfabric.domain.events import TrustEvent
 from trustfabric.domain.playbooks import Playbook
@@ -16,20 +15,19 @@ from trustfabric.domain.run_events import LogLine
 from trustfabric.domain.runs import Run
 from trustfabric.domain.seeds import without_seed
 from trustfabric.domain.servers import Server
-from trustfabric.domain.trust import is_stale
+from trustfabric.domain.trust import Snapshot, is_stale
 from trustfabric.supervision import ActorReport
 
 View = Mapping[str, Any]
 
 
-def posture_view(posture: Posture, now: datetime) -> View:
+def posture_view(row: Snapshot, now: datetime) -> View:
     """Show a registry row as lists, details and transitions answer it."""
-    row = posture.snapshot
     return {
         "server_id": row.server_id,
-        "server_name": posture.server_name,
+        "server_name": row.server_name,
         "vm_instance_id": row.instance_id,
-        "instance_id": posture.instance_name,
+        "instance_id": row.instance_name,
         "attestation_status": row.attestation_status,
         "lifecycle_state": row.lifecycle,
         "remediation_state": row.remediation_state,
@@ -111,10 +109,9 @@ def server_view(server: Server) -> View:
 
 
 def instance_view(
-    instance: Instance, posture: Posture, latest: TrustEvent | None, now: datetime
+    instance: Instance, row: Snapshot, latest: TrustEvent | None, now: datetime
 ) -> dict[str, Any]:
     """Show an instance with its trust badges, as `/api/servers/{id}/vm` lists it."""
-    row = posture.snapshot
     return {
         "id": instance.id,
         "instance_id": instance.name,

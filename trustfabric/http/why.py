@@ -49,9 +49,9 @@ def why_view(facts: Facts, told: Explanation, now_s: float) -> View:
     row = facts.snapshot
     return {
         "vm_instance_id": row.instance_id,
-        "instance_id": facts.instance_name,
+        "instance_id": row.instance_name,
         "server_id": row.server_id,
-        "server_name": facts.server_name,
+        "server_name": row.server_name,
         "version": row.version,
         "lifecycle_state": row.lifecycle,
         "attestation_status": row.attestation_status,
