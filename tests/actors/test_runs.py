@@ -3,17 +3,19 @@
 import hashlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from typing import LiteralString
 
 import psycopg
 import pytest
 
 from tests.actors.fix_remediation import Fabric, a_fabric
 from tests.db.fix_runs import ALICE, BOB, add_instance, add_playbook
-from trustfabric.actors.dispatch import CancelRun, EnqueueRun
+from trustfabric.actors.dispatch import CancelRun, DecideApproval, EnqueueRun
 from trustfabric.actors.trust import ApplyChange
 from trustfabric.db import artifacts
 from trustfabric.db.run_writes import CancelActiveRun
 from trustfabric.db.session import Database
+from trustfabric.domain.approvals import Ruling
 from trustfabric.domain.failures import FailureReason
 from trustfabric.domain.ids import InstanceId
 from trustfabric.domain.runs import Run, RunStatus
@@ -38,6 +40,13 @@ async def enqueued(fabric: Fabric, instance: InstanceId, **metadata: object) -> 
     run = await fabric.ask(order)
     assert isinstance(run, Run)
     return run
+
+
+async def update(fabric: Fabric, run: Run, change: LiteralString) -> None:
+    async with fabric.database.writing() as conn:
+        await conn.execute(
+            f"UPDATE runtime_vm_remediation_runs SET {change} WHERE id = %s", [run.id]
+        )
 
 
 async def events(fabric: Fabric, run: Run) -> list[tuple[int, str, str]]:
@@ -90,6 +99,43 @@ async def test_a_run_is_executed_logged_and_has_the_instance_attested(
     async with fabric.database.reading() as conn:
         (log,) = await artifacts.list_artifacts(conn, ALICE, run.id)
         assert (await artifacts.read_artifact(conn, log)).count(b"stdout") == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        """playbook_snapshot = jsonb_set(
+            playbook_snapshot, '{metadata,script}', '"echo other"')""",
+        """playbook_snapshot = playbook_snapshot || '{"parameters": {"a": 2}}'""",
+        """automation_payload = '{"a": 2}'""",
+        """content_sha256 = repeat('0', 64)""",
+    ],
+    ids=["script", "parameters", "payload", "digest"],
+)
+async def test_what_was_changed_in_the_database_since_it_was_agreed_to_never_runs(
+    fabric: Fabric, change: LiteralString
+) -> None:
+    instance = await fabric.quarantined()
+    playbook = await add_playbook(
+        fabric.database,
+        key="mine",
+        metadata={"script": "echo fixed"},
+        approval_required=True,
+    )
+    order = EnqueueRun(
+        owner=ALICE, by=ALICE, instance_id=instance, playbook=playbook.key
+    )
+    run = await fabric.ask(order)
+    later = "not_before = now() + interval '1 hour'"
+    await update(fabric, run, later)
+    ruling = Ruling(approve=True, by=BOB, expected_version=run.version)
+    await fabric.ask(DecideApproval(owner=None, run_id=run.id, ruling=ruling))
+    await update(fabric, run, f"not_before = NULL, {change}")
+    run = await fabric.run_of(instance, lambda r: r.status is RunStatus.FAILED)
+
+    assert run.failure_reason is FailureReason.POLICY_DENIED
+    assert not any("other" in message for *_, message in await events(fabric, run))
+    assert (await fabric.posture(instance)).remediation_state is Tag.POLICY_DENIED
 
 
 async def test_a_failure_puts_the_instance_back_in_quarantine(fabric: Fabric) -> None:

@@ -1,12 +1,17 @@
 """The catalogue: whose playbook a key means, versions, and what may be deleted."""
 
+import math
+import random
+import struct
+
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.builders import insert_owner
 from tests.db.fix_runs import ALICE, BOB, a_draft, add_instance, add_playbook, add_run
 from trustfabric.db import playbooks
 from trustfabric.db.session import Database
-from trustfabric.domain.playbooks import PlaybookEdit, edited
+from trustfabric.domain.playbooks import PlaybookEdit, content_sha256, edited
 from trustfabric.errors import DuplicateKeyError
 
 
@@ -27,6 +32,30 @@ async def test_a_playbook_comes_back_as_it_was_written(database: Database) -> No
         60,
         {"script": "echo fixed"},
     )
+
+
+async def test_a_digest_is_the_same_of_what_was_kept_as_jsonb(
+    database: Database,
+) -> None:
+    random_ = random.Random(7)
+    floats = [
+        value
+        for _ in range(2000)
+        for (value,) in struct.iter_unpack("<d", random_.randbytes(8))
+        if math.isfinite(value)
+    ]
+    special = [0.0, -0.0, 1.0, -1.0, 1e16, 1e22, 1.5e300, 5e-324, 0.1, 2**63 - 1, 2**53]
+    documents = [
+        {"metadata": {"b": [value, {"a": value}]}} for value in [*special, *floats]
+    ]
+
+    async with database.reading() as conn:
+        cursor = await conn.execute("SELECT %s::jsonb", [Jsonb(documents)])
+        ((kept,),) = await cursor.fetchall()
+
+    assert len(kept) == len(documents)
+    for ours, theirs in zip(documents, kept, strict=True):
+        assert content_sha256(ours, None) == content_sha256(theirs, None), ours
 
 
 async def test_an_owner_has_one_playbook_of_a_key(database: Database) -> None:

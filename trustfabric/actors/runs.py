@@ -177,6 +177,13 @@ class RunActor(Actor):
         self._beat_later()
 
     async def _execute(self, run: Run) -> ExitStatus:
+        if not run.is_intact:
+            return ExitStatus(
+                code=None,
+                message="what would run is not what was agreed to: its digest differs",
+                failure_reason=FailureReason.POLICY_DENIED,
+                duration_s=0.0,
+            )
         if is_observe_only(run.spec):
             return await self._observe(run)
         executor = self._tools.executors.get(run.executor_type)

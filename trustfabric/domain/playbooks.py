@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from decimal import Decimal
 from enum import Enum
 from typing import Any, Final, TypeAlias
 
@@ -156,12 +157,16 @@ def snapshot_of(playbook: Playbook) -> dict[str, Any]:
 def content_sha256(
     snapshot: Mapping[str, Any], payload: Mapping[str, Any] | None
 ) -> str:
-    """Return the digest of what will run, and nothing else of the playbook."""
+    """Return the digest of what will run, and nothing else of the playbook.
+
+    It is the same again of what PostgreSQL kept as `jsonb`, which writes numbers its
+    own way.
+    """
     content = {**_content(snapshot), "automation_payload": payload}
     if "parameters" in snapshot:
         content["parameters"] = snapshot["parameters"]
     text = json.dumps(
-        content, sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        _written_out(content), sort_keys=True, separators=(",", ":"), ensure_ascii=False
     )
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -176,6 +181,19 @@ def _content(snapshot: Mapping[str, Any]) -> dict[str, Any]:
         name: snapshot.get(name)
         for name in ("playbook_key", "executor_type", "metadata")
     }
+
+
+def _written_out(value: Any) -> Any:
+    """Return a document with whole numbers as such, however they were written."""
+    match value:
+        case float() if value.is_integer():
+            return int(Decimal(repr(value)))
+        case Mapping():
+            return {name: _written_out(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_written_out(item) for item in value]
+        case _:
+            return value
 
 
 def _kept(new: Any, old: Any) -> Any:

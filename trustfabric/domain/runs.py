@@ -177,6 +177,12 @@ class Run:
         return spec
 
     @property
+    def is_intact(self) -> bool:
+        """Whether what will run is what its digest, and so its approval, stands for."""
+        kept = content_sha256(self.playbook_snapshot, self.automation_payload)
+        return kept == self.content_sha256
+
+    @property
     def executor_type(self) -> ExecutorType:
         return ExecutorType(self.playbook_snapshot.get("executor_type", "shell"))
 
