@@ -56,9 +56,10 @@ async def a_link(database_url: str, folder: Path, marker: bytes) -> AsyncIterato
                     cut, link.cut = link.cut, None
                     link.cuts += 1
                     back.cancel()
+                    await asyncio.wait([back])  # one may read at a time
                     if cut is Cut.AFTER:
                         to_server.write(data)
-                        await server.read(1)
+                        assert await server.read(1), "the server made nothing of it"
                     return
                 if ends:
                     marked = begun = False
