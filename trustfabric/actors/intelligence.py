@@ -1,8 +1,9 @@
 """The Scorer: keeps every server's scores as its trust, hardware and papers are now.
 
 It listens to the database itself and scores whose inputs changed, all that gathered
-meanwhile in one go. What changed while nobody listened is made up for by scoring
-everybody once it listens again; what time alone changes has its own wake-up.
+meanwhile in one go: when it has heard something, it listens again after a pass. What
+changed while nobody listened is made up for by scoring everybody once somebody listens
+again; what time alone changes has its own wake-up.
 """
 
 import asyncio
@@ -10,6 +11,8 @@ import heapq
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
+from itertools import islice
 from typing import assert_never
 
 import structlog
@@ -18,7 +21,7 @@ from trustfabric.actors.pace import Pace
 from trustfabric.db import intelligence
 from trustfabric.db.intelligence import Changes, Heard
 from trustfabric.db.session import Database
-from trustfabric.domain.ids import ServerId
+from trustfabric.domain.ids import InstanceId, ServerId
 from trustfabric.domain.intelligence import Inputs, changes_at, score
 from trustfabric.errors import FabricError, UnavailableError
 from trustfabric.supervision import Actor, Notice, Timer
@@ -83,7 +86,11 @@ class Scorer(Actor):
         self._window = window
         self._changes: Changes | None = None
         self._hearing: asyncio.Task[Heard] | None = None
+        self._is_listening = False
+        """Until what was heard, or the loss, has been looked at."""
         self._marked: set[ServerId] = set()
+        self._told: set[InstanceId] = set()
+        """Whose servers are to be marked."""
         self._later = _Agenda()
         self._timer: Timer | None = None
 
@@ -103,7 +110,7 @@ class Scorer(Actor):
             case _Connect(attempt):
                 await self._connect(attempt)
             case _Heard(heard):
-                await self._hear(heard)
+                self._hear(heard)
             case _Lost(error):
                 await self._reconnect(error)
             case _Sweep(after):
@@ -131,27 +138,26 @@ class Scorer(Actor):
         self.address.tell(_Sweep())
 
     def _listen(self, changes: Changes) -> None:
+        self._is_listening = True
         self._hearing = self.run(_hear(changes), _heard)
 
-    async def _hear(self, heard: Heard) -> None:
-        servers = set(heard.servers)
-        try:
-            if heard.instances:
-                async with self._database.reading() as conn:
-                    servers |= {
-                        *await intelligence.servers_of(conn, heard.instances),
-                    }
-        except FabricError as error:
-            await self._reconnect(error)
-            return
-        self._mark(servers)
-        assert self._changes is not None
-        self._listen(self._changes)
+    def _listen_on(self) -> None:
+        """Go on listening, unless that goes on, or the connection is being made."""
+        if self._changes is not None and not self._is_listening:
+            self._listen(self._changes)
+
+    def _hear(self, heard: Heard) -> None:
+        self._is_listening = False
+        if heard.servers or heard.instances:
+            self._mark(heard.servers, heard.instances)
+        else:
+            self._listen_on()
 
     async def _reconnect(self, error: BaseException) -> None:
         if not isinstance(error, FabricError):
             raise error
         log.warning("scorer.lost", error=str(error))
+        self._is_listening = False
         if self._changes is not None:
             await self._changes.close()
             self._changes = None
@@ -173,16 +179,20 @@ class Scorer(Actor):
         if len(found) == BATCH:
             self.address.tell(_Sweep(found[-1]))
 
-    def _mark(self, servers: Iterable[ServerId]) -> None:
-        was_idle = not self._marked
+    def _mark(
+        self, servers: Iterable[ServerId], instances: Iterable[InstanceId] = ()
+    ) -> None:
+        was_idle = not self._marked and not self._told
         self._marked.update(servers)
-        if was_idle and self._marked:
+        self._told.update(instances)
+        if was_idle and (self._marked or self._told):
             self.after(self._pace.rest_s(), _Score())
 
     async def _score(self) -> None:
-        batch = sorted(self._marked)[:BATCH]
         try:
             with self._pace.working():
+                await self._find_told()
+                batch = sorted(islice(self._marked, BATCH))
                 await self._write(batch)
         except FabricError as error:
             log.warning("scorer.waits", error=str(error))
@@ -192,6 +202,13 @@ class Scorer(Actor):
         if self._marked:
             self.after(self._pace.rest_s(), _Score())
         self._wake_when_due()
+        self._listen_on()
+
+    async def _find_told(self) -> None:
+        if self._told:
+            find = partial(intelligence.servers_of, instances=self._told)
+            self._marked.update(await self._database.glance(find))
+            self._told.clear()
 
     async def _write(self, batch: list[ServerId]) -> None:
         async with self._database.writing() as conn:

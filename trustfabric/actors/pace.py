@@ -7,8 +7,8 @@ saves everybody the passes between. What happens alone is seen to at once.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-RESTS = 9
-"""A pass is followed by a rest so many times as long: a tenth of the time is taken."""
+RESTS = 24
+"""A pass is followed by a rest so many times as long: 4 % of the time is taken."""
 
 LONGEST_S = 0.25
 

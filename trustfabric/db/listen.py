@@ -55,16 +55,26 @@ class Listening:
         return listening
 
     async def notes(self, timeout_s: float) -> list[psycopg.Notify]:
-        """Return the first that come together; none after `timeout_s`.
+        """Return the next, and all that came with it; none after `timeout_s`.
 
         After silence the connection is tried, so that a dead peer is noticed.
         """
         with explained():
             notifies = self._conn.notifies(timeout=timeout_s, stop_after=1)
             notes = [note async for note in notifies]
-            if not notes:
+            if notes:
+                notes += self._come_with_them()
+            else:
                 await self._within(self._conn.execute("SELECT 1"))
         return notes
+
+    def _come_with_them(self) -> Iterator[psycopg.Notify]:
+        pgconn = self._conn.pgconn
+        pgconn.consume_input()
+        while (note := pgconn.notifies()) is not None:
+            yield psycopg.Notify(
+                note.relname.decode(), note.extra.decode(), note.be_pid
+            )
 
     async def close(self) -> None:
         await self._conn.close()
@@ -86,15 +96,4 @@ class Wakeups(Listening):
 
     async def wait(self, timeout_s: float) -> frozenset[str]:
         """Return the channels that were notified; none after `timeout_s`."""
-        heard = {note.channel for note in await self.notes(timeout_s)}
-        if heard:
-            with explained():
-                heard.update(self._come_with_it())
-        return frozenset(heard)
-
-    def _come_with_it(self) -> Iterator[str]:
-        """Yield the channels of all that has come: many notes are one wake-up."""
-        pgconn = self._conn.pgconn
-        pgconn.consume_input()
-        while (note := pgconn.notifies()) is not None:
-            yield note.relname.decode()
+        return frozenset(note.channel for note in await self.notes(timeout_s))
