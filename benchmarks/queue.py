@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import LiteralString
 
 import psycopg
+from psycopg.types.json import Jsonb
 
 from benchmarks.bench import Bench, Seed
 from benchmarks.frame import By, Figure, Part, Sample
@@ -32,6 +33,7 @@ from trustfabric.db.session import Database
 from trustfabric.domain.dispatch import DispatchSettings
 from trustfabric.domain.executors import Cancellation, Emit, ExitStatus, Job
 from trustfabric.domain.ids import RunId
+from trustfabric.domain.playbooks import content_sha256
 from trustfabric.domain.runs import RetryPolicy, Run
 from trustfabric.domain.specs import ExecutorType
 from trustfabric.domain.storms import StormLimits
@@ -65,14 +67,13 @@ FEEDS = (
     Feed(Stream.HOLDS, hold_events.CHANNEL, hold_events.events_after),
 )
 
+_SNAPSHOT = {"executor_type": "shell", "metadata": {"command": ["true"]}}
 _QUEUED = """
 WITH queued AS (
     INSERT INTO runtime_vm_remediation_runs (
            runtime_vm_instance_id, playbook, requested_by, playbook_snapshot,
            content_sha256)
-    SELECT id, 'noop', 'user:1',
-           '{"executor_type": "shell", "metadata": {"command": ["true"]}}',
-           repeat('0', 64)
+    SELECT id, 'noop', 'user:1', %s, %s
       FROM runtime_vm_instances
 )
 UPDATE runtime_vm_trust_registry
@@ -116,7 +117,8 @@ async def measure(bench: Bench) -> list[Sample]:
         bench.database(Seed(instances=count)) as url,
         await psycopg.AsyncConnection.connect(url, autocommit=True) as conn,
     ):
-        await conn.execute(_QUEUED)
+        digest = content_sha256(_SNAPSHOT, None)
+        await conn.execute(_QUEUED, [Jsonb(_SNAPSHOT), digest])
         await conn.execute("VACUUM ANALYZE")
         begun = time.perf_counter()
         async with _dispatching(bench, url):

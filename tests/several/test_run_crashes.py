@@ -15,12 +15,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.fix_runtime import Served, serving
 from tests.several.clients import until
+from trustfabric.domain.playbooks import content_sha256
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -61,6 +64,8 @@ def journal() -> Iterator[Path]:
 
 def add_runs(url: str, journal: Path) -> None:
     """Queue all runs as enqueueing leaves them; of every fourth a lost one fails."""
+    script = SCRIPT.format(journal=journal)
+    fails, retries = pinned(script, "fail"), pinned(script, "retry")
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(
             """
@@ -92,19 +97,28 @@ def add_runs(url: str, journal: Path) -> None:
             INSERT INTO runtime_vm_remediation_runs (
                    runtime_vm_instance_id, playbook, requested_by, playbook_snapshot,
                    content_sha256)
-            SELECT n, 'crash', 'user:1', jsonb_build_object(
-                       'executor_type', 'shell', 'metadata', jsonb_build_object(
-                           'script', %(script)s::text, 'on_lost',
-                           CASE n %% 4 WHEN 0 THEN 'fail' ELSE 'retry' END)),
-                   repeat('0', 64)
+            SELECT n, 'crash', 'user:1', snapshot, digest
               FROM generate_series(1000, 999 + %(runs)s) n
+              JOIN (VALUES (true, %(fails)s::jsonb, %(of_fails)s),
+                           (false, %(retries)s::jsonb, %(of_retries)s)
+                   ) AS pinned (fails, snapshot, digest) ON fails = (n %% 4 = 0)
             """,
             {
                 "owners": OWNERS,
                 "runs": RUNS,
-                "script": SCRIPT.format(journal=journal),
+                "fails": Jsonb(fails),
+                "of_fails": content_sha256(fails, None),
+                "retries": Jsonb(retries),
+                "of_retries": content_sha256(retries, None),
             },
         )
+
+
+def pinned(script: str, on_lost: str) -> dict[str, Any]:
+    return {
+        "executor_type": "shell",
+        "metadata": {"script": script, "on_lost": on_lost},
+    }
 
 
 @dataclass
