@@ -139,7 +139,7 @@ async def test_for_ends_a_quiet_watch_well(host: Host, mcpctl: Mcpctl) -> None:
     done = await mcpctl("trust", "watch", "--json", "--for", "0.3")
 
     assert (done.code, done.out) == (0, "")
-    assert 0.25 < time.monotonic() - begin < 3
+    assert 0.25 < time.monotonic() - begin < 20
 
 
 async def test_reset_and_lagged_are_told_and_bookmarks_are_not(

@@ -303,7 +303,7 @@ async def test_the_event_thread_starts_and_stops_again_and_again() -> None:
         before = loop.time()
         events.stop()
         events.stop()
-        assert loop.time() - before < 1
+        assert loop.time() - before < 4
 
 
 async def test_what_is_buried_is_freed_on_the_event_thread_whoever_held_it_last(

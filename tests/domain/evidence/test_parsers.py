@@ -3,7 +3,7 @@
 import base64
 import json
 from collections.abc import Callable
-from time import perf_counter
+from time import process_time
 from uuid import UUID
 
 import pytest
@@ -220,10 +220,10 @@ def test_sixty_four_kilobytes_take_no_time(name: str, filling: bytes) -> None:
     parser, _ = PARSERS[name]
     raw = filling * (65536 // len(filling))
 
-    began = perf_counter()
+    began = process_time()
     parses(parser, raw)
 
-    assert perf_counter() - began < 1.0
+    assert process_time() - began < 1.0
 
 
 @pytest.mark.parametrize("kind", EvidenceKind)
