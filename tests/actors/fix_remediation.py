@@ -210,7 +210,7 @@ class Fabric:
 async def until(look: Callable[[], Any], seen: Callable[[], object]) -> Any:
     """Return the first thing that `look` finds; fail with what was `seen`."""
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (found := await look()) is None:
                 await asyncio.sleep(0.01)
             return found

@@ -34,7 +34,7 @@ class Typing:
         self.keys.send_text(text)
 
     async def sees(self, text: str) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while text not in self.out:
                 captured = self.capsys.readouterr()
                 self.out += captured.out + captured.err
@@ -60,7 +60,7 @@ def open_shell(host: Host, keys: PipeInput, capsys: pytest.CaptureFixture[str]) 
         running = asyncio.create_task(operator.converse(InMemoryHistory()))
         try:
             yield Typing(keys, capsys)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await running
         finally:
             running.cancel()
@@ -123,18 +123,20 @@ async def test_what_is_typed_while_a_command_runs_is_kept(
     path = "/api/trust/registry/stream"
     async with open_shell() as shell:
         await _asked(host, path)
-        host.streams(path, [frame("a", "trust", trust_event()), Hold()])
-        shell.type("trust watch --for 0.6\r")
+        event, typed = frame("a", "trust", trust_event()), asyncio.Event()
+        host.streams(path, [event, typed, event, Hold()])
+        shell.type("trust watch --max-events 2\r")
         await shell.sees("restored → quarantined")
         await asyncio.sleep(0.2)
         shell.type("trust get 7\r")
+        typed.set()
         await shell.sees("provenance_ref")
         shell.type("quit\r")
 
 
 async def _asked(host: Host, path: str) -> None:
     """Wait for the status line's own connection."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not host.connections(path):
             await asyncio.sleep(0.01)
 

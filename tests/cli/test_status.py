@@ -127,7 +127,7 @@ async def following(host: Host, clock: Callable[[], float]) -> AsyncIterator[Fle
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not true():
             await asyncio.sleep(0.005)
 

@@ -146,7 +146,7 @@ class Page:
             raise PageError(str(result["exceptionDetails"]))
         return result["result"].get("value")
 
-    async def until(self, expression: str, within_s: float = 10.0) -> Any:
+    async def until(self, expression: str, within_s: float = 30.0) -> Any:
         """Wait until `expression` is true in the page; return its value."""
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:

@@ -61,7 +61,7 @@ async def test_a_commit_wakes_the_listener(
     async with database.writing() as conn:
         await insert_trust(conn, instance)
 
-    assert await wakeups.wait(5) == {TRUST_CHANNEL}
+    assert await wakeups.wait(20) == {TRUST_CHANNEL}
     await wakeups.close()
 
 
@@ -74,7 +74,7 @@ async def test_notifications_between_two_waits_are_kept(
     async with database.writing() as conn:
         await conn.execute("SELECT pg_notify(%s, 'rubbish')", [REMEDIATION_CHANNEL])
 
-    assert await wakeups.wait(5) == {REMEDIATION_CHANNEL}
+    assert await wakeups.wait(20) == {REMEDIATION_CHANNEL}
     await wakeups.close()
 
 
@@ -105,7 +105,7 @@ async def test_a_lost_connection_is_unavailable(
         await conn.execute("SELECT pg_terminate_backend(%s)", [pid])
 
     with pytest.raises(UnavailableError):
-        await wakeups.wait(5)
+        await wakeups.wait(20)
 
     await wakeups.close()
 

@@ -221,7 +221,7 @@ async def test_a_transition_is_told_with_its_small_fields(
 
     async with database.writing() as conn:
         await insert_trust(conn, instance)
-    (note,) = [note async for note in listener.notifies(timeout=5, stop_after=1)]
+    (note,) = [note async for note in listener.notifies(timeout=20, stop_after=1)]
     await listener.close()
 
     told = json.loads(note.payload)
@@ -259,7 +259,7 @@ async def test_a_run_event_is_told_by_its_numbers(
             """,
             [run],
         )
-    (note,) = [note async for note in listener.notifies(timeout=5, stop_after=1)]
+    (note,) = [note async for note in listener.notifies(timeout=20, stop_after=1)]
     await listener.close()
 
     assert json.loads(note.payload) == {

@@ -29,6 +29,11 @@ async def users(database: Database) -> list[int]:
         return [number for (number,) in await cursor.fetchall()]
 
 
+def kill_backends(database_url: str, pids: list[int]) -> None:
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute("SELECT pg_terminate_backend(p, 5000) FROM unnest(%s) p", [pids])
+
+
 def kill_all_backends(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as conn:
         conn.execute(
@@ -200,6 +205,44 @@ async def test_connections_that_died_unused_are_replaced_unseen(
 
     async with asyncio.timeout(10):
         assert await asyncio.gather(*(users(database) for _ in range(20))) == [[]] * 20
+
+
+@pytest.mark.parametrize("way", ["glance", "reading", "at_once"])
+async def test_who_gives_up_while_dead_connections_are_replaced_ends_and_loses_none(
+    database_url: str, database: Database, way: str
+) -> None:
+    async def look(conn: Connection) -> None:
+        await conn.execute("SELECT pg_sleep(0.005)")
+
+    async def read() -> None:
+        if way == "reading":
+            await users(database)
+        else:
+            await getattr(database, way)(look)
+
+    await asyncio.gather(*(read() for _ in range(8)))
+    pool = {
+        "glance": database._glances,
+        "reading": database._pool,
+        "at_once": database._singles,
+    }[way]
+    *others, last = pool._pool
+    assert others
+    kill_backends(database_url, [one.info.backend_pid for one in others])
+    with silent(last):  # the first to be tried
+        reading = asyncio.create_task(read())
+        async with asyncio.timeout(20):
+            while last in pool._pool:
+                await asyncio.sleep(0.01)
+        reading.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait([reading])
+
+    assert reading.cancelled()  # what the pool does by itself ends a cancellation
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(read() for _ in range(20)))
+        while (stats := pool.get_stats())["pool_available"] < stats["pool_size"]:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_connection_lost_at_work_is_unavailable(

@@ -109,17 +109,17 @@ class Story:
     ) -> Data:
         """Wait until the stream has told that the instance is in this state now."""
         row = await self.row()
-        if row["lifecycle_state"] == lifecycle and wanted(row):
-            return row
-        return await self.trust.wait_for(
+        is_so = row["lifecycle_state"] == lifecycle and wanted(row)
+        told = await self.trust.wait_for(
             lambda data: (
-                data["version"] > row["version"]
+                data["version"] >= row["version"] + (not is_so)
                 and data["lifecycle_state"] == lifecycle
                 and wanted(data)
             ),
             within_s=PATIENCE_S,
             what=f"lifecycle {lifecycle}",
         )
+        return row if is_so else told
 
     async def pending_run(self) -> Data:
         """Wait for the run that waits for approval, and return it."""

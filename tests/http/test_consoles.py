@@ -33,7 +33,7 @@ async def test_a_simulated_console_ends_with_the_reason(
     alice: Caller, launched: Json
 ) -> None:
     async with alice.stream(f"{logs(launched)}/stream") as stream:
-        frames = await stream.until_end(within_s=5)
+        frames = await stream.until_end(within_s=20)
 
     retry, end = frames
     assert retry.event == "retry"

@@ -170,7 +170,7 @@ class Database:
             except psycopg.OperationalError as error:
                 if not connection_lost(error):
                     raise
-            await self._glances.check()
+            await _to_the_end(self._glances.check())
             return await self._glance(read)
 
     async def at_once(self, statement: Callable[[Connection], Awaitable[R]]) -> R:
@@ -197,7 +197,7 @@ class Database:
         if not _has_mail(conn):
             return conn
         await self._singles.putconn(conn)
-        await self._singles.check()
+        await _to_the_end(self._singles.check())
         return await self._singles.getconn()
 
     async def _glance(self, read: Callable[[Connection], Awaitable[R]]) -> R:
@@ -250,7 +250,7 @@ class Database:
         """Have dead connections replaced, once for all who found one."""
         async with self._repair:
             if repairs == self._repairs:
-                await self._pool.check()
+                await _to_the_end(self._pool.check())
                 self._repairs += 1
 
     async def _try_begin(self, begin: LiteralString) -> Connection:
