@@ -50,7 +50,7 @@ FEEDS = (
 
 
 async def until(
-    look: Callable[[], Awaitable[T | None]], what: str = "", within_s: float = 15
+    look: Callable[[], Awaitable[T | None]], what: str = "", within_s: float = 30
 ) -> T:
     """Return the first thing that `look` finds, however soon."""
     last: T | None = None

@@ -6,6 +6,7 @@ kept apart by owners, of which `Served.newcomer` never gives one twice.
 
 import itertools
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -139,10 +140,15 @@ def sign(claims: Mapping[str, object], secret: str = SECRET) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return one that nobody has, nor is given before a runtime listens there.
+
+    Those below 32768 are not among what the kernel gives to others meanwhile.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.builders import insert_instance, insert_run
+from tests.fix_fabric import until
 from trustfabric.db.faults import CommitUnknownError, ContentionError
 from trustfabric.db.session import Connection, Database, savepoint
 from trustfabric.errors import RunActiveError, UnavailableError
@@ -312,13 +313,13 @@ async def test_nobody_waits_for_ever_for_a_connection(database_url: str) -> None
 
 
 async def test_a_commit_ends_although_its_caller_was_cancelled(
-    database: Database,
+    database: Database, database_url: str
 ) -> None:
     async with database.writing() as conn:
         await conn.execute(
             """
             CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS
-            'BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END'
+            'BEGIN PERFORM pg_advisory_xact_lock(77); RETURN NULL; END'
             """
         )
         await conn.execute(
@@ -327,19 +328,31 @@ async def test_a_commit_ends_although_its_caller_was_cancelled(
             DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION dawdle()
             """
         )
-    inserted = asyncio.Event()
 
     async def write() -> None:
         async with database.writing() as conn:
             await add_user(conn, 7)
-            inserted.set()
 
-    task = asyncio.create_task(write())
-    await inserted.wait()
-    await asyncio.sleep(0.05)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    async with await psycopg.AsyncConnection.connect(
+        database_url, autocommit=True
+    ) as other:
+
+        async def is_committing() -> bool | None:
+            cursor = await other.execute(
+                "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+                " AND database = (SELECT oid FROM pg_database"
+                " WHERE datname = current_database())"
+            )
+            return await cursor.fetchone() is not None or None
+
+        await other.execute("SELECT pg_advisory_lock(77)")
+        task = asyncio.create_task(write())
+        await until(is_committing, "the commit to begin")
+        task.cancel()
+        await asyncio.sleep(0)  # so that it is told before it could end
+        await other.execute("SELECT pg_advisory_unlock(77)")
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
     assert await users(database) == [7]
 

@@ -59,7 +59,7 @@ class Heard:
     def changes(self, name: str) -> list[PowerChange]:
         return [event.change for event in self.events if event.name == name]
 
-    async def until(self, met: Callable[[], bool], within_s: float = 10.0) -> None:
+    async def until(self, met: Callable[[], bool], within_s: float = 30.0) -> None:
         async with asyncio.timeout(within_s):
             while not met():
                 self._more.clear()

@@ -10,11 +10,12 @@ import grp
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -171,11 +172,11 @@ class PrivateLibvirtd:
 
     def kill_virtlogd(self) -> None:
         for pid in self.root.rglob("virtlogd.pid"):
-            self._end(int(pid.read_text("ascii")))
+            end(pid)
 
     def stop(self) -> None:
         for pid in self.root.glob("run/libvirt/qemu/run/*.pid"):
-            self._end(int(pid.read_text("ascii")))
+            end(pid)
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             with suppress(ProcessLookupError):  # its own pid file may be among those
@@ -184,18 +185,14 @@ class PrivateLibvirtd:
         self.kill_virtlogd()
         shutil.rmtree(self.root, ignore_errors=True)
 
-    def _end(self, pid: int) -> None:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-
     def _answers(self) -> bool:
         assert self.process is not None
         if self.process.poll() is not None:
             log = (self.root / "libvirtd.log").read_text("utf-8", "replace")
             raise RuntimeError(f"libvirtd ended: {log[-2000:]}")
-        return self.socket.exists()
+        with closing(socket.socket(socket.AF_UNIX)) as probe:
+            # It is there a moment before anybody listens, and after a daemon died.
+            return probe.connect_ex(str(self.socket)) == 0
 
     def _environment(self) -> dict[str, str]:
         return {
@@ -218,6 +215,15 @@ class PrivateLibvirtd:
             subprocess.run(command, check=True, env={"PATH": _PATH})
 
 
+def end(pid_file: Path) -> None:
+    """Kill whom it names; it may be old, and its number somebody else's by now."""
+    with suppress(OSError, ValueError):
+        pid = int(pid_file.read_text("ascii"))
+        name = Path(f"/proc/{pid}/comm").read_text("utf-8")
+        if name.startswith(("libvirtd", "virtlogd", "qemu-system")):
+            os.kill(pid, signal.SIGKILL)
+
+
 async def a_running_vm(driver: LibvirtProvisioner, host: PrivateLibvirtd) -> VmSpec:
     spec = host.spec()
     await driver.define(spec)
@@ -227,7 +233,7 @@ async def a_running_vm(driver: LibvirtProvisioner, host: PrivateLibvirtd) -> VmS
 
 
 async def until_printed(driver: LibvirtProvisioner, name: str, line: str) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while line not in (await driver.console_tail(name, 2000)).lines:
             await asyncio.sleep(0.05)
 

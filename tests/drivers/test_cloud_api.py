@@ -541,8 +541,8 @@ async def test_an_answer_that_says_it_failed_ends_the_polling(api: Api) -> None:
 
 async def test_polling_ends_with_the_time_of_the_whole(api: Api) -> None:
     ended = await api.run(
-        timeout_seconds=0.3,
-        poll={"until": {"json": {"/state": "over"}}, "interval_seconds": 0.05},
+        timeout_seconds=1,
+        poll={"until": {"json": {"/state": "over"}}, "interval_seconds": 0.01},
     )
 
     assert ended.failure_reason is FailureReason.TIMEOUT

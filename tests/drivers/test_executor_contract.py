@@ -40,7 +40,7 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
 
 async def test_lines_come_while_the_program_runs(bench: Bench) -> None:
     log = Log()
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(50), asyncio.TaskGroup() as tasks:
         work = tasks.create_task(
             bench.executor.execute(a_job(**bench.gated()), log.emit, asyncio.Event())
         )
@@ -57,7 +57,7 @@ async def test_lines_come_while_the_program_runs(bench: Bench) -> None:
 
 async def test_a_cancel_ends_it_and_all_of_it(bench: Bench) -> None:
     log, cancelled = Log(), asyncio.Event()
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(50), asyncio.TaskGroup() as tasks:
         work = tasks.create_task(
             bench.executor.execute(a_job(**bench.endless()), log.emit, cancelled)
         )
@@ -80,7 +80,7 @@ async def test_when_the_execution_itself_is_cancelled_nothing_is_left(
     work = asyncio.ensure_future(
         bench.executor.execute(a_job(**bench.endless()), log.emit, asyncio.Event())
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         while not log.events:
             log.grew.clear()
             await log.grew.wait()
@@ -150,18 +150,22 @@ async def test_a_playbook_that_can_not_be_read_is_a_bug(bench: Bench) -> None:
 
 async def test_what_an_earlier_runtime_left_is_ended_by_the_next(bench: Bench) -> None:
     log, cancelled = Log(), asyncio.Event()
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(50), asyncio.TaskGroup() as tasks:
         work = tasks.create_task(
             bench.executor.execute(a_job(**bench.endless()), log.emit, cancelled)
         )
         while not any("on" in line for line in log.lines()):
             log.grew.clear()
             await log.grew.wait()
+        while not bench.is_endless():
+            await asyncio.sleep(0.01)
         alive = len(bench.left())
 
         killed = await bench.successor().reap(RunId(1))
 
-        assert killed >= alive
+        assert bool(killed) == bool(
+            alive
+        )  # a sandbox that is killed takes others along
         assert bench.left() == []
         cancelled.set()
 

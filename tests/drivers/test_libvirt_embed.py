@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.drivers.private_libvirtd import PrivateLibvirtd, missing
+from tests.drivers.private_libvirtd import PrivateLibvirtd, end, missing
 
 pytest.importorskip("libvirt")
 
@@ -46,11 +46,8 @@ def root() -> Iterator[Path]:
     built.stop()
     yield place
     for pid in place.rglob("*.pid"):
-        if pid.name != "driver.pid" and pid.read_text("ascii").strip():
-            try:
-                os.kill(int(pid.read_text("ascii")), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        if pid.name != "driver.pid":
+            end(pid)
     shutil.rmtree(place, ignore_errors=True)
 
 

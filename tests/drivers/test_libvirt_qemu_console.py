@@ -46,7 +46,7 @@ async def test_a_guest_boots_and_prints(
     tail = await qemu_driver.console_tail(spec.name, 500)
 
     assert tail.lines[0] == "GUEST-UP"
-    assert PowerChange.STARTED in heard.changes(spec.name)
+    await heard.until_heard(spec.name, PowerChange.STARTED)
     assert (await qemu_driver.observe())[spec.name] is PowerState.RUNNING
     assert not qemu_driver.simulated
     assert not qemu_driver.volatile
@@ -59,7 +59,7 @@ async def test_lines_are_followed_as_they_come(
     seen: list[ConsoleItem] = []
 
     async with (
-        asyncio.timeout(15),
+        asyncio.timeout(30),
         aclosing(qemu_driver.console_follow(spec.name)) as batches,
     ):
         while len(seen) < 2:
@@ -79,7 +79,7 @@ async def until_told(
 ) -> list[ConsoleItem]:
     """Return what is told up to a line or break with this text."""
     told: list[ConsoleItem] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(30):
         while not any(getattr(item, "text", None) == text for item in told):
             told += await anext(batches)
     return told
@@ -125,7 +125,7 @@ async def test_a_follower_ends_with_the_vm_itself(
     async with aclosing(qemu_driver.console_follow(spec.name)) as batches:
         await anext(batches)
         await qemu_driver.undefine(spec.name)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             rest = [item async for batch in batches for item in batch]
     assert all(is_line(item) for item in rest)
 

@@ -131,7 +131,7 @@ async def test_the_next_boot_is_read_too(
     await qemu_driver.start(spec.name)
     await until_printed(qemu_driver, spec.name, "GUEST-UP")
     os.kill(host.qemu_of(spec.name), signal.SIGKILL)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await qemu_driver.observe())[spec.name].active:
             await asyncio.sleep(0.05)
 
@@ -142,7 +142,7 @@ async def test_the_next_boot_is_read_too(
         lines = (await qemu_driver.console_tail(spec.name, 500)).lines
         return lines.count("GUEST-UP")
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while await boots() < 2:
             await asyncio.sleep(0.05)
 

@@ -74,11 +74,13 @@ async def test_what_left_the_group_with_setsid_is_killed_by_its_mark(
 
 
 async def test_marks_of_other_runs_are_left_alone(tmp_path: Path) -> None:
-    mine = a_launch(tmp_path, "exec sleep 60", "7-1")
-    other = a_launch(tmp_path, "exec sleep 60", "70-1")
+    # They stop rather than sleep: what becomes `sleep` has no mark for an instant.
+    mine = a_launch(tmp_path, "echo on; kill -STOP $$", "7-1")
+    other = a_launch(tmp_path, "echo on; kill -STOP $$", "70-1")
     programs = [Program.start(mine), Program.start(other)]
     for program in programs:
-        await program.outputs()
+        out, _ = await program.outputs()
+        await out.readline()
 
     killed = kill_marked(mine.mark.removesuffix("-1"))
     await programs[0].wait()

@@ -50,7 +50,7 @@ class Follower:
             await asyncio.sleep(0.05)
 
     async def _follow(self, runtime: Served) -> None:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=2, sock_read=5)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=20, sock_read=20)
         async with (
             aiohttp.ClientSession(timeout=timeout) as http,
             http.get(

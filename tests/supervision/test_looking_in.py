@@ -336,7 +336,7 @@ async def test_blocking_on_the_loop_is_refused_at_once() -> None:
 
 def hold_until(seen: threading.Event) -> None:
     """Hold the thread as a computation would, until the watchdog has seen it."""
-    seen.wait(5.0)
+    seen.wait(30.0)
 
 
 @pytest.mark.parametrize("in_coroutine", [True, False])
@@ -356,16 +356,17 @@ async def test_an_actor_that_holds_the_loop_is_named_with_its_stack(
 
     def blame_and_tell() -> None:
         blame()
-        seen.set()
+        if "hold_until" in "".join(runtime.holds[-1].stack):
+            seen.set()  # a busy machine may have held the loop before
 
     monkeypatch.setattr(watchdog, "_blame", blame_and_tell)
     await a.ask(
-        Do(coroutine if in_coroutine else lambda _: hold_until(seen)), within_s=9.0
+        Do(coroutine if in_coroutine else lambda _: hold_until(seen)), within_s=99.0
     )
     await runtime.stop()
 
-    assert runtime.holds[0].path == "root/a"
-    assert "hold_until" in "".join(runtime.holds[0].stack)
+    (path,) = {h.path for h in runtime.holds if "hold_until" in "".join(h.stack)}
+    assert path == "root/a"
     assert events[0]["event"] == "loop.held"
 
 
@@ -392,19 +393,14 @@ async def test_what_is_counted_follows_what_happens() -> None:
 
 async def test_the_watchdog_samples_how_late_the_loop_is() -> None:
     runtime = await started(Runtime(watchdog_s=0.02))
-    begun = time.monotonic()
-    time.sleep(0.1)  # the very thing it watches for
-    held_s = time.monotonic() - begun
-    while runtime.counts().lag.total < held_s / 2:
-        await asyncio.sleep(0)
-    counts = runtime.counts()
-    late = [
-        count
-        for bound, count in zip(
-            (*counts.lag.bounds, 2.0), counts.lag.counts, strict=True
-        )
-        if bound > held_s / 2
-    ]
-    assert sum(late) >= 1
-    assert counts.held >= 1
+
+    def late() -> int:
+        lag = runtime.counts().lag
+        by_bound = zip((*lag.bounds, 2.0), lag.counts, strict=True)
+        return sum(count for bound, count in by_bound if bound > 0.05)
+
+    # On a busy machine its thread may sleep through one hold, or note it later.
+    while not (late() and runtime.counts().held):
+        time.sleep(0.1)  # the very thing it watches for
+        await asyncio.sleep(0.01)
     await runtime.stop()
