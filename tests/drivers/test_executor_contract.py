@@ -163,9 +163,8 @@ async def test_what_an_earlier_runtime_left_is_ended_by_the_next(bench: Bench) -
 
         killed = await bench.successor().reap(RunId(1))
 
-        assert bool(killed) == bool(
-            alive
-        )  # a sandbox that is killed takes others along
+        # How many is open: a sandbox that is killed takes others along.
+        assert bool(killed) == bool(alive)
         assert bench.left() == []
         cancelled.set()
 

@@ -88,3 +88,20 @@ async def test_marks_of_other_runs_are_left_alone(tmp_path: Path) -> None:
     assert killed == 1
     assert marked(other.mark) == [programs[1].pid]
     assert [program.destroy() for program in programs] == [-9, -9]
+
+
+async def test_who_becomes_another_program_again_and_again_is_killed_at_once(
+    tmp_path: Path,
+) -> None:
+    """In the midst of execve a process shows no environment, so no mark either."""
+    script = tmp_path / "again"
+    script.write_text('#!/bin/sh\nexec "$0"\n', "utf-8")
+    script.chmod(0o755)
+    for number in range(40):
+        launch = a_launch(tmp_path, f"exec {script}", f"9-{number}")
+        program = Program.start(launch)
+
+        assert kill_marked(launch.mark) == 1
+
+        await asyncio.wait_for(program.wait(), 10)
+        assert program.destroy() == -signal.SIGKILL

@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,10 @@ from typing import IO, Self
 
 MARK = "TRUSTFABRIC_MARK"
 _KILL_ROUNDS = 20
+_LOOKS, _EXEC_S = 50, 0.001
+"""How often a process in execve is looked at, and the pause between, in seconds."""
+_KERNEL_THREAD = 0x00200000
+"""PF_KTHREAD, of the flags in /proc/PID/stat."""
 _SANDBOX = "bwrap"
 
 
@@ -148,13 +153,22 @@ class Program:
 
 
 def marked(prefix: str) -> list[int]:
-    """Return the processes whose mark is `prefix` or goes on from it after a dash."""
+    """Return the processes whose mark is `prefix` or goes on from it after a dash.
+
+    One that is just becoming another program shows none, so it is looked at again.
+    """
     exact = f"{MARK}={prefix}".encode()
-    return [
-        int(entry.name)
-        for entry in os.scandir("/proc")
-        if entry.name.isdecimal() and _carries(entry.name, exact)
-    ]
+    found: list[int] = []
+    unclear = [one.name for one in os.scandir("/proc") if one.name.isdecimal()]
+    for look in range(_LOOKS):
+        if look:
+            time.sleep(_EXEC_S)  # noqa: TID251  an execve tells nobody of its end
+        carries = {pid: _carries(pid, exact) for pid in unclear}
+        found += [int(pid) for pid, carried in carries.items() if carried]
+        unclear = [pid for pid, carried in carries.items() if carried is None]
+        if not unclear:
+            break
+    return found
 
 
 def kill_marked(prefix: str) -> int:
@@ -178,11 +192,24 @@ def _name_of(pid: int) -> str:
     return Path("/proc", str(pid), "comm").read_text().strip()
 
 
-def _carries(pid: str, exact: bytes) -> bool:
+def _carries(pid: str, exact: bytes) -> bool | None:
+    """Whether a process is so marked; None: execve has it between two programs."""
+    process = Path("/proc", pid)
     try:
-        environment = Path("/proc", pid, "environ").read_bytes().split(b"\0")
+        environment = (process / "environ").read_bytes()
+        if not environment:
+            if not (process / "cmdline").read_bytes():
+                return None if _is_program(process) else False
+            environment = (process / "environ").read_bytes()  # it has just begun
     except OSError:
         return False  # it ended, or is not ours to look into
     return any(
-        entry == exact or entry.startswith(exact + b"-") for entry in environment
+        entry == exact or entry.startswith(exact + b"-")
+        for entry in environment.split(b"\0")
     )
+
+
+def _is_program(process: Path) -> bool:
+    """Tell a living program from a zombie and from a thread of the kernel."""
+    state, *fields = (process / "stat").read_bytes().rpartition(b")")[2].split()
+    return state not in {b"Z", b"X"} and not int(fields[5]) & _KERNEL_THREAD
