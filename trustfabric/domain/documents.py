@@ -1,6 +1,8 @@
 """JSON from outside that is to be stored: what PostgreSQL and the encoder can hold."""
 
 import math
+from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from trustfabric.errors import InvalidError
@@ -27,6 +29,22 @@ def check_document(name: str, document: Any) -> None:
                 )
             case _:
                 _check_scalar(where, value)
+
+
+def whole_numbers(value: Any) -> Any:
+    """Return a document with whole numbers as such, however they were written.
+
+    1.0, 1e0 and 1 are one number in JSON Schema, and in PostgreSQL's `jsonb`.
+    """
+    match value:
+        case float() if value.is_integer():
+            return int(Decimal(repr(value)))
+        case Mapping():
+            return {name: whole_numbers(item) for name, item in value.items()}
+        case list() | tuple():
+            return [whole_numbers(item) for item in value]
+        case _:
+            return value
 
 
 def plain(text: str, limit: int) -> str:

@@ -8,6 +8,7 @@ the JSON Pointer (RFC 6901) to it.
 """
 
 import functools
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
@@ -20,6 +21,7 @@ from pydantic_core import SchemaError as PatternError
 from pydantic_core import SchemaValidator, core_schema
 from pydantic_core import ValidationError as NoMatchError
 
+from trustfabric.domain.documents import whole_numbers
 from trustfabric.errors import InvalidError
 
 Schema: TypeAlias = Mapping[str, Any]
@@ -326,17 +328,6 @@ def _additional(validator: Any, rule: Any, value: object, schema: Schema) -> _Er
 def _unique(_: object, rule: bool, value: object, __: object) -> _Errors:  # noqa: FBT001
     # In linear time, unlike the library's, which compares each with each.
     if rule and isinstance(value, list):
-        seen = {
-            orjson.dumps(_number(item), option=orjson.OPT_SORT_KEYS) for item in value
-        }
+        seen = {json.dumps(whole_numbers(item), sort_keys=True) for item in value}
         if len(seen) < len(value):
             yield ValidationError("not unique")
-
-
-def _number(value: Any) -> Any:
-    """Return the value with 1.0 written as 1, which are one number in JSON Schema."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value) if abs(value) < 2**63 else value
-    if isinstance(value, Mapping):
-        return {name: _number(item) for name, item in value.items()}
-    return [_number(item) for item in value] if isinstance(value, list) else value

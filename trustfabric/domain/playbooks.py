@@ -5,11 +5,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from decimal import Decimal
 from enum import Enum
 from typing import Any, Final, TypeAlias
 
-from trustfabric.domain.documents import plain
+from trustfabric.domain.documents import plain, whole_numbers
 from trustfabric.domain.ids import OwnerId, PlaybookId
 from trustfabric.domain.rules import check_rules
 from trustfabric.domain.specs import ExecutorType, check_spec
@@ -166,7 +165,10 @@ def content_sha256(
     if "parameters" in snapshot:
         content["parameters"] = snapshot["parameters"]
     text = json.dumps(
-        _written_out(content), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        whole_numbers(content),
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
     )
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -181,19 +183,6 @@ def _content(snapshot: Mapping[str, Any]) -> dict[str, Any]:
         name: snapshot.get(name)
         for name in ("playbook_key", "executor_type", "metadata")
     }
-
-
-def _written_out(value: Any) -> Any:
-    """Return a document with whole numbers as such, however they were written."""
-    match value:
-        case float() if value.is_integer():
-            return int(Decimal(repr(value)))
-        case Mapping():
-            return {name: _written_out(item) for name, item in value.items()}
-        case list() | tuple():
-            return [_written_out(item) for item in value]
-        case _:
-            return value
 
 
 def _kept(new: Any, old: Any) -> Any:
