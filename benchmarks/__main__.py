@@ -66,7 +66,8 @@ def main() -> None:
     finally:
         shutil.rmtree(home, ignore_errors=True)
     print(frame.table(results, [one for part in parts for one in part.figures]))
-    frame.write(results, options.output)
+    known = {figure.name for part in PARTS for figure in part.figures}
+    frame.write(results, options.output, known)
 
 
 async def _measure(

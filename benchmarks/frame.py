@@ -9,7 +9,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -143,9 +143,12 @@ def summarise(
     )
 
 
-def write(results: Iterable[Result], path: Path) -> None:
-    """Write results.json; figures that were not measured this time keep their lines."""
-    lines = {one["name"]: one for one in _read(path)}
+def write(results: Iterable[Result], path: Path, known: Collection[str]) -> None:
+    """Write results.json; figures that were not measured this time keep their lines.
+
+    Those that are not `known` any more lose theirs.
+    """
+    lines = {one["name"]: one for one in _read(path) if one["name"] in known}
     lines |= {one.name: asdict(one) for one in results}
     path.write_text(json.dumps(list(lines.values()), indent=2) + "\n")
 

@@ -72,8 +72,9 @@ async def test_rounds_are_interleaved_and_what_varies_little_runs_once(
 
 def test_results_are_written_and_those_of_other_runs_stay(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    frame.write([frame.summarise(SMALL, [Sample("small", 11)], [0.5])], path)
-    frame.write([frame.summarise(FAST, [Sample("fast", 9, 2)], [0.5])], path)
+    both = {"small", "fast"}
+    frame.write([frame.summarise(SMALL, [Sample("small", 11)], [0.5])], path, both)
+    frame.write([frame.summarise(FAST, [Sample("fast", 9, 2)], [0.5])], path, both)
 
     small, fast = json.loads(path.read_text())
 
@@ -124,3 +125,12 @@ def test_who_is_judged_by_a_ratio_has_a_peer() -> None:
     for part in program.PARTS:
         for figure in part.figures:
             assert figure.by is By.VALUE or figure.peer, figure.name
+
+
+def test_a_figure_that_is_no_more_loses_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    frame.write([frame.summarise(SMALL, [Sample("small", 11)], [0.5])], path, {"small"})
+
+    frame.write([], path, {"fast"})
+
+    assert json.loads(path.read_text()) == []
