@@ -182,9 +182,9 @@ async def test_of_many_who_lock_the_same_rows_none_is_thrown_out(
             One(fabric, each, (await fabric.posture(each)).server_id) for each in ids
         ]
 
-        async def rebooted(names: list[str]) -> None:
+        async def rebooted(name: str) -> None:
             async with database.writing() as conn:
-                await boots.add_reboots(conn, dict.fromkeys(names, 1))
+                await boots.add_reboots(conn, {name: 1})
 
         async def adopted() -> None:
             async with database.writing() as conn:
@@ -198,8 +198,7 @@ async def test_of_many_who_lock_the_same_rows_none_is_thrown_out(
 
         acts: list[Callable[[], Awaitable[None]]] = [
             *(act for one in all_ for act in one.acts()),
-            partial(rebooted, names),
-            partial(rebooted, names[::-1]),
+            *(partial(rebooted, name) for name in names),
             adopted,
         ]
         async with asyncio.timeout(50):

@@ -108,6 +108,7 @@ class Vm(Actor):
             if (instance.owner_epoch or 0) > self._use.epoch:
                 log.warning("vm.fenced", instance_id=self._id)
                 return
+            asked_at = self.monotonic()
             step, observed = await self._next_step(instance, hold)
         except (FabricError, AskError) as error:
             self._missing_since = None  # the two looks are of one link that stays up
@@ -117,21 +118,21 @@ class Vm(Actor):
             self._missing_since = None
         if step is Step.NOTHING:
             self._failures = 0
-        elif not self._waits(step, instance):
+        elif not self._waits(step, instance, asked_at):
             self._busy = step
             work = self._power.take(step, instance, observed)
             _ = self.run(work, lambda result: _done(step, result))
 
-    def _waits(self, step: Step, instance: vms.Instance) -> bool:
+    def _waits(self, step: Step, instance: vms.Instance, asked_at: float) -> bool:
         """Tell whether it is too early for the step; look again when it is time."""
         match step:
             case Step.RELAUNCH:
                 wait_s = relaunch_wait(instance.crashes, self.now())
             case Step.END_VANISHED:
-                now = self.monotonic()
                 if self._missing_since is None:
-                    self._missing_since = now
-                wait_s = self._missing_since + MISSING_S - now
+                    self._missing_since = self.monotonic()
+                # Since it was asked for: an answer may be old when it comes.
+                wait_s = self._missing_since + MISSING_S - asked_at
             case _:
                 return False
         if wait_s <= 0:

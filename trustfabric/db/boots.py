@@ -8,7 +8,6 @@ from uuid import UUID
 
 from psycopg.errors import UniqueViolation
 
-from trustfabric.db.placement import take_turn
 from trustfabric.db.session import Connection
 from trustfabric.domain.ids import InstanceId
 from trustfabric.domain.ports import Defined
@@ -105,11 +104,7 @@ UPDATE runtime_vm_instances
 
 
 async def add_reboots(conn: Connection, heard: Mapping[str, int]) -> None:
-    """Remember how often these guests, by name, booted inside their domains.
-
-    In the registry's turn: its writers lock rows of many VMs too, in no order.
-    """
-    await take_turn(conn)
+    """Remember how often these guests, by name, booted inside their domains."""
     await conn.execute(
         _ADD_REBOOTS_SQL, {"names": list(heard), "counts": list(heard.values())}
     )
