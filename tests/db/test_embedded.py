@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import pwd
 import shutil
@@ -19,7 +20,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from trustfabric.db import binaries, keeper
+from trustfabric.db import binaries, embedded, keeper
 from trustfabric.db.embedded import EmbeddedServer, start_embedded
 from trustfabric.errors import UnavailableError, UnsupportedError
 
@@ -262,6 +263,28 @@ async def test_a_first_start_that_was_killed_is_made_good(
 
     async with use(home) as server:
         assert ask(server.url, "SELECT 1") == 1
+
+
+async def test_a_server_that_is_told_to_stop_before_it_listens_to_signals_stops(
+    home: Path,
+) -> None:
+    home.mkdir()
+    order: dict[str, object] = {
+        "home": str(home),
+        "uid": None,
+        "gid": None,
+        "groups": None,
+        "environment": {},
+        "command": [shutil.which("sleep"), "1000"],
+    }
+    starting = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", "-S", keeper.__file__, json.dumps(order))
+    )
+    await starting.wait()
+
+    async with asyncio.timeout(20):
+        while embedded._is_locked(home / "keeper.lock"):
+            await asyncio.sleep(0.02)
 
 
 async def test_a_cancelled_start_holds_nothing(home: Path) -> None:

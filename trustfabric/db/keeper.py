@@ -71,7 +71,7 @@ def keep(home: Path, order: dict[str, Any]) -> int:
     """Return when nobody is left, or when the server can't be started."""
     nobody_left, tell = os.pipe()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # a service manager may ask all at once
+        signal.signal(number, take_no_notice)
     threading.Thread(  # noqa: TID251  this is a program, not a part of the runtime
         target=wait_for_nobody, args=(home / "users.lock", tell), daemon=True
     ).start()
@@ -87,6 +87,14 @@ def keep(home: Path, order: dict[str, Any]) -> int:
         if ready(nobody_left, min(0.05 * 2**failures, LONGEST_PAUSE_S)):
             return 0
     return 1
+
+
+def take_no_notice(*_: object) -> None:
+    """Live on though a service manager signals every process it finds.
+
+    SIG_IGN would do so too, and the server would inherit it: told to stop before it
+    has handlers of its own, it would not hear.
+    """
 
 
 def stopped(server: Server, nobody_left: int) -> bool:
