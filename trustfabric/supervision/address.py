@@ -305,7 +305,7 @@ class DynamicAddress(Generic[A]):
     def _keeper(self) -> Keeper:
         cell = self.address.cell
         keeper: Any = cell.actor
-        if keeper is None or not cell.may_speak:
+        if keeper is None or (cell.state is not RUNNING and not cell.may_speak):
             raise ActorDeadError(f"{self.path}: not running")
         return keeper  # type: ignore[no-any-return]
 

@@ -62,7 +62,7 @@ class Child(Place):
 
     def came_up(self) -> None:
         self.booted = True
-        self.up_since = self.cell.scheduler.clock.monotonic()
+        self.up_since = self.cell.since
 
     def went_down(self) -> None:
         self.cancel_timer()

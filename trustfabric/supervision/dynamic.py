@@ -104,7 +104,7 @@ class DynamicSupervisor(Actor):
         cell.attach(self._cell.scheduler, self, self._prefix)
         self._children[key] = child
         self._in_care += 1
-        child.start()
+        cell.start(construct)
 
     # --- what children report -------------------------------------------------
 
