@@ -57,16 +57,19 @@ class Basis:
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> "Basis":
         """Read what `document` wrote. InvalidError, KeyError or ValueError else."""
+        rules = tuple(
+            Rule(
+                policy=parse_policy(each["document"]),
+                until=None
+                if each["until"] is None
+                else datetime.fromisoformat(each["until"]),
+            )
+            for each in document["policies"]
+        )
+        if not rules:
+            raise ValueError("no policy to judge by")
         return cls(
-            rules=tuple(
-                Rule(
-                    policy=parse_policy(each["document"]),
-                    until=None
-                    if each["until"] is None
-                    else datetime.fromisoformat(each["until"]),
-                )
-                for each in document["policies"]
-            ),
+            rules=rules,
             references=tuple(
                 ReferenceSet.from_view(each) for each in document["references"]
             ),
