@@ -66,6 +66,11 @@ class Served:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def is_up(self) -> bool:
+        """Whether its process has been started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
     def start(self) -> None:
         """Return when it listens."""
         with self.log_path.open("ab") as log:
