@@ -254,3 +254,28 @@ async def held(database: Database, instance: InstanceId) -> AsyncIterator[Connec
         await trust.lock(conn, [instance])
         await conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         yield conn
+
+
+async def waiting(fabric: Fabric) -> int:
+    """Return how many wait for a lock."""
+    return await count(
+        fabric.database,
+        """
+        SELECT count(*) FROM pg_stat_activity
+         WHERE datname = current_database() AND wait_event_type = 'Lock'
+        """,
+    )
+
+
+async def until_waiting(fabric: Fabric) -> None:
+    async def look() -> int | None:
+        return await waiting(fabric) or None
+
+    await until(look, "the registry to wait")
+
+
+async def queued(fabric: Fabric, number: int) -> None:
+    async def look() -> bool | None:
+        return fabric.trust.cell.depth == number or None
+
+    await until(look, f"{number} changes to queue")

@@ -18,6 +18,7 @@ class Cut(StrEnum):
 
     BEFORE = "the server never hears of it"
     AFTER = "it is made, and nobody is told"
+    LAST = "it is made, nobody is told, and nothing goes over the link any more"
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Link:
     cut: Cut | None = None
     """Once: the next such commit, then never again."""
     cuts: int = field(default=0, init=False)
+    gone: bool = field(default=False, init=False)
 
 
 @asynccontextmanager
@@ -47,7 +49,7 @@ async def a_link(database_url: str, folder: Path, marker: bytes) -> AsyncIterato
         back = asyncio.create_task(_pump(server, to_client))
         marked = begun = False
         try:
-            while data := await client.read(65_536):
+            while (data := await client.read(65_536)) and not link.gone:
                 marked = marked or link.marker in data
                 begun = begun or b"BEGIN" in data
                 # Outside a transaction a statement is its own commit.
@@ -57,7 +59,8 @@ async def a_link(database_url: str, folder: Path, marker: bytes) -> AsyncIterato
                     link.cuts += 1
                     back.cancel()
                     await asyncio.wait([back])  # one may read at a time
-                    if cut is Cut.AFTER:
+                    link.gone = cut is Cut.LAST
+                    if cut is not Cut.BEFORE:
                         to_server.write(data)
                         assert await server.read(1), "the server made nothing of it"
                     return

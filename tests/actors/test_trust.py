@@ -14,7 +14,10 @@ from tests.fix_fabric import (
     add_server,
     count,
     held,
+    queued,
     until,
+    until_waiting,
+    waiting,
 )
 from trustfabric.actors.trust import Applied, OpenInstance
 from trustfabric.db import trust_events
@@ -79,30 +82,6 @@ async def together(fabric: Fabric, *changes: Any) -> list[Any]:
         await queued(fabric, len(rest))
     await first
     return await asyncio.gather(*rest, return_exceptions=True)
-
-
-async def waiting(fabric: Fabric) -> int:
-    return await count(
-        fabric.database,
-        """
-        SELECT count(*) FROM pg_stat_activity
-         WHERE datname = current_database() AND wait_event_type = 'Lock'
-        """,
-    )
-
-
-async def until_waiting(fabric: Fabric) -> None:
-    async def look() -> int | None:
-        return await waiting(fabric) or None
-
-    await until(look, "the registry to wait")
-
-
-async def queued(fabric: Fabric, number: int) -> None:
-    async def look() -> bool | None:
-        return fabric.trust.cell.depth == number or None
-
-    await until(look, f"{number} changes to queue")
 
 
 # --- a change ----------------------------------------------------------------------

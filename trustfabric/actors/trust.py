@@ -199,8 +199,10 @@ class TrustRegistry(Actor):
         try:
             round_.put_off(await self._database.at_once(save))
         except CommitUnknownError as error:
-            if not await self._was_committed(round_.moves):
+            made = await self._made_after_all(round_.moves)
+            if not made:
                 return [error] * len(round_.outcomes)
+            round_.put_off({move.after.instance_id for move in round_.moves} - made)
         except (ContentionError, ConflictError, InvalidError):
             return [None] * len(round_.outcomes)
         except FabricError as error:
@@ -261,7 +263,7 @@ class TrustRegistry(Actor):
                 if round_.moves and await trust.save(conn, round_.moves):
                     raise ContentionError("the registry was written past its lock")
         except CommitUnknownError:
-            if not await self._was_committed(round_.moves):
+            if not await self._made_after_all(round_.moves):
                 raise
         self._made(round_, begun)
         return round_.outcomes
@@ -272,22 +274,21 @@ class TrustRegistry(Actor):
         self._counters.measure(COMMIT, self.monotonic() - begun)
         self._counters.measure(BATCH_SIZE, len(round_.moves))
 
-    async def _was_committed(self, moves: Sequence[trust.Transition]) -> bool:
-        """Look for a row that the lost commit would have left: all came, or none.
+    async def _made_after_all(
+        self, moves: Sequence[trust.Transition]
+    ) -> set[InstanceId]:
+        """Return of whom a commit without an answer left a row; nobody: none known of.
 
-        UnavailableError where the database stays away: then nobody knows.
+        Under the lock that is all or nobody. A statement at once skips rows that others
+        changed: each is looked for.
         """
-        if not moves:
-            return False
-        for attempt in range(LOOK_BACK):
+        for _ in range(LOOK_BACK if moves else 0):
             try:
                 async with self._database.reading() as conn:
-                    return await trust_events.is_recorded(conn, moves[0])
+                    return await trust_events.recorded(conn, moves)
             except UnavailableError:
-                if attempt == LOOK_BACK - 1:
-                    raise
                 await self.sleep(LOOK_BACK_S)
-        return False
+        return set()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """The trust history: what happened to one instance, and to all from a position on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, LiteralString
 
+import orjson
 from psycopg.rows import dict_row
 
 from trustfabric.db.positions import AFTER, rows_after
@@ -71,30 +72,35 @@ async def events_after(
 
 
 _RECORDED_SQL: LiteralString = """
-SELECT 1 FROM runtime_vm_trust_history
- WHERE runtime_vm_instance_id = %(instance_id)s AND registry_version = %(version)s
-   AND triggered_at = %(triggered_at)s AND actor = %(actor)s
-   AND transition_reason = %(reason)s
+SELECT h.runtime_vm_instance_id
+  FROM json_to_recordset(%(moves)s::json)
+    AS m(instance_id bigint, version bigint, triggered_at timestamptz, actor text,
+         reason text)
+  JOIN runtime_vm_trust_history h
+    ON h.runtime_vm_instance_id = m.instance_id AND h.registry_version = m.version
+   AND h.triggered_at = m.triggered_at AND h.actor = m.actor
+   AND h.transition_reason = m.reason
 """
 
 
-async def is_recorded(conn: Connection, move: Transition) -> bool:
-    """Tell whether exactly this transition is in the history.
+async def recorded(conn: Connection, moves: Sequence[Transition]) -> set[InstanceId]:
+    """Return of which instances exactly this transition is in the history.
 
     Its version could be another writer's; the time to the microsecond, with who and
     why, makes it this one.
     """
-    cursor = await conn.execute(
-        _RECORDED_SQL,
+    asked = [
         {
             "instance_id": move.after.instance_id,
             "version": move.after.version,
             "triggered_at": move.after.updated_at,
             "actor": move.change.actor,
             "reason": move.change.reason[:REASON_LIMIT],
-        },
-    )
-    return await cursor.fetchone() is not None
+        }
+        for move in moves
+    ]
+    cursor = await conn.execute(_RECORDED_SQL, {"moves": orjson.dumps(asked).decode()})
+    return {InstanceId(row[0]) for row in await cursor.fetchall()}
 
 
 def _event(row: Mapping[str, Any]) -> TrustEvent:
