@@ -15,6 +15,7 @@ from trustfabric.actors.streams import (
     Event,
     Follow,
     Head,
+    Missed,
     Publish,
     Stream,
     Subscription,
@@ -48,9 +49,10 @@ class Reader:
         self._sent = Position.FIRST
 
     async def follow(self) -> Position:
-        head = await self._fabric.broadcaster.ask(
+        following = await self._fabric.broadcaster.ask(
             Follow(self.subscription), within_s=ASK_S
         )
+        head = following.head
         if self._sent == Position.FIRST:
             self._sent = head
         await self._catch_up(head)
@@ -86,12 +88,16 @@ class Reader:
             self._keep(events)
 
     async def _catch_up(self, head: Position) -> None:
-        async with self._fabric.database.reading() as conn:
-            self._keep(
-                await trust_events.events_after(
-                    conn, self._sent, upto=head, limit=10_000
+        missed = Missed(Stream.TRUST, self._sent)
+        events = await self._fabric.broadcaster.ask(missed, within_s=ASK_S)
+        if events is None:
+            async with self._fabric.database.reading() as conn:
+                events = list(
+                    await trust_events.events_after(
+                        conn, self._sent, upto=head, limit=10_000
+                    )
                 )
-            )
+        self._keep(events)
         self._sent = max(self._sent, head)
 
     def _keep(self, events: Any) -> None:
@@ -222,6 +228,39 @@ async def test_following_twice_is_following_once(fabric: Fabric) -> None:
     await settled(fabric)
     assert reader.subscription.take() == []
     assert reader.seen() == versions(instance, 1)
+
+
+async def test_who_follows_still_has_missed_nothing_and_who_was_forgotten_may_have(
+    fabric: Fabric,
+) -> None:
+    follow = Follow(Subscription(Stream.TRUST, everything, 10))
+
+    first = await fabric.broadcaster.ask(follow, within_s=ASK_S)
+    again = await fabric.broadcaster.ask(follow, within_s=ASK_S)
+    await fabric.kill(BROADCASTER)
+    after = await fabric.broadcaster.ask(follow, within_s=ASK_S)
+
+    assert (first.anew, again.anew, after.anew) == (True, False, True)
+
+
+async def test_what_was_missed_for_a_moment_is_remembered_and_older_is_not(
+    fabric: Fabric,
+) -> None:
+    instance = await fabric.instance()
+    await settled(fabric)
+    since = await fabric.broadcaster.ask(Head(Stream.TRUST), within_s=ASK_S)
+    await annotate(fabric, instance, 3)
+    await settled(fabric)
+
+    missed = await fabric.broadcaster.ask(Missed(Stream.TRUST, since), within_s=ASK_S)
+    older = Missed(Stream.TRUST, Position.FIRST)
+
+    assert missed is not None
+    assert [event.position for event in missed] == sorted(
+        event.position for event in missed
+    )
+    assert len(missed) == 3
+    assert await fabric.broadcaster.ask(older, within_s=ASK_S) is None
 
 
 async def test_who_unfollows_hears_no_more(fabric: Fabric) -> None:

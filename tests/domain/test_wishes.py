@@ -35,7 +35,7 @@ def a_wish(
 
 @pytest.mark.parametrize("state", Lifecycle)
 def test_anybody_may_quarantine(state: Lifecycle) -> None:
-    change = order(a_row(state), a_wish(L.QUARANTINED))
+    change = order(a_row(state), a_wish(L.QUARANTINED), NOON)
 
     assert change.signal is S.QUARANTINED_BY_HAND
     assert change.actor == "user:7"
@@ -46,8 +46,10 @@ def test_a_release_needs_a_reason() -> None:
     quarantined = a_row(L.QUARANTINED)
 
     with pytest.raises(InvalidError, match="reason"):
-        order(quarantined, a_wish(L.SUSPECT))
-    assert order(quarantined, a_wish(L.SUSPECT, reason="seen")).signal is S.RELEASED
+        order(quarantined, a_wish(L.SUSPECT), NOON)
+    assert (
+        order(quarantined, a_wish(L.SUSPECT, reason="seen"), NOON).signal is S.RELEASED
+    )
 
 
 def test_a_release_makes_no_claim() -> None:
@@ -55,7 +57,7 @@ def test_a_release_makes_no_claim() -> None:
         L.QUARANTINED, attestation_status=A.TRUSTED, freshness_deadline=LATER
     )
 
-    change = order(quarantined, a_wish(L.SUSPECT, A.TRUSTED, reason="seen"))
+    change = order(quarantined, a_wish(L.SUSPECT, A.TRUSTED, reason="seen"), NOON)
     row = advance(quarantined, QUIET, change, NOON)
 
     assert row.lifecycle is L.SUSPECT
@@ -72,12 +74,12 @@ def test_people_make_the_moves_that_are_theirs_and_no_other(
     wish = a_wish(target, before.attestation_status, reason="seen")
 
     if target in by_hand(state):
-        change = order(before, wish)
+        change = order(before, wish, NOON)
         assert advance(before, QUIET, change, NOON).lifecycle is target
         return
 
     with pytest.raises(IllegalTransitionError) as refused:
-        order(before, wish)
+        order(before, wish, NOON)
     assert refused.value.facts["current_lifecycle_state"] == state
     assert refused.value.facts["allowed"] == sorted(by_hand(state))
 
@@ -88,7 +90,7 @@ def test_nobody_declares_trust(state: Lifecycle, target: Lifecycle) -> None:
     before = a_row(state, attestation_status=A.UNKNOWN, freshness_deadline=None)
 
     with pytest.raises(IllegalTransitionError):
-        order(before, a_wish(target, A.TRUSTED, reason="trust me"))
+        order(before, a_wish(target, A.TRUSTED, reason="trust me"), NOON)
 
 
 @pytest.mark.parametrize("state", Lifecycle)
@@ -97,20 +99,51 @@ def test_nobody_extends_freshness(state: Lifecycle) -> None:
     wish = a_wish(state, before.attestation_status, deadline=LATER)
 
     with pytest.raises(IllegalTransitionError):
-        order(before, wish)
+        order(before, wish, NOON)
 
 
 def test_freshness_may_be_cut_short() -> None:
     before = a_row(L.RESTORED, freshness_deadline=LATER)
 
-    change = order(before, a_wish(L.RESTORED, A.TRUSTED, deadline=NOON))
+    change = order(before, a_wish(L.RESTORED, A.TRUSTED, deadline=NOON), NOON)
 
     assert advance(before, QUIET, change, NOON).freshness_deadline == NOON
 
 
 def test_a_note_does_not_change_the_status() -> None:
     with pytest.raises(IllegalTransitionError):
-        order(a_row(L.SUSPECT), a_wish(L.SUSPECT, A.UNKNOWN))
+        order(a_row(L.SUSPECT), a_wish(L.SUSPECT, A.UNKNOWN), NOON)
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "attestation:tpm:7",
+        " Attestation:tpm:7",
+        "operator-override",
+        "OPERATOR-OVERRIDE",
+    ],
+)
+def test_nothing_by_hand_refers_to_evidence_or_to_an_override(ref: str) -> None:
+    with pytest.raises(IllegalTransitionError):
+        order(
+            a_row(L.SUSPECT),
+            a_wish(L.SUSPECT, provenance_ref=ref, provenance={"kind": "tpm"}),
+            NOON,
+        )
+
+
+@pytest.mark.parametrize("said", ["attestation:tpm:7", "operator-override"])
+def test_what_evidence_or_an_override_said_stays_as_it_was_said(said: str) -> None:
+    before = a_row(L.SUSPECT, provenance_ref=said, provenance={"kind": "tpm"})
+    other = {"kind": "amd-sev-snp"}
+
+    with pytest.raises(IllegalTransitionError, match="a provenance_ref of its own"):
+        order(before, a_wish(L.SUSPECT, provenance=other), NOON)
+
+    wish = a_wish(L.SUSPECT, provenance_ref="ticket:7", provenance=other)
+    row = advance(before, QUIET, order(before, wish, NOON), NOON)
+    assert (row.provenance_ref, row.provenance) == ("ticket:7", other)
 
 
 OVERRIDE = {"override": True, "is_admin": True, "reason": "seen", "deadline": LATER}
@@ -120,7 +153,7 @@ OVERRIDE = {"override": True, "is_admin": True, "reason": "seen", "deadline": LA
 def test_an_admin_overrides_with_a_reason_and_an_end(state: Lifecycle) -> None:
     before = a_row(state)
 
-    change = order(before, a_wish(L.RESTORED, A.TRUSTED, **OVERRIDE))
+    change = order(before, a_wish(L.RESTORED, A.TRUSTED, **OVERRIDE), NOON)
     row = advance(before, QUIET, change, NOON)
 
     assert row.lifecycle is L.RESTORED
@@ -137,19 +170,27 @@ def test_an_admin_overrides_with_a_reason_and_an_end(state: Lifecycle) -> None:
         ({"reason": None}, InvalidError),
         ({"reason": ""}, InvalidError),
         ({"deadline": None}, InvalidError),
+        ({"deadline": NOON}, InvalidError),
+        ({"status": A.UNTRUSTED}, InvalidError),
+        ({"provenance_ref": "ticket:7"}, InvalidError),
+        ({"provenance": {"kind": "amd-sev-snp"}}, InvalidError),
     ],
 )
 def test_an_override_lacks_nothing(
     lacking: dict[str, Any], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        order(a_row(), a_wish(L.RESTORED, A.TRUSTED, **{**OVERRIDE, **lacking}))
+        order(
+            a_row(),
+            a_wish(L.RESTORED, **{"status": A.TRUSTED, **OVERRIDE, **lacking}),
+            NOON,
+        )
 
 
 @pytest.mark.parametrize("target", sorted(set(Lifecycle) - {L.RESTORED}))
 def test_an_override_only_restores(target: Lifecycle) -> None:
     with pytest.raises(InvalidError):
-        order(a_row(), a_wish(target, A.TRUSTED, **OVERRIDE))
+        order(a_row(), a_wish(target, A.TRUSTED, **OVERRIDE), NOON)
 
 
 # --- whatever is wished -----------------------------------------------------------
@@ -177,7 +218,7 @@ rows_ = st.builds(
 @given(rows_, wishes_)
 def test_no_wish_short_of_an_override_adds_trust(row: Snapshot, wish: Wish) -> None:
     try:
-        changed = advance(row, QUIET, order(row, wish), NOON)
+        changed = advance(row, QUIET, order(row, wish, NOON), NOON)
     except (IllegalTransitionError, InvalidError):
         return
 

@@ -74,8 +74,12 @@ class Still:
 
     def move(self, lifecycle: str, status: str, **columns: Any) -> None:
         """Change its trust as the one writer does: a version and a history row."""
-        row = {"freshness_deadline": None, "remediation_state": "remediation:none"}
-        row |= columns
+        row = {
+            "freshness_deadline": None,
+            "remediation_state": "remediation:none",
+            "triggered_at": None,
+            **columns,
+        }
         self.runtime.rows(
             """
             WITH before AS (
@@ -94,11 +98,11 @@ class Still:
                    runtime_vm_instance_id, previous_status, current_status,
                    previous_lifecycle_state, current_lifecycle_state,
                    transition_reason, remediation_state, remediation_attempts,
-                   freshness_deadline, registry_version, actor)
+                   freshness_deadline, registry_version, actor, triggered_at)
             SELECT s.runtime_vm_instance_id, b.attestation_status,
                    s.attestation_status, b.lifecycle_state, s.lifecycle_state,
                    'moved', s.remediation_state, s.remediation_attempts,
-                   s.freshness_deadline, s.version, 'test'
+                   s.freshness_deadline, s.version, 'test', coalesce(%s, now())
               FROM saved s, before b
             """,
             self.id,
@@ -106,6 +110,7 @@ class Still:
             status,
             row["freshness_deadline"],
             row["remediation_state"],
+            row["triggered_at"],
         )
 
     def quarantine(self) -> None:

@@ -13,6 +13,7 @@ import pytest
 from tests.fix_runtime import Served
 from tests.http.client import Caller, Frame, Stream
 from tests.http.conftest import Meet, Still, a_playbook, a_run, still_instance
+from trustfabric.http.sse import BATCH
 
 TRUST = "/api/trust/registry/stream"
 RUNS = "/api/trust/remediation/stream"
@@ -152,6 +153,34 @@ async def test_a_snapshot_comes_first_and_ends_with_a_bookmark(
         assert (await stream.event())["id"] == live["id"]
 
 
+async def test_a_snapshot_is_of_all_there_are_and_comes_page_by_page(
+    alice: Caller, runtime: Served, vm: Still
+) -> None:
+    runtime.rows(
+        """
+        WITH made AS (
+            INSERT INTO runtime_vm_instances
+                   (server_id, instance_id, driver, desired_state, power_state)
+            SELECT %s, 'many-' || n, 'libvirt', 'running', 'running'
+              FROM generate_series(1, %s) n
+         RETURNING id
+        )
+        INSERT INTO runtime_vm_trust_registry (runtime_vm_instance_id, provenance)
+        SELECT id, '{"kind": "made"}' FROM made
+        """,
+        vm.server_id,
+        2 * BATCH,
+    )
+
+    async with alice.stream(TRUST, snapshot="true") as stream:
+        *rows, bookmark = await stream.events(2 * BATCH + 2)
+
+    ids = [frame.data["vm_instance_id"] for frame in rows]
+    assert ids == sorted(set(ids))
+    assert bookmark.data == {"snapshot": 2 * BATCH + 1}
+    assert not any("provenance" in frame.data for frame in rows)
+
+
 async def test_a_snapshot_does_not_lose_what_came_before_it(
     alice: Caller, vm: Still
 ) -> None:
@@ -199,6 +228,27 @@ async def test_filters_of_server_and_staleness(
         other.move("restored", "trusted", freshness_deadline=soon - timedelta(hours=2))
 
         assert _versions(await one.events(2)) == [2, 3]
+        assert _versions(await stale.events(1)) == [3]
+
+
+async def test_what_was_fresh_when_it_happened_is_fresh_when_it_is_told_again(
+    alice: Caller, vm: Still
+) -> None:
+    now = datetime.now(UTC)
+    async with alice.stream(TRUST, stale="false") as live:
+        vm.move(
+            "restored",
+            "trusted",
+            triggered_at=now - timedelta(hours=2),
+            freshness_deadline=now - timedelta(hours=1),
+        )
+        vm.move("suspect", "unknown", freshness_deadline=now - timedelta(hours=1))
+        vm.move("suspect", "pending")
+
+        assert _versions(await live.events(2)) == [2, 4]
+    async with alice.stream(TRUST, "0-0", stale="false") as again:
+        assert _versions(await again.events(3)) == [1, 2, 4]
+    async with alice.stream(TRUST, "0-0", stale="true") as stale:
         assert _versions(await stale.events(1)) == [3]
 
 

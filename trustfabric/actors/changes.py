@@ -162,7 +162,7 @@ def _decide(
     _check_version(message, before)
     change = message.change
     if isinstance(change, Wish):
-        change = order(before, change)
+        change = order(before, change, now)
     return Applied(before=before, after=advance(before, facts, change, now)), change
 
 

@@ -75,14 +75,16 @@ class Followers:
             for group in groups.values():
                 yield from group.followers
 
-    def add(self, follower: Follower) -> None:
-        """Harmless where it is there already."""
+    def add(self, follower: Follower) -> bool:
+        """Return whether it is new here."""
         accepts = follower.accepts
         groups = self._groups.setdefault(_about(accepts), {})
         group = groups.get(accepts)
         if group is None:
             group = groups[accepts] = _Group(accepts)
+        is_new = follower not in group.followers
         group.followers[follower] = None
+        return is_new
 
     def remove(self, follower: Follower) -> None:
         """Harmless where it is gone already."""

@@ -3,7 +3,8 @@
 The Listener hears NOTIFY and reads on from where the Broadcaster stands; the
 Broadcaster hands each event to its followers and remembers the position. So a
 Listener that dies, a lost connection or a lost notification costs a little time
-and never an event; what followers missed for other reasons they read themselves.
+and never an event; what followers missed for other reasons they ask for, and read
+themselves where that is too long ago.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from trustfabric.actors.followers import (
     Followers,
     Stream,
 )
+from trustfabric.actors.recent import Recent
 from trustfabric.actors.room import Room
 from trustfabric.db.positions import read_horizon, read_position
 from trustfabric.db.session import Connection, Database
@@ -115,6 +117,11 @@ class Subscription:
         self._ready.clear()
         return events
 
+    @property
+    def holds_some(self) -> bool:
+        """Whether something waits to be taken."""
+        return bool(self._buffer)
+
     def wake(self) -> None:
         """Let the reader look up although nothing came."""
         self._ready.set()
@@ -150,11 +157,18 @@ class Feed:
 
 
 @dataclass(frozen=True, slots=True)
-class Follow(Request["Broadcaster", Position]):
-    """Follow a stream; the answer is where it stands: later events are offered.
+class Following:
+    """Where a stream stands for a follower."""
 
-    Repeating it is harmless, and finds out whether something was missed.
-    """
+    head: Position
+    """Later events are offered."""
+    anew: bool
+    """Earlier ones may have been missed; else each was offered that is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Follow(Request["Broadcaster", Following]):
+    """Follow a stream. Repeating it finds out whether something was missed."""
 
     follower: Follower
 
@@ -172,6 +186,14 @@ class Head(Request["Broadcaster", Position]):
 
 
 @dataclass(frozen=True, slots=True)
+class Missed(Request["Broadcaster", list[Event] | None]):
+    """What a stream had after a position; None: only the store has all of it."""
+
+    stream: Stream
+    since: Position
+
+
+@dataclass(frozen=True, slots=True)
 class Publish(Request["Broadcaster", None]):
     """Hand events on; what was handed on before is left out."""
 
@@ -186,13 +208,15 @@ class Broadcaster(Actor):
         self._streams = tuple(feed.stream for feed in feeds)
         self._name = name
         self._heads: dict[Stream, Position] = {}
+        self._recent: dict[Stream, Recent] = {}
         self._followers = {stream: Followers() for stream in self._streams}
 
     async def on_start(self) -> None:
         async with self._database.reading() as conn:
             for stream in self._streams:
                 known = await read_position(conn, position_name(self._name, stream))
-                self._heads[stream] = known or await read_horizon(conn)
+                head = known or await read_horizon(conn)
+                self._heads[stream], self._recent[stream] = head, Recent(head)
 
     async def on_stop(self) -> None:
         for followers in self._followers.values():
@@ -201,17 +225,19 @@ class Broadcaster(Actor):
                     follower.close()
 
     async def handle(
-        self, message: Follow | Unfollow | Head | Publish
-    ) -> Position | None:
+        self, message: Follow | Unfollow | Head | Missed | Publish
+    ) -> Following | Position | list[Event] | None:
         match message:
             case Follow(follower):
-                self._followers[follower.stream].add(follower)
-                return self._heads[follower.stream]
+                anew = self._followers[follower.stream].add(follower)
+                return Following(self._heads[follower.stream], anew)
             case Unfollow(follower):
                 self._followers[follower.stream].remove(follower)
                 return None
             case Head(stream):
                 return self._heads[stream]
+            case Missed(stream, since):
+                return self._recent[stream].after(since)
             case Publish(stream, events):
                 self._publish(stream, events)
                 return None
@@ -223,6 +249,7 @@ class Broadcaster(Actor):
         if not fresh:
             return
         self._heads[stream] = fresh[-1].position
+        self._recent[stream].add(fresh)
         self._followers[stream].offer(fresh)
 
 

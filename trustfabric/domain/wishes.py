@@ -12,6 +12,7 @@ from trustfabric.domain.trust import (
     Signal,
     Snapshot,
     Tag,
+    is_stale,
 )
 from trustfabric.errors import ForbiddenError, IllegalTransitionError, InvalidError
 
@@ -34,14 +35,18 @@ class Wish:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-def order(before: Snapshot, wish: Wish) -> Change:
+_VERDICTS, _OVERRIDE = "attestation:", "operator-override"
+"""What a provenance_ref says that is not a person's own."""
+
+
+def order(before: Snapshot, wish: Wish, now: datetime) -> Change:
     """Turn what a person asks for into a Change.
 
     Raise IllegalTransitionError for a pair the lifecycle lacks, ForbiddenError for
-    an override without the role, InvalidError for one without reason or deadline.
+    an override without the role, InvalidError for one that lacks something.
     """
     if wish.override:
-        return _override(wish)
+        return _override(wish, now)
     signal = _wished_signal(before.lifecycle, wish)
     changes_status = wish.status is not before.attestation_status
     if changes_status and wish.status is AttestationStatus.TRUSTED:
@@ -58,11 +63,7 @@ def order(before: Snapshot, wish: Wish) -> Change:
         raise IllegalTransitionError(
             "only a verdict on evidence, or an admin's override, extends freshness"
         )
-    ref = wish.provenance_ref
-    if ref is not None and ref.startswith("attestation:"):
-        raise IllegalTransitionError(
-            "provenance_ref: only a verdict on evidence refers to an attestation"
-        )
+    _check_provenance(before, wish)
     return Change(
         signal=signal,
         actor=wish.actor,
@@ -75,6 +76,26 @@ def order(before: Snapshot, wish: Wish) -> Change:
         provenance=wish.provenance,
         metadata=wish.metadata,
     )
+
+
+def _check_provenance(before: Snapshot, wish: Wish) -> None:
+    """Let nothing by hand pass for what evidence or an override said."""
+    ref = wish.provenance_ref
+    if ref is not None and _is_reserved(ref):
+        raise IllegalTransitionError(
+            f"provenance_ref: only a verdict on evidence begins with {_VERDICTS}, and "
+            f"only an admin's override is {_OVERRIDE}"
+        )
+    said = before.provenance_ref
+    if wish.provenance is not None and ref is None and said and _is_reserved(said):
+        raise IllegalTransitionError(
+            f"provenance: with {said} it would say what that did not; "
+            "give it a provenance_ref of its own"
+        )
+
+
+def _is_reserved(ref: str) -> bool:
+    return ref.strip().lower().startswith((_VERDICTS, _OVERRIDE))
 
 
 def _wished_signal(current: Lifecycle, wish: Wish) -> Signal:
@@ -102,7 +123,7 @@ def by_hand(current: Lifecycle) -> tuple[Lifecycle, ...]:
     return (current, Lifecycle.QUARANTINED)
 
 
-def _override(wish: Wish) -> Change:
+def _override(wish: Wish, now: datetime) -> Change:
     if not wish.is_admin:
         raise ForbiddenError("override: only role admin may override the lifecycle")
     if wish.lifecycle is not Lifecycle.RESTORED:
@@ -111,6 +132,12 @@ def _override(wish: Wish) -> Change:
         raise InvalidError(
             "override: transition_reason and freshness_deadline are required"
         )
+    if wish.status is not AttestationStatus.TRUSTED:
+        raise InvalidError("attestation_status: an override sets it to trusted")
+    if is_stale(wish.deadline, now):
+        raise InvalidError("freshness_deadline: an override's is still to come")
+    if wish.provenance_ref is not None or wish.provenance is not None:
+        raise InvalidError(f"provenance: that of an override is {_OVERRIDE}")
     return Change(
         signal=Signal.OVERRIDDEN,
         actor=wish.actor,
@@ -119,7 +146,7 @@ def _override(wish: Wish) -> Change:
         status=AttestationStatus.TRUSTED,
         attempts=wish.attempts,
         deadline=wish.deadline,
-        provenance_ref="operator-override",
-        provenance={"kind": "operator-override", "by": wish.actor},
+        provenance_ref=_OVERRIDE,
+        provenance={"kind": _OVERRIDE, "by": wish.actor},
         metadata=wish.metadata,
     )

@@ -7,11 +7,11 @@ shape is 422 (contract §5).
 import json
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from trustfabric.domain.documents import check_document
 from trustfabric.errors import InvalidError, MalformedError
@@ -32,6 +32,20 @@ class Body(BaseModel):
     """Base of request bodies: no unknown field, no conversion of types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+SMALL_BYTES = 16_384
+"""Of an object that every event about its row tells again, as JSON."""
+
+
+def _small(value: dict[str, Any]) -> dict[str, Any]:
+    size = len(json.dumps(value))
+    if size > SMALL_BYTES:
+        raise ValueError(f"{size} bytes of JSON, where {SMALL_BYTES} are the most")
+    return value
+
+
+SmallObject = Annotated[dict[str, Any], AfterValidator(_small)]
 
 
 class Query:

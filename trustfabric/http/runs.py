@@ -20,6 +20,7 @@ from trustfabric.http.face import ASK_S, FACE
 from trustfabric.http.parse import (
     Body,
     Query,
+    SmallObject,
     expected_version,
     path_id,
     read_body,
@@ -73,7 +74,7 @@ async def list_runs(request: web.Request) -> web.Response:
 class NewRun(Body):
     runtime_vm_instance_id: int = Field(ge=1, le=2**62)
     playbook: str = Field(min_length=1, max_length=200)
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: SmallObject = Field(default_factory=dict)
     automation_payload: dict[str, Any] | None = None
     assigned_owner_id: int | None = Field(None, ge=1, le=2**62)
 

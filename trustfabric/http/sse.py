@@ -1,17 +1,17 @@
 """Server-Sent Events: catch up from the store, then follow live, without a seam.
 
 The order is what makes it whole: first follow (what is committed from here on is
-buffered), then read what lies between the client's position and that head, then
-drain the buffer. A client that keeps up is written to at once, past its buffer; one
-that falls behind its buffer is told `lagged` and read from the store again. Every event
-carries its position as its id.
+buffered), then send what lies between the client's position and that head, from memory
+or else from the store, then drain the buffer. A client that keeps up is written to at
+once, past its buffer; one that falls behind its buffer is told `lagged`, and sent what
+it missed in the same way. Every event carries its position as its id.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from aiohttp import hdrs, web
@@ -21,6 +21,8 @@ from trustfabric.actors.streams import (
     Accepts,
     Event,
     Follow,
+    Following,
+    Missed,
     ReadAfter,
     Stream,
     Subscription,
@@ -42,7 +44,8 @@ log = structlog.get_logger(__name__)
 
 RETRY_MS = 2000
 WRITE_S = 10.0
-BATCH = 500
+BATCH = 200
+"""Events, or rows of a snapshot, that one client has in memory at a time."""
 
 STRAIGHT, STRAIGHT_BYTES = 16, 2**16
 """At most so many events, and bytes, are written past the buffer at a time."""
@@ -50,7 +53,15 @@ STRAIGHT, STRAIGHT_BYTES = 16, 2**16
 UNKNOWN = "unknown position"
 PRUNED = "position pruned"
 
-Snapshot = Callable[[Connection], Awaitable[Sequence[Any]]]
+
+class Snapshot(Protocol):
+    """Reads what there is, page by page, as it is to be seen."""
+
+    async def __call__(
+        self, conn: Connection, *, after: int, limit: int
+    ) -> Sequence[tuple[int, Any]]:
+        """Return views with their ids, by id from beyond `after`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +95,13 @@ async def follow(
     response = stream_response()
     face.streams.add(subscription)
     try:
-        head = await face.broadcaster.ask(Follow(subscription), within_s=ASK_S)
+        following = await face.broadcaster.ask(Follow(subscription), within_s=ASK_S)
         await response.prepare(request)
         if request.transport is not None:
             face.sockets[subscription] = request.transport
         session = _Session(request, response, channel, subscription, face)
         with closing(session):
-            await session.run(head, since)
+            await session.run(following.head, since)
     except (FabricError, AskError) as error:
         if not response.prepared:
             raise
@@ -208,7 +219,7 @@ class _Session:
         lagged = self._subscription.lagged
         events = self._subscription.take()
         if lagged:
-            head = await self._refollow()
+            head = (await self._refollow()).head
             self._face.counters.count(TOLD, self._channel.stream, "lagged")
             await self._write(
                 make_frame("lagged", str(self._sent), {"upto": str(head)})
@@ -253,17 +264,34 @@ class _Session:
             return
         await self._write(b": heartbeat\n\n")
         # Also finds out whether a broadcaster's death made us miss something.
-        head = await self._refollow()
-        if not self._subscription.lagged:
-            await self._catch_up(head)
+        following = await self._refollow()
+        if self._subscription.lagged or self._subscription.holds_some:
+            return
+        if following.anew:
+            await self._catch_up(following.head)
+        else:  # there was nothing for this client
+            self._sent = max(self._sent, following.head)
 
-    async def _refollow(self) -> Position:
+    async def _refollow(self) -> Following:
         return await self._face.broadcaster.ask(
             Follow(self._subscription), within_s=ASK_S
         )
 
     async def _catch_up(self, head: Position) -> None:
-        """Send what the store has between what was sent and `head`."""
+        """Send what lies between what was sent and `head`."""
+        if self._sent >= head:
+            return
+        missed = Missed(self._channel.stream, self._sent)
+        events = await self._face.broadcaster.ask(missed, within_s=ASK_S)
+        if events is None:
+            await self._catch_up_from_store(head)
+            return
+        wanted = [event for event in events if self._channel.accepts(event)]
+        for at in range(0, len(wanted), BATCH):
+            await self._send(wanted[at : at + BATCH], frame_of)
+        self._sent = max(self._sent, head)
+
+    async def _catch_up_from_store(self, head: Position) -> None:
         while self._sent < head and not self._is_over():
             async with self._face.database.reading() as conn:
                 reason = await self._pruned(conn, self._sent)
@@ -282,12 +310,20 @@ class _Session:
     async def _send_snapshot(self, snapshot: Snapshot) -> None:
         # Its frames stand where the client stood: whoever loses it halfway gets all
         # of it again, and every event since.
-        position = str(self._sent)
-        async with self._face.database.reading() as conn:
-            rows = await snapshot(conn)
-        for row in rows:
-            await self._write(make_frame(self._channel.stream, position, row))
-        await self._write(make_frame("bookmark", position, {"snapshot": len(rows)}))
+        position, count, last = str(self._sent), 0, 0
+        while not self._is_over():
+            async with self._face.database.reading() as conn:
+                rows = await snapshot(conn, after=last, limit=BATCH)
+            frames = [
+                make_frame(self._channel.stream, position, view) for _, view in rows
+            ]
+            if frames:
+                await self._write(b"".join(frames))
+            count += len(rows)
+            if len(rows) < BATCH:
+                break
+            last = rows[-1][0]
+        await self._write(make_frame("bookmark", position, {"snapshot": count}))
 
     async def _send(self, events: Sequence[Event], frame: FrameOf) -> None:
         frames = []

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from aiohttp import web
 from pydantic import Field
@@ -38,6 +37,7 @@ from trustfabric.http.face import ASK_S, FACE
 from trustfabric.http.parse import (
     Body,
     Query,
+    SmallObject,
     expected_version,
     in_utc,
     path_id,
@@ -51,7 +51,6 @@ from trustfabric.http.views import View, history_view, posture_view, trust_event
 routes = web.RouteTableDef()
 
 _FILTERS = ("server_id", "lifecycle_state", "attestation_status", "stale")
-SNAPSHOT_MAX = 100_000
 
 
 @routes.get("/api/trust/registry")
@@ -96,15 +95,22 @@ async def stream_registry(request: web.Request) -> web.StreamResponse:
     query = Query(request, *_FILTERS, "snapshot", "include", "last_event_id")
     wanted = _filter(request, query)
 
-    async def snapshot(conn: Connection) -> list[View]:
-        rows = await trust.list_postures(conn, wanted, face.now(), limit=SNAPSHOT_MAX)
-        return [posture_view(row, face.now()) for row in rows]
+    provenance = _includes_provenance(query)
+
+    async def snapshot(
+        conn: Connection, *, after: int, limit: int
+    ) -> list[tuple[int, View]]:
+        rows = await trust.list_postures(
+            conn, wanted, face.now(), after=after, limit=limit
+        )
+        views = [posture_view(row, face.now(), provenance=provenance) for row in rows]
+        return [(row.instance_id, view) for row, view in zip(rows, views, strict=True)]
 
     channel = Channel(
         stream=Stream.TRUST,
-        accepts=_Accepts(wanted, face.now),
+        accepts=_Accepts(wanted),
         read=trust_events.events_after,
-        view=_EventView(face.now, provenance=_includes_provenance(query)),
+        view=_EventView(face.now, provenance=provenance),
         snapshot=snapshot if query.flag("snapshot") else None,
     )
     return await follow(request, channel, last_position(request, query))
@@ -155,9 +161,9 @@ class Transition(Body):
     remediation_attempts: int | None = Field(None, ge=0, le=2**31 - 1)
     freshness_deadline: datetime | None = None
     provenance_ref: str | None = Field(None, max_length=200)
-    provenance: dict[str, Any] | None = None
+    provenance: SmallObject | None = None
     transition_reason: str | None = Field(None, min_length=1, max_length=500)
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: SmallObject = Field(default_factory=dict)
     expected_version: int | None = Field(None, ge=1, le=2**62)
     override: bool = False
 
@@ -284,10 +290,13 @@ def _filter(request: web.Request, query: Query) -> trust.PostureFilter:
 
 @dataclass(frozen=True, slots=True)
 class _Accepts:
-    """Match on the previous or the current value, so that leaving is seen."""
+    """Match on the previous or the current value, so that leaving is seen.
+
+    Whether evidence was stale is a matter of when it happened: an event that is sent
+    again later has to meet the same clients.
+    """
 
     wanted: trust.PostureFilter
-    now: Callable[[], datetime]
 
     @property
     def about(self) -> About | None:
@@ -306,7 +315,7 @@ class _Accepts:
 
     def _matches_stale(self, event: TrustEvent) -> bool:
         stale = self.wanted.stale
-        return stale is None or stale is is_stale(event.freshness_deadline, self.now())
+        return stale in (None, is_stale(event.freshness_deadline, event.triggered_at))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,9 @@ from trustfabric.supervision import ActorReport
 View = Mapping[str, Any]
 
 
-def posture_view(row: Snapshot, now: datetime) -> View:
-    """Show a registry row as lists, details and transitions answer it."""
-    return {
+def posture_view(row: Snapshot, now: datetime, *, provenance: bool = True) -> View:
+    """Show a registry row as lists, details, transitions and snapshots answer it."""
+    view = {
         "server_id": row.server_id,
         "server_name": row.server_name,
         "vm_instance_id": row.instance_id,
@@ -34,11 +34,11 @@ def posture_view(row: Snapshot, now: datetime) -> View:
         "remediation_attempts": row.remediation_attempts,
         "freshness_deadline": row.freshness_deadline,
         "provenance_ref": row.provenance_ref,
-        "provenance": row.provenance,
         "version": row.version,
         "updated_at": row.updated_at,
         "stale": is_stale(row.freshness_deadline, now),
     }
+    return {**view, "provenance": row.provenance} if provenance else view
 
 
 def trust_event_view(event: TrustEvent, now: datetime, *, provenance: bool) -> View:
