@@ -37,7 +37,7 @@ async def test_a_grandchild_that_holds_the_pipe_does_not_delay_the_end(
     before = time.monotonic()
 
     await program.wait()
-    program.kill()
+    await program.kill()
     rest = await asyncio.wait_for(out.read(), 10)
 
     assert program.destroy() == 0

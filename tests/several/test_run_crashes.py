@@ -78,8 +78,9 @@ def add_runs(url: str, journal: Path) -> None:
                   FROM generate_series(1000, 999 + %(runs)s) n
             ), instances AS (
                 INSERT INTO runtime_vm_instances
-                       (id, server_id, instance_id, driver, desired_state, power_state)
-                SELECT n, n, 'vm-' || n, 'libvirt', 'running', 'running'
+                       (id, server_id, instance_id, driver, desired_state, power_state,
+                        runtime_owner)
+                SELECT n, n, 'vm-' || n, 'libvirt', 'running', 'running', 'elsewhere'
                   FROM generate_series(1000, 999 + %(runs)s) n
             ), registered AS (
                 INSERT INTO runtime_vm_trust_registry

@@ -124,9 +124,9 @@ async def _attended(
         wish.cancel()
         ending = _ending(exited=end in done, wished=wish in done)
         if not end.done():
-            program.terminate()
+            await program.terminate()
             await asyncio.wait({end}, timeout=patience.kill_grace_s)
-        program.kill()
+        await program.kill()
         await asyncio.wait({end}, timeout=KILL_S)
         end.cancel()
         await asyncio.wait(pumps, timeout=DRAIN_S)

@@ -57,6 +57,8 @@ class Program:
         self._pidfd = os.pidfd_open(process.pid)
         self._loop.add_reader(self._pidfd, self._note_end)
         self._pipes: list[asyncio.ReadTransport] = []
+        self._is_gone = False
+        """It was killed, and nothing of it was left to start anything more."""
 
     @classmethod
     def start(cls, launch: Launch) -> Self:
@@ -97,24 +99,20 @@ class Program:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 
-    def terminate(self) -> None:
+    async def terminate(self) -> None:
         """Ask each process of the group to end, but the sandbox around them.
 
         That one dies of TERM at once and takes the others along, grace or not.
         """
-        for pid in marked(self._mark):
+        for pid in await asyncio.to_thread(marked, self._mark):
             with contextlib.suppress(OSError):
                 if os.getpgid(pid) == self.pid and _name_of(pid) != _SANDBOX:
                     os.kill(pid, signal.SIGTERM)
 
-    def left(self) -> int:
-        """Return how many of its processes are still there, zombies aside."""
-        return len(marked(self._mark))
-
-    def kill(self) -> None:
+    async def kill(self) -> None:
         """Kill every process of it, also those that left the group."""
         self.signal_group(signal.SIGKILL)
-        kill_marked(self._mark)
+        _, self._is_gone = await asyncio.to_thread(_kill_all, self._mark)
 
     def close_pipes(self) -> None:
         """End the outputs, whoever holds their other ends."""
@@ -125,9 +123,11 @@ class Program:
         """Kill what is left of it and let go of it.
 
         Return its exit code (negative: the signal that ended it), None where even
-        KILL did not end it yet.
+        KILL did not end it yet. Quick after `kill`: the loop waits here.
         """
-        self.kill()
+        if not self._is_gone:
+            self.signal_group(signal.SIGKILL)
+            _, self._is_gone = _kill_all(self._mark)
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self.close_pipes()
@@ -137,6 +137,10 @@ class Program:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._process.wait(timeout=1.0)
         return None
+
+    def left(self) -> int:
+        """Return how many of its processes are still there, zombies aside."""
+        return 0 if self._is_gone else len(marked(self._mark))
 
     def _note_end(self) -> None:
         self._loop.remove_reader(self._pidfd)
@@ -156,6 +160,7 @@ def marked(prefix: str) -> list[int]:
     """Return the processes whose mark is `prefix` or goes on from it after a dash.
 
     One that is just becoming another program shows none, so it is looked at again.
+    Every process of the host is looked at: nothing for the event loop's thread.
     """
     exact = f"{MARK}={prefix}".encode()
     found: list[int] = []
@@ -174,42 +179,52 @@ def marked(prefix: str) -> list[int]:
 def kill_marked(prefix: str) -> int:
     """Kill every process so marked, and those they fork meanwhile.
 
-    Return how many were killed.
+    Return how many were killed. As `marked`, nothing for the event loop's thread.
     """
+    count, _ = _kill_all(prefix)
+    return count
+
+
+def _kill_all(prefix: str) -> tuple[int, bool]:
+    """Return how many were killed, and whether none is left."""
     killed: set[int] = set()
     for _ in range(_KILL_ROUNDS):
         alive = [pid for pid in marked(prefix) if pid != os.getpid()]
         if not alive:
-            break
+            return len(killed), True
         for pid in alive:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
                 killed.add(pid)
-    return len(killed)
+    return len(killed), False
 
 
 def _name_of(pid: int) -> str:
-    return Path("/proc", str(pid), "comm").read_text().strip()
+    return _read(str(pid), "comm").decode(errors="replace").strip()
 
 
 def _carries(pid: str, exact: bytes) -> bool | None:
     """Whether a process is so marked; None: execve has it between two programs."""
-    process = Path("/proc", pid)
     try:
-        environment = (process / "environ").read_bytes()
+        environment = _read(pid, "environ")
         if not environment:
-            if not (process / "cmdline").read_bytes():
-                return None if _is_program(process) else False
-            environment = (process / "environ").read_bytes()  # it has just begun
+            if not _read(pid, "cmdline"):
+                return None if _is_program(pid) else False
+            environment = _read(pid, "environ")  # it has just begun
     except OSError:
         return False  # it ended, or is not ours to look into
-    return any(
+    return exact in environment and any(
         entry == exact or entry.startswith(exact + b"-")
         for entry in environment.split(b"\0")
     )
 
 
-def _is_program(process: Path) -> bool:
+def _is_program(pid: str) -> bool:
     """Tell a living program from a zombie and from a thread of the kernel."""
-    state, *fields = (process / "stat").read_bytes().rpartition(b")")[2].split()
+    state, *fields = _read(pid, "stat").rpartition(b")")[2].split()
     return state not in {b"Z", b"X"} and not int(fields[5]) & _KERNEL_THREAD
+
+
+def _read(pid: str, name: str) -> bytes:
+    with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:  # noqa: PTH123  quick
+        return file.read()

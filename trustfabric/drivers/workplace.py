@@ -197,7 +197,9 @@ class Workplace:
 
     async def reap(self, run_id: RunId) -> int:
         """Kill what is left of the run's attempts, and remove their directories."""
-        killed = kill_marked(f"{self.installation}-{run_id}")
+        killed = await asyncio.get_running_loop().run_in_executor(
+            self._threads, kill_marked, f"{self.installation}-{run_id}"
+        )
         for folder in self.settings.root.glob(f"{run_id}-*"):
             await self.clear(folder)
         return killed
