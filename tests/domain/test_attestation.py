@@ -7,8 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trustfabric.domain.attestation.appraisal import replayed, unreachable
+from trustfabric.domain.attestation.appraisal import (
+    Expected,
+    replayed,
+    unreachable,
+    verify,
+)
 from trustfabric.domain.attestation.binding import binding, expected_of, extra_data
+from trustfabric.domain.attestation.checks import code_of
 from trustfabric.domain.attestation.model import (
     CONSEQUENCES,
     Appraisal,
@@ -31,6 +37,7 @@ from trustfabric.domain.attestation.provenance import (
     digest,
     provenance,
 )
+from trustfabric.domain.evidence.anchors import Anchors
 from trustfabric.domain.trust import AttestationStatus
 from trustfabric.errors import InvalidError
 
@@ -322,3 +329,60 @@ def test_provenance_stays_small_whatever_failed() -> None:
     )
 
     assert len(canonical(document)) < 16 * 1024
+
+
+def test_provenance_stays_small_and_says_who_keeps_the_key_whatever_it_rests_on() -> (
+    None
+):
+    sets = tuple({"id": n, "register": f"pcr-{n % 9}"} for n in range(900))
+    claims = {
+        "software": True,
+        "pcrs": {f"sha512-{n}": "ab" * 64 for n in range(100)},
+        "hardware": {"signer": "VLEK", "debug": False, "measurement": "cd" * 9000},
+    }
+
+    document = provenance(an_appraisal(references=sets, claims=claims), an_exchange())
+
+    assert len(canonical(document)) < 16 * 1024
+    assert document["references_in_all"] == 900
+    assert document["claims"] == {
+        "software": True,
+        "pcrs": {},
+        "hardware": {"signer": "VLEK", "debug": False},
+    }
+
+
+def test_what_the_verifier_lacks_hides_no_failure_of_the_attester() -> None:
+    def failed(code: Code) -> Check:
+        return Check(name=code, passed=False, code=code, expected="", actual="")
+
+    lacks, missing = failed(Code.EXPIRED), failed(Code.NO_REFERENCE_VALUES)
+
+    assert code_of([lacks, failed(Code.TCB_OUT_OF_DATE)]) is Code.TCB_OUT_OF_DATE
+    assert code_of([missing, lacks]) is Code.EXPIRED
+    assert code_of([missing]) is Code.NO_REFERENCE_VALUES
+
+
+@pytest.mark.parametrize(
+    ("kind", "document"),
+    [
+        (
+            EvidenceKind.NVIDIA_GPU,
+            {"kind": "nvidia-gpu", "report": "", "chain": "\ud800"},
+        ),
+        (EvidenceKind.EAR, {"kind": "ear", "token": "\ud800"}),
+    ],
+)
+def test_half_a_character_is_malformed(
+    kind: EvidenceKind, document: dict[str, str]
+) -> None:
+    appraisal = verify(
+        kind,
+        json.dumps(document).encode(),
+        expected=Expected(binding=bytes(32)),
+        anchors=Anchors(),
+        policy=DEFAULT_POLICY,
+        now=NOON,
+    )
+
+    assert appraisal.code is Code.MALFORMED

@@ -27,7 +27,7 @@ def provenance(kind: str = "amd-sev-snp", code: str = "ok", **more: Any) -> Any:
     return {
         "kind": kind,
         "code": code,
-        "claims": {},
+        "claims": {"report_version": 3},
         "checks": [passed("measurement")],
         **more,
     }
@@ -113,6 +113,23 @@ def test_a_provider_s_key_says_nothing_of_the_chip() -> None:
     document = provenance(claims={"signer": "VLEK"})
 
     assert "instance-identity" not in trust_vector(document, simulated=False)
+
+
+def test_nor_does_one_that_signed_a_part_of_the_evidence() -> None:
+    document = provenance(
+        "composite-azure-vtpm", claims={"hardware": {"signer": "VLEK"}}
+    )
+
+    assert "instance-identity" not in trust_vector(document, simulated=False)
+
+
+def test_where_nothing_is_known_of_the_hardware_nothing_is_affirmed_of_it() -> None:
+    document = provenance("tpm", claims={}, checks=[passed("pcr-sha256-0")])
+
+    vector = trust_vector(document, simulated=False)
+
+    assert Tier.of(vector["hardware"]) is Tier.WARNING
+    assert "instance-identity" not in vector
 
 
 def test_advisories_are_a_warning() -> None:

@@ -299,6 +299,23 @@ async def test_a_dry_run_says_who_would_be_judged_otherwise(
     assert (await guest.posture())["lifecycle_state"] == "restored"
 
 
+async def test_a_dry_run_of_revoking_a_policy_judges_by_what_is_left(
+    shelf: Shelf, guest: Guest
+) -> None:
+    row = await shelf.active(POLICIES, a_policy(pcr0=STRANGE))
+    await guest.answer()
+    await guest.until_code("measurement-unknown")
+
+    body = {"version_id": row["id"], "state": "revoked"}
+    (would,) = (await shelf.boss.post(f"{POLICIES}/dry-run", body)).json()
+
+    assert would["changes"] is True
+    assert (would["now"]["status"], would["would_be"]["status"]) == (
+        "untrusted",
+        "trusted",
+    )
+
+
 async def test_a_version_that_is_there_is_rehearsed_by_its_id(
     shelf: Shelf, guest: Guest
 ) -> None:

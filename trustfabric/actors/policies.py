@@ -173,7 +173,13 @@ class Policies(Actor):
             conn, whose, kind, self._settings.policy, self.now()
         )
         stored = stored_of(row)
-        would_be = with_proposal(now, proposed, kind)
+        if proposed.noun is Noun.POLICIES and proposed.state is State.REVOKED:
+            would_be = await policies.basis_for(
+                *(conn, whose, kind, self._settings.policy, self.now()),
+                without=proposed.id,
+            )
+        else:
+            would_be = with_proposal(now, proposed, kind)
         anchors: Anchors = self._settings.anchors
         return lambda: rehearse(
             row.instance_id, row.server_id, stored, anchors, now, would_be

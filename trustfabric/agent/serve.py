@@ -53,12 +53,17 @@ class Channel(Protocol):
 
 
 def reply_to(line: bytes, sources: Sources) -> bytes:
-    """Return the one line that answers a question."""
+    """Return the one line that answers a question, and says which.
+
+    Who asks over a port may have gone meanwhile, and come back with another question.
+    """
+    said: dict[str, str] = {}
     try:
         kind, data = _question(line)
-        said = {"evidence": answer(kind, data, sources).decode("ascii")}
+        said["extra_data"] = data.hex()
+        said["evidence"] = answer(kind, data, sources).decode("ascii")
     except (Reject, UnansweredError) as error:
-        said = {"refused": str(error)[:500]}
+        said["refused"] = str(error)[:500]
     return json.dumps(said, separators=(",", ":")).encode() + b"\n"
 
 

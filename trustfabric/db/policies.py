@@ -292,13 +292,20 @@ async def basis_for(
     kind: EvidenceKind,
     default: AppraisalPolicy,
     now: datetime,
+    *,
+    without: int | None = None,
 ) -> Basis:
     """Return what evidence of an instance is judged by at a moment.
 
     The most specific policy in force, with what of it is deprecated and not over,
-    else the default; and every set of reference values that concerns it.
+    else the default; and every set of reference values that concerns it. `without` is
+    the id of a version of a policy that is left out.
     """
-    found = await list_policies_for(conn, whose, now, limit=4 * MOST_RULES)
+    found = [
+        each
+        for each in await list_policies_for(conn, whose, now, limit=4 * MOST_RULES)
+        if each.id != without
+    ]
     sets = await list_references_for(conn, whose, kind, limit=MOST_SETS)
     same = [each for each in found if each.name == found[0].name][:MOST_RULES]
     rules = tuple(

@@ -78,6 +78,8 @@ async def _ask(name: str, opening: Awaitable[Streams], extra_data: bytes) -> byt
         writer.write(question.encode() + b"\n")
         await writer.drain()
         line = await reader.readuntil(b"\n")
+        while _answers_another(line, extra_data):
+            line = await reader.readuntil(b"\n")
     except asyncio.LimitOverrunError:
         return b"an answer without an end"
     except (OSError, asyncio.IncompleteReadError) as error:
@@ -87,6 +89,15 @@ async def _ask(name: str, opening: Awaitable[Streams], extra_data: bytes) -> byt
         with contextlib.suppress(OSError):
             await writer.wait_closed()
     return _evidence(name, line)
+
+
+def _answers_another(line: bytes, extra_data: bytes) -> bool:
+    """Whether it was asked before, by somebody who did not wait for it."""
+    try:
+        asked = read_object(line, "answer", _MAX_ANSWER).get("extra_data")
+    except Reject:
+        return False
+    return asked is not None and asked != extra_data.hex()
 
 
 def _evidence(name: str, line: bytes) -> bytes:

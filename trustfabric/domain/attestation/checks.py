@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hmac import compare_digest
 
-from trustfabric.domain.attestation.model import Check, Code, JsonValue
+from trustfabric.domain.attestation.model import CONSEQUENCES, Check, Code, JsonValue
 from trustfabric.domain.evidence.model import Authenticated
+from trustfabric.domain.trust import AttestationStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +73,18 @@ def measured(name: str, allowed: Sequence[str], actual: str, *, needed: bool) ->
 
 
 def code_of(checks: Iterable[Check], advisories: Sequence[str] = ()) -> Code:
-    """Of the first failure; what was presented and failed outweighs what is missing."""
+    """Of the first failure; what was presented and failed outweighs what is missing.
+
+    What the verifier lacks, a list of revocations for one, hides no failure of the
+    attester's.
+    """
     failed = [each.code for each in checks if not each.passed]
     if not failed:
         return Code.OK_WITH_ADVISORIES if advisories else Code.OK
     present = [code for code in failed if code is not Code.NO_REFERENCE_VALUES]
-    return present[0] if present else failed[0]
+    guilty = [
+        code
+        for code in present
+        if CONSEQUENCES[code].status is AttestationStatus.UNTRUSTED
+    ]
+    return (guilty or present or failed)[0]

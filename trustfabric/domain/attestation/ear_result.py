@@ -147,9 +147,11 @@ def trust_vector(
         return {}
     kind = EvidenceKind(str(provenance["kind"]))
     booted = any(_is_measured(each) for each in _checks(provenance))
-    weak = bool(provenance.get("advisories")) or _is_software(claims)
+    # Without claims nobody knows that it is hardware at all, or whose.
+    unproven = not claims or _is_software(claims)
+    weak = bool(provenance.get("advisories")) or unproven
     vector = {"hardware": _VULNERABLE if weak else _GENUINE}
-    if claims.get("signer") != "VLEK" and not _is_software(claims):
+    if "VLEK" not in _signers(claims) and not unproven:
         vector["instance-identity"] = _GENUINE
     if booted:
         vector["executables"] = _BOOTED
@@ -172,6 +174,13 @@ def _said(vector: TrustVector, *, affirms: bool) -> dict[str, int]:
         for name, claim in claims.items()
         if claim != 0 and (affirms or Tier.of(claim) is not Tier.AFFIRMING)
     }
+
+
+def _signers(claims: Mapping[str, JsonValue]) -> list[JsonValue]:
+    """Return who signed the report, also one that is a part of the evidence."""
+    hardware = claims.get("hardware")
+    parts = [claims, hardware if isinstance(hardware, Mapping) else {}]
+    return [part.get("signer") for part in parts]
 
 
 def _is_software(claims: Mapping[str, JsonValue]) -> bool:

@@ -18,6 +18,9 @@ MAX_DOCUMENT = 16 * 1024
 _DETAILS = (256, 64, 16)
 """Characters kept of each text, less where it would not fit otherwise."""
 _MOST_CHECKS = 64
+_MOST_REFERENCES = 16
+_NEEDED = ("signer", "software")
+"""Of nested claims, what results say something by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +41,9 @@ class Exchange:
 def provenance(appraisal: Appraisal, exchange: Exchange) -> dict[str, JsonValue]:
     """Return the document; the same evidence judged the same way gives the same.
 
-    Where it would be too large, texts are cut, and of the checks those that passed
-    go first.
+    Where it would be too large, texts are cut; of the checks, those that passed go
+    first, then most references; of the claims only single facts stay, never none: what
+    is read from them (that a program keeps the key, who signed) may not get lost.
     """
     whole = _whole(appraisal, exchange)
     for detail in _DETAILS:
@@ -49,8 +53,26 @@ def provenance(appraisal: Appraisal, exchange: Exchange) -> dict[str, JsonValue]
     kept = sorted(appraisal.checks, key=lambda check: check.passed)[:_MOST_CHECKS]
     whole["checks"] = [_cut(check.view(), _DETAILS[-1]) for check in kept]
     if not _fits(whole):
-        whole["claims"] = {}
+        whole["references"] = list(appraisal.references[:_MOST_REFERENCES])
+        whole["references_in_all"] = len(appraisal.references)
+    if not _fits(whole):
+        whole["claims"] = _facts(appraisal.claims)
     return whole
+
+
+def _facts(claims: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Leave registers and lists out; of what is nested, the facts of one level stay."""
+    kept: dict[str, JsonValue] = {}
+    for name, value in claims.items():
+        if isinstance(value, Mapping):
+            kept[name] = {
+                inner: each
+                for inner, each in value.items()
+                if isinstance(each, bool) or inner in _NEEDED
+            }
+        elif not isinstance(value, list | tuple):
+            kept[name] = value[: _DETAILS[0]] if isinstance(value, str) else value
+    return kept
 
 
 def _whole(appraisal: Appraisal, exchange: Exchange) -> dict[str, JsonValue]:

@@ -99,6 +99,10 @@ def text(members: Mapping[str, object], key: str, check: str) -> str:
     value = members.get(key)
     if not isinstance(value, str):
         raise Reject(Code.MALFORMED, check, f"{key}: a string is wanted")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Reject(Code.MALFORMED, check, f"{key}: half a character") from None
     return value
 
 
