@@ -15,10 +15,14 @@ from importlib.resources.abc import Traversable
 from typing import LiteralString
 
 import psycopg
+import structlog
 
 from trustfabric.db.faults import explained
+from trustfabric.db.restored import take_over
 from trustfabric.db.session import Connection
 from trustfabric.errors import UnavailableError, UnsupportedError
+
+log = structlog.get_logger(__name__)
 
 POLL_S = 0.05
 WAIT_S = 120.0
@@ -63,6 +67,8 @@ async def migrate(
 ) -> tuple[str, ...]:
     """Bring the database up to date; return the names of what was applied.
 
+    One that was restored from another cluster's dump is made this cluster's own.
+
     UnsupportedError when the database is newer than this program, or was made by
     other files of the same numbers. `url` must lead to the server itself: a pooler
     that lends connections per transaction breaks the lock.
@@ -76,6 +82,8 @@ async def migrate(
                 todo = _todo(known, await _applied(conn))
                 for migration in todo:
                     await _apply(conn, migration)
+                if migrations is None and await take_over(conn):
+                    log.warning("database.restored", what="streams begin anew")
             finally:
                 if not conn.broken:
                     await conn.execute(_UNLOCK_SQL, {"key": _LOCK})
