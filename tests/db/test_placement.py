@@ -12,7 +12,7 @@ from trustfabric.domain.ids import InstanceId, ServerId
 from trustfabric.domain.placement import Accelerator, Failure, Situation
 from trustfabric.domain.trust import AttestationStatus, Lifecycle, Signal
 from trustfabric.domain.vms import PowerState
-from trustfabric.errors import NotFoundError
+from trustfabric.errors import NotFoundError, UnavailableError
 
 
 async def situation(fabric: Fabric, server: ServerId) -> Situation:
@@ -152,6 +152,47 @@ async def test_the_newest_ended_run_s_failure_is_seen(fabric: Fabric) -> None:
     await failed_run(fabric, instance, "playbook-bug")
 
     assert (await of(fabric, instance)).failure == Failure("playbook-bug", at)
+
+
+@pytest.mark.parametrize("reason", ["cancelled", "approval-expired", "queue-expired"])
+async def test_a_later_run_that_was_called_off_does_not_end_it(
+    fabric: Fabric, reason: str
+) -> None:
+    instance = await fabric.instance()
+    await failed_run(fabric, instance, "playbook-bug")
+    await failed_run(fabric, instance, reason)
+
+    failure = (await of(fabric, instance)).failure
+
+    assert failure is not None
+    assert failure.reason == "playbook-bug"
+
+
+async def test_a_run_that_was_called_off_is_seen_where_there_is_no_other(
+    fabric: Fabric,
+) -> None:
+    instance = await fabric.instance()
+    await failed_run(fabric, instance, "cancelled")
+
+    failure = (await of(fabric, instance)).failure
+
+    assert failure is not None
+    assert failure.reason == "cancelled"
+
+
+async def test_an_instance_without_its_row_of_trust_can_t_be_decided_on(
+    fabric: Fabric,
+) -> None:
+    instance = await fabric.instance()
+    server = (await fabric.posture(instance)).server_id
+    await execute(
+        fabric,
+        "DELETE FROM runtime_vm_trust_registry WHERE runtime_vm_instance_id = %s",
+        instance,
+    )
+
+    with pytest.raises(UnavailableError):
+        await situation(fabric, server)
 
 
 async def test_a_later_success_ends_it(fabric: Fabric) -> None:

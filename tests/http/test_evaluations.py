@@ -85,6 +85,16 @@ async def test_others_certifications_are_not_there(
     answer.problem(404, "not-found")
 
 
+async def test_a_new_one_that_shall_never_be_refreshed_is_not_planned(
+    alice: Caller,
+) -> None:
+    row = await certified(alice)
+
+    never = await patched(alice, row, next_refresh_at=None, governance_notes="never")
+
+    assert (never["next_refresh_at"], never["refresh"]) == (None, None)
+
+
 async def test_absent_keeps_and_null_clears(alice: Caller) -> None:
     row = await certified(alice)
     at = "2099-01-01T00:00:00Z"

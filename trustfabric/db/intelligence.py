@@ -10,6 +10,7 @@ from psycopg.rows import dict_row
 
 from trustfabric.db.listen import TRUST_CHANNEL, Listening
 from trustfabric.db.session import Connection
+from trustfabric.domain.failures import CALLED_OFF
 from trustfabric.domain.ids import InstanceId, OwnerId, ServerId
 from trustfabric.domain.intelligence import (
     CertificationFacts,
@@ -56,7 +57,8 @@ SELECT s.id AS server_id, s.config, s.deleted_at IS NOT NULL AS gone,
          FROM runtime_vm_remediation_runs l
         WHERE l.runtime_vm_instance_id = i.id
           AND l.status IN ('completed', 'failed', 'cancelled')
-        ORDER BY l.id DESC LIMIT 1) f
+        ORDER BY coalesce(l.failure_reason = ANY(%(called_off)s), false), l.id DESC
+        LIMIT 1) f
          ON f.failure_reason IS NOT NULL
         AND NOT EXISTS (
             SELECT 1 FROM runtime_vm_trust_history h
@@ -76,7 +78,9 @@ async def read_inputs(conn: Connection, ids: Collection[ServerId]) -> list[Input
     """
     await conn.execute(_TURN_SQL)
     async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(_INPUTS_SQL, {"ids": sorted(ids)})
+        await cursor.execute(
+            _INPUTS_SQL, {"ids": sorted(ids), "called_off": CALLED_OFF}
+        )
         return [_inputs(row) for row in await cursor.fetchall()]
 
 

@@ -12,6 +12,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from trustfabric.db.session import Connection
+from trustfabric.domain.failures import CALLED_OFF
 from trustfabric.domain.ids import HistoryId, RunId, ServerId
 from trustfabric.domain.placement import (
     Accelerator,
@@ -22,7 +23,7 @@ from trustfabric.domain.placement import (
     Trust,
 )
 from trustfabric.domain.trust import AttestationStatus, Lifecycle
-from trustfabric.errors import NotFoundError
+from trustfabric.errors import NotFoundError, UnavailableError
 
 _READ_SQL: LiteralString = """
 SELECT s.released_at, i.id AS instance_id, i.terminated_at,
@@ -74,7 +75,8 @@ SELECT s.released_at, i.id AS instance_id, i.terminated_at,
          FROM runtime_vm_remediation_runs l
         WHERE l.runtime_vm_instance_id = i.id
           AND l.status IN ('completed', 'failed', 'cancelled')
-        ORDER BY l.id DESC LIMIT 1) f
+        ORDER BY coalesce(l.failure_reason = ANY(%(called_off)s), false), l.id DESC
+        LIMIT 1) f
          ON f.failure_reason IS NOT NULL
         AND NOT EXISTS (
             SELECT 1 FROM runtime_vm_trust_history t
@@ -102,9 +104,15 @@ async def take_turn(conn: Connection) -> None:
 async def read_situation(
     conn: Connection, server_id: ServerId, now: datetime
 ) -> Situation:
-    """Read what the gate decides on. NotFoundError for an unknown server."""
+    """Read what the gate decides on. NotFoundError for an unknown server.
+
+    UnavailableError where rows are missing that every instance has.
+    """
     async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(_READ_SQL, {"server_id": server_id, "now": now})
+        await cursor.execute(
+            _READ_SQL,
+            {"server_id": server_id, "now": now, "called_off": CALLED_OFF},
+        )
         row = await cursor.fetchone()
     if row is None:
         raise NotFoundError(f"no server {server_id}")
@@ -210,8 +218,12 @@ async def decisions_after(
 
 
 def _trust(row: Mapping[str, Any]) -> Trust | None:
-    if row["lifecycle_state"] is None:
+    if row["instance_id"] is None:
         return None
+    if row["lifecycle_state"] is None or row["event_id"] is None:
+        raise UnavailableError(
+            f"instance {row['instance_id']} has no row of trust, or none of its history"
+        )
     previous = row["previous_lifecycle_state"]
     return Trust(
         status=AttestationStatus(row["attestation_status"]),

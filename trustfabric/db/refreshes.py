@@ -120,7 +120,7 @@ WITH found AS (
                 AND r.attestation_status <> 'untrusted'
                 AND NOT EXISTS (
                     SELECT 1 FROM trust_holds o
-                     WHERE o.released_at IS NULL
+                     WHERE o.released_at IS NULL AND o.incident_id IS NULL
                        AND (o.until IS NULL OR o.until > %(now)s)
                        AND (o.scope = 'all' OR o.owner_id = s.owner_id
                             OR o.runtime_vm_instance_id = i.id))))

@@ -122,7 +122,10 @@ def edited(before: Certification, edit: Edit, now: datetime) -> Certification:
     assert edit.values.keys() <= EDITABLE
     after = replace(before, **edit.values)
     if "next_refresh_at" in edit.values:
-        return after
+        # Who says "never" of a new one has said when: it is not to be planned any more.
+        return (
+            replace(after, version=before.version + 1) if after.is_unplanned else after
+        )
     due = now if before.is_unplanned else after.next_refresh_at
     if due is not None and edit.values.get("cadence_s") is not None:
         due = min(due, now + timedelta(seconds=edit.values["cadence_s"]))

@@ -47,6 +47,11 @@ _CLASSES: Mapping[FailureReason, FailureClass] = {
     _R.QUEUE_EXPIRED: FailureClass.CANCELLED,
 }
 
+CALLED_OFF = sorted(
+    each for each, kind in _CLASSES.items() if kind is FailureClass.CANCELLED
+)
+"""Of these, an earlier failure is as true as before."""
+
 _TAGS: Mapping[FailureReason, Tag] = {
     _R.EXECUTION_FAILURE: Tag.AUTOMATION_FAILED,
     _R.POLICY_DENIED: Tag.POLICY_DENIED,
