@@ -9,10 +9,13 @@ import pytest_asyncio
 
 from tests.actors.fix_refreshes import CADENCE, Refreshing, refreshing_on
 from tests.builders import OWNER, insert_run
+from tests.db.test_placement import hold
 from tests.fix_fabric import add_server, count
+from trustfabric.db import holds
 from trustfabric.db.session import Database
 from trustfabric.domain.evaluations import CertificationStatus
-from trustfabric.domain.ids import InstanceId
+from trustfabric.domain.holds import HoldOrder, HoldScope
+from trustfabric.domain.ids import InstanceId, OwnerId
 from trustfabric.domain.trust import AttestationStatus, Signal
 from trustfabric.errors import (
     NotFoundError,
@@ -43,6 +46,48 @@ async def refreshed(fabric: Refreshing) -> InstanceId:
     await fabric.answer(instance, TRUSTED)
     await fabric.until_certification(instance, lambda row: row.status is PASS)
     return instance
+
+
+@pytest.mark.parametrize("status", ["queued", "claimed"])
+async def test_a_hold_cancels_what_is_queued_and_what_is_claimed(
+    fabric: Refreshing, status: str
+) -> None:
+    if status == "queued":
+        instance = await refreshed(fabric)
+    else:
+        instance = await fabric.machine()
+    await fabric.tick()
+    assert await fabric.jobs(status) == 1
+
+    await hold(fabric, "all")
+    await fabric.tick()
+
+    row = await fabric.until_certification(
+        instance, lambda row: row.blocked_reason is not None
+    )
+    assert row.fallback_launched_at is not None
+    assert await fabric.jobs("cancelled") == 1
+    assert await fabric.jobs(status) == 0
+
+
+async def test_a_hold_that_is_told_of_is_heeded_without_a_tick(
+    fabric: Refreshing,
+) -> None:
+    instance = await fabric.machine()
+    await fabric.tick()
+    order = HoldOrder(
+        scope=HoldScope.ALL,
+        reason="why",
+        by="user:1",
+        caller=OwnerId(OWNER),
+        is_admin=True,
+    )
+    async with fabric.database.writing() as conn:
+        await holds.place_hold(conn, order, None, fabric.clock.now())
+
+    await fabric.until_certification(
+        instance, lambda row: row.blocked_reason is not None
+    )
 
 
 async def test_a_new_certification_is_refreshed_with_evidence(

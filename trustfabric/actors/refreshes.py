@@ -100,7 +100,14 @@ class _Tick(Notice["Refresher"]):
     pass
 
 
-Message = EditCertification | RetryCertification | _Changed | _Pass | _Page | _Tick
+@dataclass(frozen=True, slots=True)
+class _Held(Notice["Refresher"]):
+    """A hold came or went; it may be about anybody."""
+
+
+Message = (
+    EditCertification | RetryCertification | _Changed | _Pass | _Page | _Tick | _Held
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,9 +146,7 @@ class Refresher(Actor):
             case RetryCertification():
                 await self._retry(message)
             case _Changed(servers):
-                if servers and not self._changed:
-                    self.after(self._pace.rest_s(), _Pass())
-                self._changed |= servers
+                self._note(servers)
             case _Pass():
                 changed, self._changed = frozenset(self._changed), set()
                 with self._pace.working():
@@ -150,20 +155,29 @@ class Refresher(Actor):
                 await self._go_on(message)
             case _Tick():
                 self.after(self._rhythm.tick_s, message)
-                await self._tick()
+                await self._follow()
+                await self._sweep()
+            case _Held():
+                await self._sweep()
             case _:
                 assert_never(message)
 
-    async def _tick(self) -> None:
-        await self._follow()
-        if not self._sweeping:  # else the last tick's work isn't done yet
+    def _note(self, servers: frozenset[ServerId]) -> None:
+        if servers and not self._changed:
+            self.after(self._pace.rest_s(), _Pass())
+        self._changed |= servers
+
+    async def _sweep(self) -> None:
+        if not self._sweeping:  # else the last one's work isn't done yet
             await self._see_to(None)
 
     async def _follow(self) -> None:
         # Repeated, since the Broadcaster forgets its followers when it restarts.
-        follower = ActorFollower(Stream.TRUST, self.address, _changed)
+        trust = ActorFollower(Stream.TRUST, self.address, _changed)
+        holds = ActorFollower(Stream.HOLDS, self.address, _held)
         try:
-            await self._broadcaster.ask(Follow(follower), within_s=ASK_S)
+            for follower in (trust, holds):
+                await self._broadcaster.ask(Follow(follower), within_s=ASK_S)
         except AskError as error:
             log.warning("refresh.not-following", error=str(error))
 
@@ -347,3 +361,7 @@ def _changed(events: tuple[Event, ...] | tuple[Any, ...]) -> _Changed:
     return _Changed(
         frozenset(each.server_id for each in events if isinstance(each, TrustEvent))
     )
+
+
+def _held(_: object) -> _Held:
+    return _Held()

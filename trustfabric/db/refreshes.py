@@ -83,7 +83,7 @@ _OF_SERVERS_SQL: LiteralString = (
 
 
 # The same of all servers, from where each kind of work shows: no scan of the fleet.
-# Vetoes that only the gate sees are met when a refresh would be claimed.
+# A past failure, which only the gate sees, is met when a refresh would be claimed.
 _EVERYWHERE_SQL: LiteralString = (
     """
 WITH found AS (
@@ -153,6 +153,21 @@ WITH found AS (
       JOIN evaluation_refresh_jobs j
         ON j.certification_id = c.id AND j.status IN ('queued', 'claimed')
      WHERE a.status IN ('pending', 'running') AND c.blocked_reason IS NULL
+  UNION ALL
+    SELECT c.id FROM evaluation_refresh_jobs w
+      JOIN evaluation_certifications c ON c.id = w.certification_id"""
+    + NEWEST_INSTANCE
+    + """
+     WHERE EXISTS (SELECT 1 FROM trust_holds
+                    WHERE released_at IS NULL AND incident_id IS NULL)
+       AND w.status IN ('queued', 'claimed') AND j.id = w.id
+       AND c.blocked_reason IS NULL
+       AND EXISTS (
+           SELECT 1 FROM trust_holds o
+            WHERE o.released_at IS NULL AND o.incident_id IS NULL
+              AND (o.until IS NULL OR o.until > %(now)s)
+              AND (o.scope = 'all' OR o.owner_id = s.owner_id
+                   OR o.runtime_vm_instance_id = i.id))
 )
 SELECT DISTINCT id FROM found WHERE id > %(after)s ORDER BY id LIMIT %(limit)s
 """
