@@ -243,18 +243,18 @@ class Power:
         await self._note(instance, PowerState.RUNNING, "resumed")
 
     async def _stop_for_hold(self, instance: Instance) -> None:
+        # From here on it waits, whatever comes between; unless somebody has it stop.
         async with self._writing() as conn:
             await vms.set_desired(conn, self._id, Desired.STOPPED)
-        await self._switch_off(instance)
-        async with self._writing() as conn:
             await servers.set_status(
                 conn, instance.server_id, ServerStatus.PENDING_REMEDIATION
             )
+        await self._switch_off(instance)
 
     async def _switch_off(self, instance: Instance) -> None:
         async with self._writing() as conn:
             await vms.set_power(conn, self._id, PowerState.STOPPING, self._now())
-            await servers.set_status(conn, instance.server_id, ServerStatus.STOPPING)
+            await servers.note_status(conn, instance.server_id, ServerStatus.STOPPING)
         try:
             await self._use.provisioner.stop(instance.name, grace_s=GRACE_S)
         except NotFoundError:

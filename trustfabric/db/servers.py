@@ -183,7 +183,7 @@ UPDATE servers SET status = %(status)s, waits_for = %(verb)s, updated_at = now()
 _NOTE_STATUS_SQL: LiteralString = """
 UPDATE servers SET status = %(status)s, waits_for = NULL, updated_at = now()
  WHERE id = %(id)s AND deleted_at IS NULL AND status <> %(status)s
-   AND NOT (%(status)s = 'stopped' AND status IN (
+   AND NOT (%(status)s IN ('stopping', 'stopped') AND status IN (
             'pending-attestation', 'pending-remediation', 'blocked'))
    AND NOT (waits_for IS NOT DISTINCT FROM 'redeploy' AND status IN (
             'pending-attestation', 'pending-remediation'))
