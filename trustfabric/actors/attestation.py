@@ -55,6 +55,10 @@ LOST = 500
 AT_ONCE = 32
 """Appraisals in flight; the rest waits here, one entry per instance."""
 
+SILENT_AT_ONCE = AT_ONCE // 2
+"""Of them, those whose source did not answer the last time: each takes its time-out,
+and there may be many, but whoever answers is not to wait for them."""
+
 PUSHED_AT_ONCE = 256
 """With pushed answers; what comes beyond is asked to come again."""
 
@@ -164,6 +168,9 @@ class Attestation(Actor):
         self._in_flight: set[InstanceId] = set()
         self._answered: set[InstanceId] = set()
         self._waiting: dict[InstanceId, str] = {}
+        self._silent: set[InstanceId] = set()
+        """Whose source did not answer the last time."""
+        self._waiting_silent: dict[InstanceId, str] = {}
         self._timed: set[ChallengeId] = set()
         self._overdue: dict[InstanceId, Question] = {}
         self._renewals: dict[InstanceId, Timer] = {}
@@ -213,7 +220,7 @@ class Attestation(Actor):
     def _in_hand(self, message: InFlight | InHand) -> frozenset[InstanceId] | bool:
         if isinstance(message, InHand):
             return message.instance_id in self._answered
-        return frozenset({*self._in_flight, *self._waiting})
+        return frozenset({*self._in_flight, *self._waiting, *self._waiting_silent})
 
     def _pushed(self, message: Answer | Stray) -> None:
         if isinstance(message, Answer):
@@ -232,8 +239,10 @@ class Attestation(Actor):
         A challenge in flight is not repeated beside itself but after itself: the
         boot may have changed.
         """
-        if self._waiting.get(instance_id) != "post-run":
-            self._waiting[instance_id] = purpose
+        silent = instance_id in self._silent
+        queue = self._waiting_silent if silent else self._waiting
+        if queue.get(instance_id) != "post-run":
+            queue[instance_id] = purpose
         self._cancel_renewal(instance_id)
 
     def _start_waiting(self) -> None:
@@ -241,12 +250,31 @@ class Attestation(Actor):
             question = self._overdue.pop(instance_id)
             work = self._inquiries.unanswered(instance_id, question)
             self._start(instance_id, work)
-        for instance_id in list(self._waiting):
-            if len(self._in_flight) >= AT_ONCE:
-                return
+        silent = len(self._in_flight & self._silent)
+        self._start_some(self._waiting, AT_ONCE)
+        self._start_some(self._waiting_silent, SILENT_AT_ONCE - silent)
+
+    def _start_some(self, queue: dict[InstanceId, str], most: int) -> None:
+        free = min(most, AT_ONCE - len(self._in_flight))
+        for instance_id in list(queue) if free > 0 else ():
             if instance_id not in self._in_flight:
-                purpose = self._waiting.pop(instance_id)
+                purpose = queue.pop(instance_id)
                 self._start(instance_id, self._inquiries.attest(instance_id, purpose))
+                free -= 1
+                if free <= 0:
+                    return
+
+    def _note_silence(self, instance_id: InstanceId, *, silent: bool) -> None:
+        """Have it wait with its like: what is asked next is asked from there."""
+        if silent and len(self._silent) < CONCERNED:
+            self._silent.add(instance_id)
+            old, new = self._waiting, self._waiting_silent
+        else:
+            self._silent.discard(instance_id)
+            old, new = self._waiting_silent, self._waiting
+        purpose = old.pop(instance_id, None)
+        if purpose is not None:
+            new[instance_id] = purpose
 
     def _start(
         self, instance_id: InstanceId, work: Coroutine[Any, Any, Outcome]
@@ -280,7 +308,8 @@ class Attestation(Actor):
         self, instance_id: InstanceId, outcome: Outcome | BaseException
     ) -> None:
         match outcome:
-            case Outcome(again, waits, renew_at):
+            case Outcome(again, waits, renew_at, silent):
+                self._note_silence(instance_id, silent=silent)
                 if again is not None:
                     self._want(instance_id, again)
                 if waits is not None:

@@ -5,7 +5,7 @@ Each is one piece of work beside a mailbox, and leaves an Outcome.
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
@@ -41,6 +41,8 @@ class Outcome:
     """For its agent to fetch it."""
     renew_at: datetime | None = None
     """When to challenge it again; None: when the scheduler does."""
+    silent: bool = False
+    """Nothing came of it in time."""
 
 
 _NOTHING_LEFT = Outcome()
@@ -73,7 +75,8 @@ class Inquiries:
         raw = None
         if source is not None:
             raw = await self._collect(source, subject, question.challenge)
-        return await self._judged(subject, question, raw)
+        outcome = await self._judged(subject, question, raw)
+        return replace(outcome, silent=source is not None and raw is None)
 
     async def answered(
         self, asked: agents.Asked, nonce: bytes, evidence: bytes
