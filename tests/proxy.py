@@ -18,7 +18,6 @@ class Cut(StrEnum):
 
     BEFORE = "the server never hears of it"
     AFTER = "it is made, and nobody is told"
-    LAST = "it is made, nobody is told, and nothing goes over the link any more"
 
 
 @dataclass
@@ -31,6 +30,8 @@ class Link:
     cut: Cut | None = None
     """Once: the next such commit, then never again."""
     cuts: int = field(default=0, init=False)
+    goes_away: bool = False
+    """After that nothing goes over the link any more."""
     gone: bool = field(default=False, init=False)
 
 
@@ -59,8 +60,8 @@ async def a_link(database_url: str, folder: Path, marker: bytes) -> AsyncIterato
                     link.cuts += 1
                     back.cancel()
                     await asyncio.wait([back])  # one may read at a time
-                    link.gone = cut is Cut.LAST
-                    if cut is not Cut.BEFORE:
+                    link.gone = link.goes_away
+                    if cut is Cut.AFTER:
                         to_server.write(data)
                         assert await server.read(1), "the server made nothing of it"
                     return

@@ -107,7 +107,8 @@ class Model:
         if wish.override:
             if not wish.is_admin:
                 raise ForbiddenError("not an admin")
-            if wish.lifecycle is not L.RESTORED or not (wish.reason and wish.deadline):
+            asked = wish.lifecycle, wish.status
+            if asked != (L.RESTORED, A.TRUSTED) or not (wish.reason and wish.deadline):
                 raise InvalidError("no override of that")
             return self.signalled(S.OVERRIDDEN, now)
         signal = self._meant(wish)

@@ -80,8 +80,8 @@ async def test_what_others_were_first_with_is_not_taken_for_made_with_the_rest(
             asyncio.ensure_future(linked.change(theirs, Signal.CRASHED)),
         ]
         await linked.runtime.quiet()
+        link.cut = Cut.AFTER  # of theirs: the first is with the server already
     await first
-    link.cut = Cut.AFTER
     _, crashed = await asyncio.gather(*both)
 
     assert link.cuts == 1
@@ -96,7 +96,7 @@ async def test_while_the_database_stays_away_who_asked_is_told_that_nobody_knows
     async with a_fabric(opened, database_url) as fabric:
         instances = await fabric.instances(3)
 
-        link.cut = Cut.LAST
+        link.cut, link.goes_away = Cut.AFTER, True
         asked = [fabric.change(one, Signal.UNKNOWN_VERDICT) for one in instances]
         answers = asyncio.gather(*asked, return_exceptions=True)
 
