@@ -106,7 +106,7 @@ async def read_situation(
 ) -> Situation:
     """Read what the gate decides on. NotFoundError for an unknown server.
 
-    UnavailableError where rows are missing that every instance has.
+    UnavailableError where its newest instance has no row of trust.
     """
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
@@ -220,10 +220,8 @@ async def decisions_after(
 def _trust(row: Mapping[str, Any]) -> Trust | None:
     if row["instance_id"] is None:
         return None
-    if row["lifecycle_state"] is None or row["event_id"] is None:
-        raise UnavailableError(
-            f"instance {row['instance_id']} has no row of trust, or none of its history"
-        )
+    if row["lifecycle_state"] is None:
+        raise UnavailableError(f"instance {row['instance_id']} has no row of trust")
     previous = row["previous_lifecycle_state"]
     return Trust(
         status=AttestationStatus(row["attestation_status"]),
