@@ -223,7 +223,7 @@ def test_sixty_four_kilobytes_take_no_time(name: str, filling: bytes) -> None:
     began = process_time()
     parses(parser, raw)
 
-    assert process_time() - began < 1.0
+    assert process_time() - began < 10.0  # what grows with the square takes minutes
 
 
 @pytest.mark.parametrize("kind", EvidenceKind)
