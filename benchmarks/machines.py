@@ -17,10 +17,10 @@ from benchmarks.bench import Bench, Seed
 from benchmarks.frame import By, Figure, Part, Sample, percentile
 from trustfabric import log
 from trustfabric.actors.attestation import Attestation
+from trustfabric.actors.equipment import Equipment
 from trustfabric.actors.hypervisor import Hypervisor
-from trustfabric.actors.power import Equipment
 from trustfabric.actors.trust import TrustRegistry
-from trustfabric.actors.vms import Settled, Vm, vm_maker
+from trustfabric.actors.vms import Vm, settled_as, vm_maker
 from trustfabric.config import LibvirtSettings
 from trustfabric.db import boots, vms
 from trustfabric.db.session import Database
@@ -100,7 +100,7 @@ class Host:
     names: Sequence[str]
 
     async def watch_over(self, one: Adopted) -> None:
-        settled = None if one.unsettled else Settled(one.name, one.power)
+        settled = None if one.unsettled else settled_as(one)
         make = vm_maker(one.id, self.equipment, settled)
         await self.vms.start_child(str(one.id), make)
 
@@ -210,7 +210,8 @@ async def _make_domains(host: Host, count: int) -> list[str]:
     found = [row for row in rows if row is not None]
     for row in found:
         await host.provisioner.define(host.equipment.spec_of(row))
-        await host.provisioner.start(row.name)
+        assert row.boot_id is not None
+        await host.provisioner.start(row.name, row.boot_id)
     return [row.name for row in found]
 
 

@@ -20,10 +20,10 @@ from tests.builders import OWNER, insert_owner
 from tests.fix_fabric import ASK_S, RUNTIME, Fabric, until
 from trustfabric.actors import attestation, hypervisor
 from trustfabric.actors.attestation import Attestation, EvidenceSource
+from trustfabric.actors.equipment import Equipment
 from trustfabric.actors.evaluations import Cadence, Scheduler
 from trustfabric.actors.hypervisor import Hypervisor
 from trustfabric.actors.launcher import Caller, Fleet
-from trustfabric.actors.power import Equipment
 from trustfabric.actors.servers import (
     CreateServer,
     Gone,
@@ -74,6 +74,7 @@ SETTINGS = attestation.Settings(
     timeout_s=5.0,
     runtime_id=RUNTIME,
     attempts=2,
+    identity_key=b"of tests",
 )
 CADENCE = Cadence(
     tick_s=10.0,
@@ -95,6 +96,7 @@ class Machines(Fabric):
     schedules: bool = False
     quarantine_action: Hold = Hold.NONE
     sources: dict[str, EvidenceSource] = field(default_factory=dict)
+    settings: attestation.Settings = SETTINGS
     attestation: Address[Attestation] = field(
         default_factory=lambda: Address("attestation")
     )
@@ -146,7 +148,7 @@ class Machines(Fabric):
             self.database,
             self.trust,
             {"swtpm": self.tpms, **self.sources},
-            replace(SETTINGS, runtime_id=self.name),
+            replace(self.settings, runtime_id=self.name),
             self.verifying,
             secrets.token_bytes,
         )
@@ -298,6 +300,7 @@ async def some_machines(
     name: str = "",
     uri: str = "test:///default",
     provisioner: Provisioner | None = None,
+    clock: ManualClock | None = None,
     **parts: Any,
 ) -> AsyncIterator[Machines]:
     """Start the tree on a hypervisor connection of its own; at the end it dies."""
@@ -305,7 +308,7 @@ async def some_machines(
     name = name or f"{RUNTIME}-{uuid.uuid4().hex[:8]}"
     events = EventLoop(asyncio.get_running_loop())
     events.start()
-    clock = ManualClock()
+    clock = clock or ManualClock()
     runtime = Runtime(clock=clock, answers=(FabricError, AskError))
     with ThreadPoolExecutor(6) as threads, ThreadPoolExecutor(2) as verifying:
         tpms = SoftTpms(tpm_dir, threads)

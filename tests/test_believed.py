@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.domain.test_attestation_vectors import DEV
 from trustfabric.believed import believed_by
@@ -119,3 +120,41 @@ def test_intermediates_alone_are_no_roots(tmp_path: Path) -> None:
     (told,) = faults_of(trust_roots=tmp_path)
 
     assert "no root" in told
+
+
+def test_collateral_is_read_from_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "intel").mkdir()
+    source = DEV / "intel-tdx" / "v4-uptodate-phala.collateral.json"
+    shutil.copy(source, tmp_path / "intel" / "b0c06f000000.json")
+
+    folder = believed_by(chosen(collateral=tmp_path)).collateral
+
+    assert folder is not None
+    found = folder.read("intel/b0c06f000000.json")
+    assert found is not None
+    assert found.content == source.read_bytes()
+
+
+def test_without_a_folder_there_is_no_collateral() -> None:
+    assert believed_by(chosen()).collateral is None
+
+
+def test_a_file_that_no_evidence_will_find_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "amd").mkdir()
+    (tmp_path / "amd" / "milan.crl").write_bytes(b"")
+
+    (warning,) = believed_by(chosen(collateral=tmp_path)).warnings
+
+    assert warning.startswith("VM_ATTESTATION_COLLATERAL: amd/milan.crl: ")
+
+
+def test_collateral_that_can_t_be_used_is_told_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "amd").mkdir()
+    (tmp_path / "amd" / "Milan.crl").write_bytes(b"rubbish")
+
+    with capture_logs() as logs:
+        believed_by(chosen(collateral=tmp_path))
+
+    assert [(log["event"], log["name"]) for log in logs] == [
+        ("collateral.unusable", "amd/Milan.crl")
+    ]

@@ -19,6 +19,7 @@ from trustfabric import log as logs
 from trustfabric.actors.attestation import Attestation
 from trustfabric.actors.counters import Counters
 from trustfabric.actors.dispatch import Dispatcher
+from trustfabric.actors.equipment import Equipment
 from trustfabric.actors.evaluations import Cadence, Scheduler
 from trustfabric.actors.holds import Holds
 from trustfabric.actors.hypervisor import Hypervisor, Renew
@@ -30,7 +31,6 @@ from trustfabric.actors.metrics import Meter
 from trustfabric.actors.orders import Desk
 from trustfabric.actors.playbooks import Playbooks
 from trustfabric.actors.policies import Policies
-from trustfabric.actors.power import Equipment
 from trustfabric.actors.refreshes import Refresher, Rhythm
 from trustfabric.actors.retention import Retention
 from trustfabric.actors.room import Room
@@ -214,7 +214,7 @@ def _makers(use: Resources, runtime: Runtime, at: Addresses) -> Makers:
             lambda: Changes.of(use.database_url),
             timedelta(seconds=settings.attestation.max_age_s),
         ),
-        meter=lambda: Meter(database, at.broadcaster, counters),
+        meter=lambda: Meter(database, at.broadcaster, counters, use.stock),
         retention=lambda: Retention(database, _retention(settings)),
         api=lambda: Site(_face(use, runtime, at, counters), lambda: use.listening),
     )

@@ -21,6 +21,7 @@ from trustfabric.domain.evidence.packaged import (
     anchors_from,
     packaged_anchors,
 )
+from trustfabric.drivers.collateral import CollateralFolder
 from trustfabric.errors import ConfigError, InvalidError
 
 _LARGEST = 256 * 1024
@@ -33,6 +34,7 @@ _NAMED = {policy.id: policy for policy in (DEFAULT_POLICY, DEMO_POLICY)}
 class Believed:
     policy: AppraisalPolicy
     anchors: Anchors
+    collateral: CollateralFolder | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -58,7 +60,16 @@ def believed_by(chosen: AttestationSettings) -> Believed:
             faults.append(f"VM_ATTESTATION_TRUST_ROOTS: {error}")
     if faults:
         raise ConfigError(faults)
-    return Believed(policy, anchors, tuple(_never_matched(chosen.measurements)))
+    warnings = tuple(_never_matched(chosen.measurements))
+    if chosen.collateral is None:
+        return Believed(policy, anchors, warnings=warnings)
+    folder = CollateralFolder(chosen.collateral, anchors)
+    folder.survey()  # has what can't be used logged: evidence may be long in coming
+    warnings += tuple(
+        f"VM_ATTESTATION_COLLATERAL: {name}: no file of this name is read"
+        for name in folder.strange()
+    )
+    return Believed(policy, anchors, folder, warnings)
 
 
 def _never_matched(measurements: Iterable[str]) -> Iterator[str]:

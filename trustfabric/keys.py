@@ -1,4 +1,4 @@
-"""What the data directory keeps of a runtime: its name and its signing secret."""
+"""What the data directory keeps of a runtime: its name and its secrets."""
 
 import contextlib
 import fcntl
@@ -57,6 +57,11 @@ def rotate_ear_key(data_dir: Path) -> str:
     """
     ear_key_of(data_dir)
     return KeyFile(keep(data_dir / "ear-key.pem", new_key())).signer().kid
+
+
+def identity_key_of(data_dir: Path) -> bytes:
+    """Return what names hardware in verdicts; makes the key the first time."""
+    return _kept(data_dir / "identity-key", SECRET_BYTES).encode()
 
 
 def runtime_id_of(data_dir: Path) -> str:

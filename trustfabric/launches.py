@@ -6,6 +6,7 @@ from typing import Any
 
 from trustfabric.config import LibvirtSettings
 from trustfabric.db.vms import Instance, NewInstance
+from trustfabric.domain.accelerators import check_vouches_for_vm
 from trustfabric.domain.ports import Provisioner
 from trustfabric.domain.seeds import read_seed
 from trustfabric.domain.servers import Server
@@ -37,7 +38,11 @@ class Launches:
     policy_id: str
 
     def new_instance(self, server: Server, name: str) -> NewInstance:
-        """Return the insert of the server's next instance."""
+        """Return the insert of the server's next instance.
+
+        InvalidError where its configuration names no evidence of a VM.
+        """
+        check_vouches_for_vm(server.attestation.get("kind"))
         vm = server.vm
         return NewInstance(
             server_id=server.id,

@@ -13,27 +13,29 @@ import structlog
 
 from trustfabric.actors import attestation
 from trustfabric.believed import Believed, believed_by
-from trustfabric.config import Settings
+from trustfabric.config import LibvirtSettings, Settings
 from trustfabric.db import runtimes
 from trustfabric.db.embedded import start_embedded
 from trustfabric.db.migrate import migrate
 from trustfabric.db.session import Database
+from trustfabric.domain.attestation.collateral import Stock
 from trustfabric.domain.ports import Provisioner
 from trustfabric.domain.vms import ConsoleKind, VolumeTemplate
 from trustfabric.drivers.agents import AgentSockets, AgentVsock
+from trustfabric.drivers.collateral import CollateralFolder
 from trustfabric.drivers.hypervisor import HttpProvisioner
 from trustfabric.drivers.libvirt import LibvirtProvisioner
 from trustfabric.drivers.libvirt_connect import Credentials
 from trustfabric.drivers.libvirt_events import EventLoop
+from trustfabric.drivers.libvirt_link import THREADS
 from trustfabric.drivers.libvirt_xml import VirtType
 from trustfabric.drivers.swtpm import SoftTpms
 from trustfabric.errors import ConfigError
 from trustfabric.http.tokens import Tokens
-from trustfabric.keys import held, runtime_id_of, tokens_of
+from trustfabric.keys import held, identity_key_of, runtime_id_of, tokens_of
 
 log = structlog.get_logger(__name__)
 
-LIBVIRT_THREADS = 8
 TPM_THREADS = 8
 VERIFY_THREADS = 2
 """Verification holds the interpreter: its threads only keep the loop answering."""
@@ -57,6 +59,7 @@ class Resources:
     agents: Mapping[str, attestation.EvidenceSource]
     """Those that are asked from outside their guest, by the name of the way."""
     attestation: attestation.Settings
+    collateral: CollateralFolder | None
     verifying: Executor
     blocking: Executor
     """For short blocking work of drivers that have no pool of their own."""
@@ -70,6 +73,13 @@ class Resources:
             return self.settings.http.public_url
         host, port = self.listening.getsockname()[:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def stock(self) -> Mapping[str, Stock]:
+        """Look at the folder of collateral, where there is one."""
+        if self.collateral is None:
+            return {}
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.blocking, self.collateral.stock)
 
 
 @asynccontextmanager
@@ -107,6 +117,7 @@ async def opened(settings: Settings) -> AsyncIterator[Resources]:
             tpms=tpms,
             agents=_agents(settings, runtime_id),
             attestation=_attestation(settings, runtime_id, believed),
+            collateral=believed.collateral,
             verifying=_pool(stack, "verify", VERIFY_THREADS),
             blocking=blocking,
             tokens=tokens,
@@ -160,7 +171,7 @@ def _provisioner(
         assert hypervisor.endpoint is not None  # a fault of the settings otherwise
         return HttpProvisioner(
             hypervisor.endpoint,
-            token=lambda: hypervisor.token,
+            token=None if hypervisor.token is None else lambda: hypervisor.token,
             timeout_s=hypervisor.timeout_s,
         )
     events = EventLoop(asyncio.get_running_loop())
@@ -169,17 +180,20 @@ def _provisioner(
     return LibvirtProvisioner(
         settings.libvirt.uri,
         events=events,
-        executor=_pool(stack, "libvirt", LIBVIRT_THREADS),
+        executor=_pool(stack, "libvirt", THREADS),
         runtime=runtime_id,
-        credentials=Credentials(
-            settings.libvirt.username, settings.libvirt.read_password
-        ),
+        credentials=_credentials(settings.libvirt),
         virt=_VIRT[settings.libvirt.virt_type],
         scratch=_scratch(settings),
         console=ConsoleKind(settings.libvirt.console_source.kind),
         console_dir=settings.data_dir.resolve() / "console-logs",
         console_lines=settings.libvirt.log_tail,
     )
+
+
+def _credentials(libvirt: LibvirtSettings) -> Credentials:
+    given = libvirt.password is not None or libvirt.password_file is not None
+    return Credentials(libvirt.username, libvirt.read_password if given else None)
 
 
 def _scratch(settings: Settings) -> VolumeTemplate:
@@ -192,7 +206,7 @@ def _scratch(settings: Settings) -> VolumeTemplate:
 def _attestation(
     settings: Settings, runtime_id: str, believed: Believed
 ) -> attestation.Settings:
-    chosen = settings.attestation
+    chosen, folder = settings.attestation, believed.collateral
     return attestation.Settings(
         policy=believed.policy,
         anchors=believed.anchors,
@@ -200,4 +214,6 @@ def _attestation(
         timeout_s=chosen.timeout_s,
         runtime_id=runtime_id,
         attempts=chosen.attempts,
+        identity_key=identity_key_of(settings.data_dir),
+        collateral=None if folder is None else folder.read,
     )

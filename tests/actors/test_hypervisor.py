@@ -32,8 +32,9 @@ async def power_of(
     machines: Machines, name: str, *, afresh: bool = False
 ) -> PowerState | None:
     nobody: Address[Any] = Address("nobody")
-    watcher = Watcher(nobody, Look())
-    return await machines.hypervisor.ask(PowerOf(name, watcher, afresh), within_s=ASK_S)
+    watcher = Watcher(nobody, Look(), Look())
+    seen = await machines.hypervisor.ask(PowerOf(name, watcher, afresh), within_s=ASK_S)
+    return None if seen is None else seen.power
 
 
 async def booted_again(machines: Machines, before: Instance) -> None:
@@ -98,7 +99,7 @@ async def test_an_event_that_never_came_is_made_up_for_by_looking(
     machines.provisioner._on_event = None
     operator.lookupByName(instance.name).destroy()
     actor = machines.vms.children()[str(instance.id)]
-    watcher = Watcher(actor, Look())
+    watcher = Watcher(actor, Look(), Look())
     await machines.hypervisor.ask(PowerOf(instance.name, watcher), within_s=ASK_S)
 
     machines.clock.advance(hypervisor.RECONCILE_S)
@@ -111,7 +112,7 @@ async def test_while_the_link_is_down_nothing_is_known(machines: Machines) -> No
     await machines.provisioner.close()
     actor = machines.hypervisor.cell.actor
     assert actor is not None
-    actor._powers = None  # type: ignore[attr-defined]
+    actor._seen = None  # type: ignore[attr-defined]
     machines.runtime.resume(LINK)
 
     with pytest.raises(UnavailableError):
@@ -145,7 +146,7 @@ async def test_who_no_longer_watches_is_not_told(
 
     async def seen() -> bool | None:
         actor = machines.hypervisor.cell.actor
-        known = actor._powers[instance.name]  # type: ignore[union-attr]
+        known = actor._seen[instance.name].power  # type: ignore[union-attr]
         return known is PowerState.STOPPED or None
 
     await until(seen, "the event")

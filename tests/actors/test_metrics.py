@@ -38,6 +38,7 @@ from trustfabric.actors.placement import Launch, judge
 from trustfabric.actors.trust import TrustRegistry
 from trustfabric.db import placement, run_events, runs
 from trustfabric.db.session import Database
+from trustfabric.domain.attestation.collateral import Stock
 from trustfabric.domain.executors import LogStream
 from trustfabric.domain.ids import InstanceId, RunId
 from trustfabric.domain.run_events import RunEvent
@@ -62,6 +63,9 @@ class Metered(Fabric):
     counters: Counters = field(default_factory=Counters)
     meter: Address[Meter] = field(default_factory=lambda: Address("metrics"))
 
+    async def stock(self) -> dict[str, Stock]:
+        return {"amd": Stock(self.clock.now(), 2)}
+
     def spec(self) -> SupervisorSpec:
         below = super().spec()
         return SupervisorSpec(
@@ -75,7 +79,9 @@ class Metered(Fabric):
                 ),
                 ChildSpec(
                     address=self.meter,
-                    start=lambda: Meter(self.database, self.broadcaster, self.counters),
+                    start=lambda: Meter(
+                        self.database, self.broadcaster, self.counters, self.stock
+                    ),
                 ),
             ),
         )
@@ -348,6 +354,7 @@ async def test_without_a_database_it_says_so(fabric: Metered) -> None:
     reading = await fabric.measure()
 
     assert reading.fleet is None
+    assert reading.collateral["amd"].unusable == 2
 
 
 # --- counters ----------------------------------------------------------------------

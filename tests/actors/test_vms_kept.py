@@ -34,12 +34,8 @@ pytestmark = [
 @pytest.fixture
 def uri() -> Iterator[str]:
     """libvirt's test driver behind a daemon: its domains outlive our links."""
-    host = PrivateLibvirtd.make()
-    try:
-        host.start()
+    with PrivateLibvirtd.make().running() as host:
         yield f"test+unix:///default?socket={host.socket}"
-    finally:
-        host.stop()
 
 
 @pytest.fixture

@@ -111,6 +111,9 @@ def test_every_fault_of_every_variable_is_reported_at_once(tmp_path: Path) -> No
         ("LIBVIRT_CONNECTION_URI", "qemu+shh://h/system", 'did you mean "ssh"?'),
         ("LIBVIRT_CONNECTION_URI", "qemu+ssh://a:hunter2@h/x", "holds a password"),
         ("LIBVIRT_CONNECTION_URI", "qemu", "is not a libvirt URI"),
+        ("LIBVIRT_CONNECTION_URI", "xen:///system", "is not a libvirt URI"),
+        ("LIBVIRT_CONNECTION_URI", "qemu:///system x", "a blank"),
+        ("LIBVIRT_CONNECTION_URI", "qemu+ssh://host", "no path"),
         ("LIBVIRT_CONSOLE_SOURCE", "ptty", 'did you mean "pty"?'),
         ("LIBVIRT_CONSOLE_SOURCE", "pty:/dev/pts/0", "pty has no attribute"),
         ("LIBVIRT_CONSOLE_SOURCE", "tcp:80-90", '"80-90" is not a range of ports'),
@@ -133,6 +136,8 @@ def test_every_fault_of_every_variable_is_reported_at_once(tmp_path: Path) -> No
         ("VM_ATTESTATION_MEASUREMENTS", "abcd", '"abcd" is not a digest'),
         ("VM_ATTESTATION_POLICY", "/nowhere", "nor a readable file"),
         ("VM_ATTESTATION_TRUST_ROOTS", "/nowhere", "is not a folder"),
+        ("VM_ATTESTATION_COLLATERAL", "/nowhere", '"/nowhere" is not a folder'),
+        ("VM_ATTESTATION_COLLATERAL", ".", '"." is not an absolute path'),
         ("VM_PROVISIONER_DRIVER", "libvirtd", 'did you mean "libvirt"?'),
     ],
 )

@@ -44,6 +44,22 @@ def test_a_disk_path_is_filled_in(tmp_path: Path) -> None:
     assert volume.path_for(tmp_path, "vm-1", "7") == tmp_path / "volumes/vm-1.qcow2"
 
 
+def test_an_overlay_may_be_of_the_image_that_a_vm_is_made_from(tmp_path: Path) -> None:
+    base = "/var/lib/libvirt/images/{image}.qcow2"
+
+    volume = load_settings(template("VOLUME_TEMPLATE", base_image=base)).libvirt.volume
+
+    assert volume.base_image == base
+
+
+def test_a_mac_address_is_written_as_libvirt_writes_it() -> None:
+    mac = "52:54:00:AB:CD:EF"
+
+    network = load_settings(template("NETWORK_TEMPLATE", mac=mac)).libvirt.network
+
+    assert network.mac == "52:54:00:ab:cd:ef"
+
+
 def test_pci_numbers_are_hexadecimal_where_they_are_strings() -> None:
     gpu = load_settings(
         template("GPU_POLICY", enabled=True, devices=[{"bus": "0x0a", "slot": "1f"}])
@@ -65,6 +81,18 @@ def test_pci_numbers_are_hexadecimal_where_they_are_strings() -> None:
         ("NETWORK_TEMPLATE", {"type": "bridge"}, "needs the key bridge"),
         ("NETWORK_TEMPLATE", {"type": "user", "name": "x"}, "does not go with"),
         ("NETWORK_TEMPLATE", {"type": "user", "bridge": "x"}, "does not go with"),
+        ("NETWORK_TEMPLATE", {"type": "user", "mtu": 1400}, "key mtu does not go with"),
+        (
+            "NETWORK_TEMPLATE",
+            {"type": "user", "filterref": "clean-traffic"},
+            "key filterref does not go with",
+        ),
+        ("VOLUME_TEMPLATE", {"target_bus": "ide"}, '"ide" is not one of'),
+        (
+            "VOLUME_TEMPLATE",
+            {"target_bus": "sata", "readonly": True},
+            "key readonly does not go with",
+        ),
         ("VOLUME_TEMPLATE", {"path": "relative"}, "begins with / or {data_dir}/"),
         ("VOLUME_TEMPLATE", {"path": "/a/../b"}, 'has no ".."'),
         ("VOLUME_TEMPLATE", {"path": "/a/<b>"}, "markup"),
@@ -72,6 +100,21 @@ def test_pci_numbers_are_hexadecimal_where_they_are_strings() -> None:
         ("VOLUME_TEMPLATE", {"path": "/etc/shadow"}, "is not in /"),
         ("VOLUME_TEMPLATE", {"base_image": "/etc/x"}, "$.base_image: /etc/x is not in"),
         ("VOLUME_TEMPLATE", {"target_dev": "vda1"}, "a disk name"),
+        (
+            "VOLUME_TEMPLATE",
+            {"base_image": "{data_dir}/base.img", "driver": "raw"},
+            'key base_image does not go with driver "raw"',
+        ),
+        (
+            "VOLUME_TEMPLATE",
+            {"path": "{data_dir}/one.qcow2", "size_gib": 1},
+            "VMs would share it",
+        ),
+        (
+            "VOLUME_TEMPLATE",
+            {"path": "/a/{instance_id}/disk", "size_gib": 1, "pool": "images"},
+            "VMs would share it",
+        ),
         ("VOLUME_TEMPLATE", {"io": "native"}, "needs cache"),
         ("VOLUME_TEMPLATE", {"readonly": "yes"}, "is not true or false"),
         ("VOLUME_TEMPLATE", {"size_gib": 0}, "greater than or equal to 1"),

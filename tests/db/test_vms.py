@@ -202,12 +202,16 @@ async def test_a_name_that_is_another_s_is_refused(fabric: Fabric) -> None:
             await boots.set_defined(conn, second, theirs, fabric.clock.now())
 
 
-async def test_a_definition_is_recorded_once(fabric: Fabric) -> None:
+async def test_a_name_is_recorded_once_and_notes_with_each_definition(
+    fabric: Fabric,
+) -> None:
     instance = await fabric.instance()
     made = Defined(
         hypervisor_name="hv-1", tier=IsolationTier.STANDARD, notes=("a note",)
     )
-    later = Defined(hypervisor_name="hv-2", tier=IsolationTier.STANDARD)
+    later = Defined(
+        hypervisor_name="hv-2", tier=IsolationTier.STANDARD, notes=("another",)
+    )
 
     async with fabric.database.writing() as conn:
         await boots.set_defined(conn, instance, made, fabric.clock.now())
@@ -215,4 +219,4 @@ async def test_a_definition_is_recorded_once(fabric: Fabric) -> None:
 
     row = await read(fabric, instance, OWNER)
     assert row is not None
-    assert (row.name, tuple(row.capability_notes)) == ("hv-1", ("a note",))
+    assert (row.name, tuple(row.capability_notes)) == ("hv-1", ("another",))

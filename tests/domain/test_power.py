@@ -1,16 +1,21 @@
 """The next step of a VM: every situation leads on, and none boots twice."""
 
+from uuid import uuid4
+
 import pytest
 
 from trustfabric.domain.power import (
+    Boot,
     Desired,
     Hold,
+    Seen,
     Step,
     next_step,
+    step_of_another,
     taken_away,
     told,
 )
-from trustfabric.domain.vms import PowerState
+from trustfabric.domain.vms import PowerChange, PowerState
 
 P = PowerState
 ACTIVE = [P.STARTING, P.RUNNING, P.PAUSED, P.STOPPING]
@@ -18,7 +23,7 @@ OFF = [None, P.DEFINED, P.STOPPED, P.CRASHED]
 
 TOWARDS_RUNNING = {
     # recorded: (observed off, observed active)
-    P.UNKNOWN: (Step.BOOT, Step.NOTE_STRANGE_BOOT),
+    P.UNKNOWN: (Step.BOOT, Step.NOTE_RUNNING),
     P.DEFINED: (Step.BOOT, Step.NOTE_STRANGE_BOOT),
     P.STARTING: (Step.BOOT, Step.NOTE_RUNNING),
     P.RUNNING: (Step.NOTE_CRASH, Step.NOTHING),  # vanished where nothing is seen
@@ -41,7 +46,67 @@ def test_one_that_shall_run_is_led_there(
 
     if observed is None and off is Step.NOTE_CRASH:
         off = Step.END_VANISHED
+    if recorded is P.STARTING and observed is P.PAUSED:
+        active = Step.BOOT  # before its first instruction
     assert step is (active if observed in ACTIVE else off)
+
+
+@pytest.mark.parametrize("recorded", PowerState)
+@pytest.mark.parametrize("hold", Hold)
+def test_what_somebody_else_began_is_a_new_boot_whatever_was_recorded(
+    recorded: PowerState, hold: Hold
+) -> None:
+    step = next_step(
+        Desired.RUNNING,
+        recorded,
+        P.RUNNING,
+        volatile=False,
+        hold=hold,
+        boot=Boot.STRANGE,
+    )
+
+    assert step is Step.NOTE_STRANGE_BOOT
+
+
+@pytest.mark.parametrize("desired", Desired)
+def test_of_one_at_another_hypervisor_nothing_is_done(desired: Desired) -> None:
+    def step(*, noted: bool) -> Step:
+        return step_of_another(desired, here=False, volatile=False, noted=noted)
+
+    assert step(noted=False) is Step.NOTE_ELSEWHERE
+    assert step(noted=True) is Step.NOTHING
+
+
+@pytest.mark.parametrize("desired", Desired)
+def test_one_whose_domain_is_here_is_at_home_by_another_address(
+    desired: Desired,
+) -> None:
+    for noted in (True, False):
+        step = step_of_another(desired, here=True, volatile=False, noted=noted)
+        assert step is Step.NOTE_MOVED
+
+
+def test_what_ended_with_an_earlier_process_is_over() -> None:
+    def step(desired: Desired) -> Step:
+        return step_of_another(desired, here=False, volatile=True, noted=True)
+
+    assert step(Desired.RUNNING) is step(Desired.STOPPED) is Step.END_VANISHED
+    assert step(Desired.TERMINATED) is Step.REMOVE
+
+
+@pytest.mark.parametrize("change", PowerChange)
+@pytest.mark.parametrize("power", PowerState)
+def test_a_mark_outlasts_only_what_runs_on(
+    power: PowerState, change: PowerChange
+) -> None:
+    boot = uuid4()
+
+    after = Seen(power, boot).after(change)
+
+    runs_on = power.active and after.power.active
+    assert after.boot == (
+        boot if runs_on and change is not PowerChange.STARTED else None
+    )
 
 
 @pytest.mark.parametrize("recorded", PowerState)
@@ -100,7 +165,8 @@ def test_what_runs_is_never_booted(
 ) -> None:
     step = next_step(desired, recorded, observed, volatile=volatile)
 
-    assert step not in {Step.BOOT, Step.RELAUNCH}
+    unstarted = recorded is P.STARTING and observed is P.PAUSED
+    assert step not in {Step.BOOT, Step.RELAUNCH} or unstarted
 
 
 @pytest.mark.parametrize(
@@ -140,7 +206,7 @@ def test_a_hold_never_keeps_what_shall_stop_from_stopping(hold: Hold) -> None:
 def test_what_rebooted_itself_is_noted_before_anything_else() -> None:
     for recorded in (P.RUNNING, P.PAUSED):
         step = next_step(
-            Desired.RUNNING, recorded, P.RUNNING, volatile=False, rebooted=True
+            Desired.RUNNING, recorded, P.RUNNING, volatile=False, boot=Boot.AGAIN
         )
         assert step is Step.NOTE_REBOOT
 
@@ -149,12 +215,12 @@ def test_what_rebooted_itself_is_noted_before_anything_else() -> None:
 def test_a_boot_that_is_still_to_be_noted_covers_its_reboots(
     recorded: PowerState,
 ) -> None:
-    def step(*, rebooted: bool) -> Step:
+    def step(boot: Boot) -> Step:
         return next_step(
-            Desired.RUNNING, recorded, P.RUNNING, volatile=False, rebooted=rebooted
+            Desired.RUNNING, recorded, P.RUNNING, volatile=False, boot=boot
         )
 
-    assert step(rebooted=True) is step(rebooted=False)
+    assert step(Boot.AGAIN) is step(Boot.SAME)
 
 
 def test_a_hypervisor_that_only_echoes_us_is_not_taken_to_have_lost_anything() -> None:

@@ -392,7 +392,7 @@ def test_evidence_that_was_exchanged_doesn_t_agree() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 2},
+        {"schema": 3},
         {"kind": "unheard-of"},
         {"evidence": "***"},
         {"binding": "xyz"},

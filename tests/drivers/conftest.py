@@ -27,7 +27,7 @@ def heard() -> Heard:
 
 @pytest.fixture
 def executor() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(max_workers=6) as pool:
+    with ThreadPoolExecutor(max_workers=32) as pool:
         yield pool
 
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from tests.drivers.links import a_spec
+from tests.drivers.links import BOOT, a_spec, powers
 from tests.drivers.private_libvirtd import until_printed
 from trustfabric.domain.vms import NetworkTemplate, VmSpec, VolumeTemplate
 from trustfabric.drivers.libvirt import LibvirtProvisioner
@@ -43,14 +43,14 @@ def spec_in(root: Path) -> VmSpec:
 async def boot(driver: LibvirtProvisioner, root: Path) -> None:
     spec = spec_in(root)
     await driver.define(spec)
-    await driver.start(spec.name)
+    await driver.start(spec.name, BOOT)
     await until_printed(driver, spec.name, "GUEST-UP")
     say("up")
     await asyncio.Event().wait()
 
 
 async def adopt(driver: LibvirtProvisioner, root: Path) -> None:
-    power = (await driver.observe()).get(NAME)
+    power = (await powers(driver)).get(NAME)
     say(str(power))
     tail = await driver.console_tail(NAME, 1)
     async with asyncio.timeout(15):

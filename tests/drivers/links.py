@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from trustfabric.domain.ids import InstanceId, OwnerId, ServerId
+from trustfabric.domain.ports import Provisioner
 from trustfabric.domain.vms import (
     IsolationTier,
     PowerChange,
     PowerEvent,
+    PowerState,
     VmSpec,
     VolumeTemplate,
     vm_uuid,
@@ -17,6 +19,7 @@ from trustfabric.domain.vms import (
 from trustfabric.drivers.libvirt import LibvirtProvisioner
 
 RUNTIME = "tests"
+BOOT = UUID(int=1)
 
 MakeDriver = Callable[..., LibvirtProvisioner]
 
@@ -38,6 +41,11 @@ def a_spec(
         volume=VolumeTemplate(path=f"/var/lib/trustfabric/volumes/{name}.qcow2"),
         attestation_kind="tpm",
     )
+
+
+async def powers(driver: Provisioner) -> dict[str, PowerState]:
+    """Return the power of every domain of its runtime's."""
+    return {name: seen.power for name, seen in (await driver.observe()).items()}
 
 
 @dataclass

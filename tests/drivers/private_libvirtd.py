@@ -15,12 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from tests.drivers.links import a_spec
+from tests.drivers.links import BOOT, a_spec
 from trustfabric.domain.vms import NetworkTemplate, VmSpec, VolumeTemplate
 from trustfabric.drivers.libvirt import LibvirtProvisioner
 from trustfabric.drivers.libvirt_xml import parse
@@ -106,6 +107,15 @@ class PrivateLibvirtd:
             volume=VolumeTemplate(path=str(disk), driver="raw"),
             attestation_kind="unknown",
         )
+
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        """Start it; at the end it is gone, with all that it made."""
+        try:
+            self.start()
+            yield self
+        finally:
+            self.stop()
 
     def set_password(self, user: str, password: str) -> None:
         """Give a user of SASL a password; links that are open stay so."""
@@ -227,7 +237,7 @@ def end(pid_file: Path) -> None:
 async def a_running_vm(driver: LibvirtProvisioner, host: PrivateLibvirtd) -> VmSpec:
     spec = host.spec()
     await driver.define(spec)
-    await driver.start(spec.name)
+    await driver.start(spec.name, BOOT)
     await until_printed(driver, spec.name, "GUEST-UP")
     return spec
 

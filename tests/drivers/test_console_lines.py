@@ -134,3 +134,13 @@ def test_any_bytes_stay_within_bounds(pieces: list[bytes], capacity: int) -> Non
     for line in tail:
         assert len(line) <= 4 * LINE_CAP + len(CUT)
         assert not any(ord(char) < 0x20 and char != "\t" for char in line)
+
+
+def test_where_what_is_known_has_gaps_nothing_comes_twice() -> None:
+    known = [ConsoleEntry(seq, f"line {seq}") for seq in (1, 2, 3, 10, 11)]
+    ring = LineRing(2000, known=known)
+
+    assert [entry.seq for entry in ring.since(10)] == [11]
+    assert [entry.seq for entry in ring.since(2)] == [3, 10, 11]
+    assert ring.since(5) == (ConsoleGap(6, 9), *known[3:])
+    assert ring.since(11) == ()

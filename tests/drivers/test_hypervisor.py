@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from pydantic import SecretStr
 
-from tests.drivers.links import Heard, a_spec
+from tests.drivers.links import BOOT, Heard, a_spec
 from tests.drivers.reference_hypervisor import ReferenceHypervisor
 from trustfabric.domain.ports import ConsoleEntry
 from trustfabric.domain.seeds import Seed
@@ -190,7 +190,7 @@ async def test_a_slow_hypervisor_is_given_up_and_stays_linked(
     reference.delay_s = 0.5
 
     with pytest.raises(UnavailableError) as refused:
-        await driver.start(name)
+        await driver.start(name, BOOT)
 
     assert refused.value.facts["cause"] == "deadline"
     assert heard.lost == []
@@ -207,7 +207,7 @@ async def test_a_hypervisor_that_is_gone_is_a_lost_link_until_it_is_back(
         await driver.observe()
     await heard.until(lambda: bool(heard.lost))
     with pytest.raises(UnavailableError):
-        await driver.start(name)
+        await driver.start(name, BOOT)
     assert len(heard.lost) == 1
     with pytest.raises(UnavailableError):
         await driver.open(heard.on_event, heard.on_lost)
@@ -241,7 +241,7 @@ async def test_a_name_that_is_no_name_is_never_sent(
     driver: HttpProvisioner, reference: ReferenceHypervisor, name: str
 ) -> None:
     with pytest.raises(InvalidError):
-        await driver.start(name)
+        await driver.start(name, BOOT)
 
     assert reference.requests == []
 
@@ -275,7 +275,7 @@ async def test_who_follows_again_is_told_that_lines_may_be_missing(
     driver: HttpProvisioner, reference: ReferenceHypervisor
 ) -> None:
     name = (await driver.define(a_spec())).hypervisor_name
-    await driver.start(name)
+    await driver.start(name, BOOT)
     reference.machines[name].lines = ["one"]
 
     batches = [batch async for batch in driver.console_follow(name, after=7)]
@@ -290,7 +290,7 @@ async def test_a_silent_console_is_heard_from_all_the_same(
     driver: HttpProvisioner, reference: ReferenceHypervisor
 ) -> None:
     name = (await driver.define(a_spec())).hypervisor_name
-    await driver.start(name)
+    await driver.start(name, BOOT)
     reference.machines[name].stays = True
 
     async with aclosing(driver.console_follow(name, beat_s=0.05)) as batches:
@@ -314,7 +314,7 @@ async def test_events_are_told_after_the_call_returned(
 ) -> None:
     name = (await driver.define(a_spec())).hypervisor_name
 
-    await driver.start(name)
+    await driver.start(name, BOOT)
     await driver.undefine(name)
 
     await heard.until_heard(name, PowerChange.UNDEFINED)

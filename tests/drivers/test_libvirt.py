@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.drivers.links import Heard, MakeDriver, a_spec
+from tests.drivers.links import BOOT, Heard, MakeDriver, a_spec, powers
 from trustfabric.domain.vms import (
     IsolationTier,
     PowerChange,
@@ -16,12 +16,14 @@ from trustfabric.domain.vms import (
     VmSpec,
     is_structural,
 )
+from trustfabric.drivers import libvirt_ours as ours
 from trustfabric.drivers.libvirt import LibvirtProvisioner
 from trustfabric.errors import (
     AlreadyRunningError,
     ConflictError,
     InvalidError,
     NotFoundError,
+    UnavailableError,
     UnsupportedError,
 )
 
@@ -65,13 +67,13 @@ async def test_no_isolation_is_simulated(
         await driver.define(a_spec(tier=tier))
 
     assert is_structural(refused.value)
-    assert await driver.observe() == {}
+    assert await powers(driver) == {}
 
 
 async def test_an_empty_console_says_why(driver: LibvirtProvisioner) -> None:
     spec = a_spec()
     await driver.define(spec)
-    await driver.start(spec.name)
+    await driver.start(spec.name, BOOT)
 
     tail = await driver.console_tail(spec.name, 500)
 
@@ -85,12 +87,12 @@ async def test_domains_outlive_a_closed_link(
 ) -> None:
     spec = a_spec()
     await driver.define(spec)
-    await driver.start(spec.name)
+    await driver.start(spec.name, BOOT)
 
     await driver.close()
     await driver.open(heard.on_event, heard.on_lost)
 
-    assert await driver.observe() == {spec.name: PowerState.RUNNING}
+    assert await powers(driver) == {spec.name: PowerState.RUNNING}
 
 
 # --- whose a domain is -----------------------------------------------------------
@@ -107,8 +109,8 @@ async def test_strangers_are_not_seen(
     await other.define(theirs)
 
     for _ in range(2):
-        assert set(await driver.observe()) == {mine.name}
-        assert set(await other.observe()) == {theirs.name}
+        assert set(await powers(driver)) == {mine.name}
+        assert set(await powers(other)) == {theirs.name}
 
 
 async def test_strangers_are_not_touched(
@@ -120,13 +122,13 @@ async def test_strangers_are_not_touched(
     await other.define(theirs)
 
     with pytest.raises(NotFoundError):
-        await driver.start(theirs.name)
+        await driver.start(theirs.name, BOOT)
     with pytest.raises(NotFoundError):
         await driver.stop(theirs.name, grace_s=0)
     await driver.undefine(theirs.name)
     await driver.undefine("test")
 
-    assert set(await other.observe()) == {theirs.name}
+    assert set(await powers(other)) == {theirs.name}
 
 
 async def test_strangers_events_are_not_told(
@@ -137,7 +139,7 @@ async def test_strangers_events_are_not_told(
     theirs = replace(a_spec(), uuid=uuid4())
     await other.define(theirs)
 
-    await other.start(theirs.name)
+    await other.start(theirs.name, BOOT)
 
     await theirs_heard.until_heard(theirs.name, PowerChange.STARTED)
     assert heard.events == []
@@ -159,7 +161,7 @@ async def test_a_strangers_name_or_uuid_is_a_conflict(
         await driver.define(spec)
 
     assert refused.value.facts["other_uuid"] == str(uuid)
-    assert await driver.observe() == {}
+    assert await powers(driver) == {}
 
 
 async def test_what_a_killed_process_left_is_adopted(
@@ -167,11 +169,11 @@ async def test_what_a_killed_process_left_is_adopted(
 ) -> None:
     spec = a_spec()
     await driver.define(spec)
-    await driver.start(spec.name)
+    await driver.start(spec.name, BOOT)
     heir, heirs_heard = make(), Heard()
     await heir.open(heirs_heard.on_event, heirs_heard.on_lost)
 
-    assert await heir.observe() == {spec.name: PowerState.RUNNING}
+    assert await powers(heir) == {spec.name: PowerState.RUNNING}
     adopted = await heir.define(spec)
     await heir.stop(spec.name, grace_s=1)
 
@@ -192,6 +194,21 @@ async def test_a_changed_specification_is_defined_over_the_old(
     assert info[1] == 128 * 1024
 
 
+def test_an_error_that_the_collector_had_forgotten_is_asked_for_again(
+    driver: LibvirtProvisioner, operator: Any
+) -> None:
+    """Freeing an object of libvirt's resets the error of the call before."""
+    forgotten = [libvirt.libvirtError("freed in between")]
+
+    def look_up() -> Any:
+        if forgotten:
+            raise forgotten.pop()
+        return operator.lookupByName("nobody")
+
+    assert libvirt.libvirtError("freed in between").get_error_code() is None
+    assert ours.find(driver._host, look_up) is None
+
+
 # --- powers and their events -----------------------------------------------------
 
 
@@ -201,7 +218,7 @@ async def test_events_come_in_order_over_a_life(
     spec = a_spec()
     await driver.define(spec)
 
-    await driver.start(spec.name)
+    await driver.start(spec.name, BOOT)
     await driver.pause(spec.name)
     await driver.resume(spec.name)
     await driver.stop(spec.name, grace_s=0)
@@ -222,14 +239,14 @@ async def test_what_an_operator_does_behind_our_back_is_told(
 ) -> None:
     spec = a_spec()
     await driver.define(spec)
-    await driver.start(spec.name)
+    await driver.start(spec.name, BOOT)
 
     operator.lookupByName(spec.name).destroy()
     await heard.until_heard(spec.name, PowerChange.DESTROYED)
     operator.lookupByName(spec.name).undefine()
 
     await heard.until_heard(spec.name, PowerChange.UNDEFINED)
-    assert await driver.observe() == {}
+    assert await powers(driver) == {}
 
 
 async def test_a_crash_is_told_and_seen(
@@ -237,24 +254,24 @@ async def test_a_crash_is_told_and_seen(
 ) -> None:
     spec = a_spec()
     await driver.define(spec)
-    await driver.start(spec.name)
+    await driver.start(spec.name, BOOT)
 
     dump_and_crash = 1
     operator.lookupByName(spec.name).coreDump(str(tmp_path / "core"), dump_and_crash)
 
     await heard.until_heard(spec.name, PowerChange.PANICKED)
-    assert await driver.observe() == {spec.name: PowerState.CRASHED}
+    assert await powers(driver) == {spec.name: PowerState.CRASHED}
 
 
 async def test_a_paused_vm_goes_on_when_started(driver: LibvirtProvisioner) -> None:
     spec = a_spec()
     await driver.define(spec)
-    await driver.start(spec.name)
+    await driver.start(spec.name, BOOT)
     await driver.pause(spec.name)
 
-    await driver.start(spec.name)
+    await driver.start(spec.name, BOOT)
 
-    assert await driver.observe() == {spec.name: PowerState.RUNNING}
+    assert await powers(driver) == {spec.name: PowerState.RUNNING}
 
 
 async def test_a_paused_vm_is_stopped_without_waiting_for_it(
@@ -262,13 +279,13 @@ async def test_a_paused_vm_is_stopped_without_waiting_for_it(
 ) -> None:
     spec = a_spec()
     await driver.define(spec)
-    await driver.start(spec.name)
+    await driver.start(spec.name, BOOT)
     await driver.pause(spec.name)
 
     async with asyncio.timeout(5):
         await driver.stop(spec.name, grace_s=60)
 
-    assert await driver.observe() == {spec.name: PowerState.STOPPED}
+    assert await powers(driver) == {spec.name: PowerState.STOPPED}
 
 
 async def test_a_vm_that_is_off_cannot_be_paused(driver: LibvirtProvisioner) -> None:
@@ -291,13 +308,13 @@ async def test_a_device_slipped_in_by_an_operator_keeps_it_from_running(
     operator.defineXML(xml.replace("</devices>", f"{second}</devices>"))
 
     with pytest.raises(InvalidError) as refused:
-        await driver.start(spec.name)
+        await driver.start(spec.name, BOOT)
 
     assert refused.value.facts["downgraded"] == ["2 disk instead of 1"]
-    states = await driver.observe()
+    states = await powers(driver)
     assert not states[spec.name].active
     assert not (await driver.define(spec)).adopted
-    await driver.start(spec.name)
+    await driver.start(spec.name, BOOT)
 
 
 # --- many, and at once -------------------------------------------------------------
@@ -308,7 +325,7 @@ async def test_racing_starts_have_one_winner(driver: LibvirtProvisioner) -> None
     await driver.define(spec)
 
     results = await asyncio.gather(
-        *(driver.start(spec.name) for _ in range(16)), return_exceptions=True
+        *(driver.start(spec.name, BOOT) for _ in range(16)), return_exceptions=True
     )
 
     assert results.count(None) == 1
@@ -323,17 +340,17 @@ async def test_racing_lives_of_one_name_end_in_our_errors_only(
 
     async def live() -> None:
         await driver.define(spec)
-        await driver.start(spec.name)
+        await driver.start(spec.name, BOOT)
         await driver.stop(spec.name, grace_s=0)
         await driver.undefine(spec.name)
 
     results = await asyncio.gather(*(live() for _ in range(40)), return_exceptions=True)
 
-    ours = (NotFoundError, ConflictError, type(None))
+    ours = (NotFoundError, ConflictError, UnavailableError, type(None))
     strange = [result for result in results if not isinstance(result, ours)]
     assert strange == []
     await driver.undefine(spec.name)
-    assert await driver.observe() == {}
+    assert await powers(driver) == {}
 
 
 @pytest.mark.slow
@@ -344,7 +361,7 @@ async def test_two_thousand_vms_start_and_every_event_comes(
 
     async def boot(spec: VmSpec) -> None:
         await driver.define(spec)
-        await driver.start(spec.name)
+        await driver.start(spec.name, BOOT)
 
     async with asyncio.TaskGroup() as group:
         for spec in specs:
@@ -354,7 +371,7 @@ async def test_two_thousand_vms_start_and_every_event_comes(
     assert {event.name for event in heard.events} == {spec.name for spec in specs}
     clock = asyncio.get_running_loop().time
     before = clock()
-    seen = await driver.observe()
+    seen = await powers(driver)
     assert clock() - before < 5
     assert set(seen.values()) == {PowerState.RUNNING}
     assert len(seen) == len(specs)

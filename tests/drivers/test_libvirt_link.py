@@ -6,14 +6,15 @@ import logging
 import sys
 import threading
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from tests.drivers.links import RUNTIME, Heard, MakeDriver, a_spec
+from tests.drivers.links import BOOT, RUNTIME, Heard, MakeDriver, a_spec, powers
+from trustfabric.config import load_settings
 from trustfabric.domain.vms import (
     PowerChange,
     vm_uuid,
@@ -22,8 +23,8 @@ from trustfabric.drivers import libvirt_errors
 from trustfabric.drivers.libvirt import LibvirtProvisioner
 from trustfabric.drivers.libvirt_connect import Credentials, parse_uri
 from trustfabric.drivers.libvirt_events import EventLoop
-from trustfabric.drivers.libvirt_link import Link, Listeners
 from trustfabric.errors import (
+    ConfigError,
     InvalidError,
     NotFoundError,
     UnavailableError,
@@ -33,6 +34,7 @@ from trustfabric.errors import (
 libvirt = pytest.importorskip("libvirt")
 
 pytestmark = pytest.mark.libvirt
+
 
 # --- links ---------------------------------------------------------------------------
 
@@ -55,6 +57,58 @@ pytestmark = pytest.mark.libvirt
 def test_a_uri_that_libvirt_would_guess_at_is_refused(uri: str) -> None:
     with pytest.raises(InvalidError):
         parse_uri(uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "xen:///system",
+        "QEMU:///system",
+        "Qemu+SSH://host/system",
+        "qemu+:///system",
+        "test:x://",
+        "qemu://host:port/system",
+        "qemu://[host/system",
+        "qemu:///system bad",
+        "qemu://",
+    ],
+)
+def test_a_uri_that_cannot_be_opened_is_a_fault_of_its_variable(uri: str) -> None:
+    with pytest.raises(ConfigError, match=r"^LIBVIRT_CONNECTION_URI: "):
+        load_settings({"LIBVIRT_CONNECTION_URI": uri})
+
+
+_PIECES = [
+    "qemu",
+    "test",
+    "xen",
+    "Q",
+    "+",
+    "ssh",
+    "unix",
+    ":",
+    "//",
+    "/",
+    "@",
+    "h",
+    "?",
+    "#",
+    "[",
+    "x=1",
+    "9",
+    "system",
+]
+
+
+@given(st.lists(st.sampled_from([*_PIECES, " "])).map("".join))
+@example("qemu+unix:///session?socket=/run/s")
+def test_a_uri_that_the_settings_take_is_one_that_the_driver_takes(uri: str) -> None:
+    try:
+        load_settings({"LIBVIRT_CONNECTION_URI": uri})
+    except ConfigError:
+        return
+
+    assert parse_uri(uri or "test:///default").text == (uri or "test:///default")
 
 
 @pytest.mark.parametrize(
@@ -100,58 +154,6 @@ async def test_a_uri_that_leads_nowhere_does_not_open(
         await driver.observe()
 
 
-async def test_a_call_that_hangs_is_given_up_and_holds_its_slot(
-    events: EventLoop, executor: ThreadPoolExecutor
-) -> None:
-    link, lost = await an_open_link(events, executor)
-    release = Event()
-
-    with pytest.raises(UnavailableError) as refused:
-        await link.call("hanging", lambda _: release.wait(), within_s=0.05)
-
-    assert refused.value.facts["cause"] == "deadline"
-    assert await link.call("asking", lambda conn: conn.getType()) == "TEST"
-    assert lost == []
-    release.set()
-    await link.close()
-
-
-async def test_a_link_whose_calls_hang_is_lost_and_says_so_once(
-    events: EventLoop, executor: ThreadPoolExecutor
-) -> None:
-    link, lost = await an_open_link(events, executor)
-    release = Event()
-
-    results = await asyncio.gather(
-        *(
-            link.call("hanging", lambda _: release.wait(), within_s=0.05)
-            for _ in range(4)
-        ),
-        return_exceptions=True,
-    )
-    await asyncio.sleep(0)
-
-    assert [type(result) for result in results] == [UnavailableError] * 4
-    assert len(lost) == 1
-    with pytest.raises(UnavailableError):
-        await link.call("asking", lambda conn: conn.getType())
-    release.set()
-    await link.close()
-
-
-async def an_open_link(
-    events: EventLoop, executor: ThreadPoolExecutor
-) -> tuple[Link, list[str]]:
-    lost: list[str] = []
-    uri = parse_uri("test:///default")
-    link = Link(libvirt, uri, Credentials(), events, executor)
-    listeners = Listeners(
-        lifecycle=lambda *_: None, rebooted=lambda *_: None, lost=lost.append
-    )
-    await link.open(listeners, None)
-    return link, lost
-
-
 async def test_reopening_leaves_no_callback_behind(
     driver: LibvirtProvisioner, heard: Heard
 ) -> None:
@@ -160,7 +162,7 @@ async def test_reopening_leaves_no_callback_behind(
     for _ in range(20):
         await driver.open(heard.on_event, heard.on_lost)
 
-    await driver.start(spec.name)
+    await driver.start(spec.name, BOOT)
 
     await heard.until_heard(spec.name, PowerChange.STARTED)
     await driver.observe()
@@ -191,7 +193,7 @@ async def test_the_right_credentials_open(
 
     await driver.open(heard.on_event, heard.on_lost)
 
-    assert await driver.observe() == {}
+    assert await powers(driver) == {}
     assert driver.credentials == {
         "username": "alice",
         "method": "password",
@@ -237,7 +239,7 @@ async def test_the_password_is_read_anew_for_each_opening(
         await driver.open(heard.on_event, heard.on_lost)
     await driver.open(heard.on_event, heard.on_lost)
 
-    assert await driver.observe() == {}
+    assert await powers(driver) == {}
 
 
 async def test_a_password_that_cannot_be_read_says_so(
@@ -289,7 +291,7 @@ async def test_libvirt_stays_off_standard_error(
     driver: LibvirtProvisioner, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(NotFoundError):
-        await driver.start("nobody")
+        await driver.start("nobody", BOOT)
 
     assert capfd.readouterr() == ("", "")
 

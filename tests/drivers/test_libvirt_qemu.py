@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.drivers.links import Heard
+from tests.drivers.links import BOOT, Heard, powers
 from tests.drivers.private_libvirtd import (
     PrivateLibvirtd,
     a_running_vm,
@@ -48,7 +48,7 @@ async def test_a_guest_is_asked_to_stop_and_its_last_words_are_kept(
 
     await qemu_driver.stop(spec.name, grace_s=10)
 
-    assert (await qemu_driver.observe())[spec.name] is PowerState.STOPPED
+    assert (await powers(qemu_driver))[spec.name] is PowerState.STOPPED
     await heard.until_heard(spec.name, PowerChange.SHUT_DOWN)
     assert (await qemu_driver.console_tail(spec.name, 1)).lines == ("OFF",)
 
@@ -61,7 +61,7 @@ async def test_a_killed_qemu_is_a_crash(
     os.kill(host.qemu_of(spec.name), signal.SIGKILL)
 
     await heard.until_heard(spec.name, PowerChange.FAILED)
-    assert (await qemu_driver.observe())[spec.name] is PowerState.CRASHED
+    assert (await powers(qemu_driver))[spec.name] is PowerState.CRASHED
 
 
 async def test_a_panic_is_a_crash(
@@ -73,7 +73,7 @@ async def test_a_panic_is_a_crash(
 
     await heard.until_heard(spec.name, PowerChange.PANICKED)
     async with asyncio.timeout(30):
-        while (await qemu_driver.observe())[spec.name] is not PowerState.CRASHED:
+        while (await powers(qemu_driver))[spec.name] is not PowerState.CRASHED:
             await asyncio.sleep(0.05)
 
 
@@ -85,7 +85,7 @@ async def test_a_guest_that_resets_itself_has_booted_anew(
     type_into(host, spec.name, b"r")
 
     await heard.until_heard(spec.name, PowerChange.REBOOTED)
-    assert (await qemu_driver.observe())[spec.name] is PowerState.RUNNING
+    assert (await powers(qemu_driver))[spec.name] is PowerState.RUNNING
 
 
 async def test_a_crashed_vm_starts_again(
@@ -95,9 +95,9 @@ async def test_a_crashed_vm_starts_again(
     os.kill(host.qemu_of(spec.name), signal.SIGKILL)
     await heard.until_heard(spec.name, PowerChange.FAILED)
 
-    await qemu_driver.start(spec.name)
+    await qemu_driver.start(spec.name, BOOT)
 
-    assert (await qemu_driver.observe())[spec.name] is PowerState.RUNNING
+    assert (await powers(qemu_driver))[spec.name] is PowerState.RUNNING
 
 
 async def test_a_hung_guest_is_cut_off_and_its_neighbour_does_not_notice(
@@ -116,10 +116,43 @@ async def test_a_hung_guest_is_cut_off_and_its_neighbour_does_not_notice(
             await qemu_driver.resume(neighbour.name)
         assert not stopping.done()  # libvirt waits ten seconds before it kills
 
-    states = await qemu_driver.observe()
+    states = await powers(qemu_driver)
     assert states == {
         hung.name: PowerState.STOPPED,
         neighbour.name: PowerState.RUNNING,
+    }
+
+
+async def test_guests_that_hang_while_paused_leave_the_link_to_the_others(
+    qemu_driver: LibvirtProvisioner,
+    host: PrivateLibvirtd,
+    heard: Heard,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As many as there are slots: quarantine pauses them, and tries again."""
+    defaults = LibvirtProvisioner._act.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "within_s", 1.0)
+    neighbour = await a_running_vm(qemu_driver, host)
+    hung = [(await a_running_vm(qemu_driver, host)).name for _ in range(4)]
+    for name in hung:
+        os.kill(host.qemu_of(name), signal.SIGSTOP)
+
+    for why in ("no answer within", "an earlier call"):
+        pauses = (qemu_driver.pause(name) for name in hung)
+        for refused in await asyncio.gather(*pauses, return_exceptions=True):
+            assert isinstance(refused, UnavailableError)
+            assert why in str(refused)
+        async with asyncio.timeout(5):
+            await qemu_driver.pause(neighbour.name)
+            assert (await powers(qemu_driver))[neighbour.name] is PowerState.PAUSED
+            await qemu_driver.resume(neighbour.name)
+    await asyncio.gather(*(qemu_driver.stop(name, grace_s=1) for name in hung))
+
+    assert heard.lost == []
+    assert await powers(qemu_driver) == {
+        neighbour.name: PowerState.RUNNING,
+        **dict.fromkeys(hung, PowerState.STOPPED),
     }
 
 
@@ -134,7 +167,7 @@ async def test_a_tier_that_this_host_lacks_is_refused(
         await qemu_driver.define(replace(host.spec(), tier=tier))
 
     assert is_structural(refused.value)
-    assert await qemu_driver.observe() == {}
+    assert await powers(qemu_driver) == {}
 
 
 async def test_a_missing_disk_starts_nothing(
@@ -145,9 +178,9 @@ async def test_a_missing_disk_starts_nothing(
     Path(spec.volume.path).unlink()
 
     with pytest.raises(UnavailableError):
-        await qemu_driver.start(spec.name)
+        await qemu_driver.start(spec.name, BOOT)
 
-    assert not (await qemu_driver.observe())[spec.name].active
+    assert not (await powers(qemu_driver))[spec.name].active
 
 
 # --- disks ----------------------------------------------------------------------
@@ -179,7 +212,7 @@ async def test_a_disk_in_a_pool_that_nobody_has_is_refused(
     with pytest.raises(FabricError):
         await qemu_driver.define(replace(host.spec(), volume=volume))
 
-    assert await qemu_driver.observe() == {}
+    assert await powers(qemu_driver) == {}
 
 
 @pytest.mark.parametrize("driver_name", ["raw", "qcow2"])
@@ -211,7 +244,7 @@ async def test_a_guest_boots_from_an_overlay_of_its_base_image(
     before = base.read_bytes()
 
     await qemu_driver.define(spec)
-    await qemu_driver.start(spec.name)
+    await qemu_driver.start(spec.name, BOOT)
 
     await until_printed(qemu_driver, spec.name, "GUEST-UP")
     assert base.read_bytes() == before
@@ -236,7 +269,7 @@ async def test_a_disk_that_was_made_goes_with_its_vm_even_after_our_restart(
     await qemu_driver.undefine(spec.name)
 
     assert not disk.exists()
-    assert await qemu_driver.observe() == {}
+    assert await powers(qemu_driver) == {}
 
 
 async def test_a_disk_that_was_there_or_is_shared_stays(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.drivers.links import BOOT
 from tests.drivers.private_libvirtd import PrivateLibvirtd, missing
 from trustfabric.drivers.agents import AgentSockets
 from trustfabric.drivers.libvirt import LibvirtProvisioner
@@ -29,7 +30,7 @@ async def test_a_guest_whose_agent_is_not_there_is_only_silent(
     socket = folder / f"{spec.name}.sock"
     await qemu_driver.define(replace(spec, agent_socket=str(socket)))
 
-    await qemu_driver.start(spec.name)
+    await qemu_driver.start(spec.name, BOOT)
 
     assert Path(socket).is_socket()
     with pytest.raises(TimeoutError):

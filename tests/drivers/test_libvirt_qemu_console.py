@@ -10,7 +10,7 @@ from typing import TypeGuard
 
 import pytest
 
-from tests.drivers.links import Heard
+from tests.drivers.links import BOOT, Heard, powers
 from tests.drivers.private_libvirtd import (
     PrivateLibvirtd,
     a_running_vm,
@@ -47,7 +47,7 @@ async def test_a_guest_boots_and_prints(
 
     assert tail.lines[0] == "GUEST-UP"
     await heard.until_heard(spec.name, PowerChange.STARTED)
-    assert (await qemu_driver.observe())[spec.name] is PowerState.RUNNING
+    assert (await powers(qemu_driver))[spec.name] is PowerState.RUNNING
     assert not qemu_driver.simulated
     assert not qemu_driver.volatile
 
@@ -94,7 +94,7 @@ async def test_a_follower_outlives_the_guest_and_is_told_of_its_next_boot(
     async with aclosing(lines) as batches:
         await qemu_driver.stop(spec.name, grace_s=10)
         await until_told(batches, "OFF")
-        await qemu_driver.start(spec.name)
+        await qemu_driver.start(spec.name, BOOT)
         told = await until_told(batches, "GUEST-UP")
 
     break_, first = (item for item in told if isinstance(item, ConsoleEntry))
@@ -244,7 +244,7 @@ async def test_a_console_that_goes_elsewhere_names_the_setting(
 ) -> None:
     spec = replace(host.spec(), console=ConsoleSource(kind=ConsoleKind.NULL))
     await qemu_driver.define(spec)
-    await qemu_driver.start(spec.name)
+    await qemu_driver.start(spec.name, BOOT)
 
     tail = await qemu_driver.console_tail(spec.name, 10)
 

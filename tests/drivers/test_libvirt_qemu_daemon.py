@@ -7,16 +7,18 @@ import signal
 import threading
 import weakref
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
-from tests.drivers.links import Heard
+from tests.drivers.links import BOOT, Heard, powers
 from tests.drivers.private_libvirtd import (
     PrivateLibvirtd,
     a_running_vm,
     missing,
     until_printed,
 )
+from trustfabric.domain.power import Seen
 from trustfabric.domain.vms import (
     PowerChange,
     PowerState,
@@ -31,6 +33,8 @@ from trustfabric.errors import (
 )
 
 libvirt = pytest.importorskip("libvirt")
+
+OTHER_BOOT = UUID(int=2)
 
 pytestmark = [
     pytest.mark.libvirt,
@@ -50,6 +54,52 @@ async def until_at_most(number: int) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("again", ["another start", "a saved state"])
+async def test_what_somebody_else_began_has_no_mark(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd, again: str
+) -> None:
+    spec = await a_running_vm(qemu_driver, host)
+    marked = (await qemu_driver.observe())[spec.name]
+    operator = libvirt.open(host.uri)
+    domain = operator.lookupByName(spec.name)
+
+    if again == "another start":
+        domain.destroy()
+    else:
+        domain.managedSave()
+    domain.create()
+
+    assert marked == Seen(PowerState.RUNNING, BOOT)
+    assert (await qemu_driver.observe())[spec.name] == Seen(PowerState.RUNNING)
+    assert await qemu_driver.look(spec.name) == Seen(PowerState.RUNNING)
+    await qemu_driver.adopt(spec.name, OTHER_BOOT)
+    assert (await qemu_driver.observe())[spec.name].boot == OTHER_BOOT
+    await qemu_driver.mark(spec.name, BOOT)
+    assert await qemu_driver.look(spec.name) == Seen(PowerState.RUNNING, BOOT)
+    assert str(BOOT) not in domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+
+
+async def test_one_that_ends_while_it_is_started_may_be_started_again(
+    qemu_driver: LibvirtProvisioner,
+    host: PrivateLibvirtd,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = host.spec()
+    await qemu_driver.define(spec)
+    operator = libvirt.open(host.uri)
+
+    def end_it(*_: object) -> None:
+        operator.lookupByName(spec.name).destroy()
+
+    with monkeypatch.context() as before_its_first_instruction:
+        before_its_first_instruction.setattr(qemu_driver._consoles, "boot", end_it)
+        with pytest.raises(UnavailableError, match="ended while it was started"):
+            await qemu_driver.start(spec.name, BOOT)
+
+    await qemu_driver.start(spec.name, BOOT)
+    assert await qemu_driver.look(spec.name) == Seen(PowerState.RUNNING, BOOT)
+
+
 async def test_a_killed_daemon_is_a_lost_link_and_its_guests_are_found_again(
     qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd, heard: Heard
 ) -> None:
@@ -65,7 +115,8 @@ async def test_a_killed_daemon_is_a_lost_link_and_its_guests_are_found_again(
     later = Heard()
     await qemu_driver.open(later.on_event, later.on_lost)
 
-    assert (await qemu_driver.observe())[spec.name] is PowerState.RUNNING
+    seen = (await qemu_driver.observe())[spec.name]
+    assert seen == Seen(PowerState.RUNNING, BOOT)
     assert len(heard.lost) == 1
     assert (await qemu_driver.define(spec)).adopted
     await qemu_driver.stop(spec.name, grace_s=10)
@@ -84,7 +135,7 @@ async def test_what_died_while_nobody_looked_is_seen_afterwards(
     await qemu_driver.open(heard.on_event, heard.on_lost)
 
     async with asyncio.timeout(30):
-        while (await qemu_driver.observe())[spec.name].active:
+        while (await powers(qemu_driver))[spec.name].active:
             await asyncio.sleep(0.05)
 
 
@@ -153,7 +204,7 @@ async def test_a_renewed_link_goes_on_where_the_old_one_was(
     assert before is not None
     assert before.lost is not None
     assert qemu_driver._link is not before
-    assert (await qemu_driver.observe())[spec.name] is PowerState.RUNNING
+    assert (await powers(qemu_driver))[spec.name] is PowerState.RUNNING
     console = qemu_driver._consoles.get(spec.name)
     assert console is not None
     assert console.attached
@@ -177,7 +228,7 @@ async def test_a_secret_that_does_not_work_leaves_the_old_link(
     with pytest.raises(ConfigError):
         await qemu_driver.renew()
 
-    assert (await qemu_driver.observe())[spec.name] is PowerState.RUNNING
+    assert (await powers(qemu_driver))[spec.name] is PowerState.RUNNING
     os.kill(host.qemu_of(spec.name), signal.SIGKILL)
     await heard.until_heard(spec.name, PowerChange.FAILED)
 
@@ -207,7 +258,7 @@ async def test_a_daemon_that_dies_in_the_middle_of_a_start_boots_nothing_twice(
 ) -> None:
     spec = host.spec()
     await qemu_driver.define(spec)
-    starting = asyncio.ensure_future(qemu_driver.start(spec.name))
+    starting = asyncio.ensure_future(qemu_driver.start(spec.name, BOOT))
     await asyncio.sleep(after_s)  # into the call: libvirt tells nobody how far it is
     host.kill()
     with contextlib.suppress(UnavailableError):
@@ -217,10 +268,10 @@ async def test_a_daemon_that_dies_in_the_middle_of_a_start_boots_nothing_twice(
 
     await qemu_driver.define(spec)
     with contextlib.suppress(AlreadyRunningError):
-        await qemu_driver.start(spec.name)
+        await qemu_driver.start(spec.name, BOOT)
 
     await until_printed(qemu_driver, spec.name, "tick 1")
-    assert (await qemu_driver.observe())[spec.name] is PowerState.RUNNING
+    assert (await powers(qemu_driver))[spec.name] is PowerState.RUNNING
     guests = [
         each
         for each in Path("/proc").glob("[0-9]*/cmdline")

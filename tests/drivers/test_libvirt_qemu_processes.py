@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.drivers.links import Heard
+from tests.drivers.links import BOOT, Heard, powers
 from tests.drivers.private_libvirtd import (
     PrivateLibvirtd,
     a_running_vm,
@@ -90,7 +90,7 @@ async def test_a_forked_child_can_neither_use_nor_break_a_link(
     for act in (refused, fails_at_once, lets_go):
         assert await forked(act), act.__name__
 
-    assert (await qemu_driver.observe())[spec.name] is PowerState.RUNNING
+    assert (await powers(qemu_driver))[spec.name] is PowerState.RUNNING
     os.kill(host.qemu_of(spec.name), signal.SIGKILL)
     await heard.until_heard(spec.name, PowerChange.FAILED)
     assert heard.lost == []
@@ -108,11 +108,8 @@ async def unreaped(
     known = host.root / "cache"
     host = PrivateLibvirtd.make(reaped=False)
     subprocess.run(["cp", "-a", known, host.root], check=True)
-    try:
-        host.start()
+    with host.running():
         yield host
-    finally:
-        host.stop()
 
 
 @pytest_asyncio.fixture
@@ -160,12 +157,12 @@ async def test_a_zombie_is_not_off_until_it_is_reaped_and_holds_up_nobody(
     async with asyncio.timeout(30):
         await stopping
 
-    assert (await among_zombies.look(spec.name)) is PowerState.STOPPED
+    assert (await powers(among_zombies))[spec.name] is PowerState.STOPPED
     assert heard.lost == []
-    powers = await among_zombies.observe()
-    assert {powers[other.name], powers[third.name]} == {PowerState.RUNNING}
-    await among_zombies.start(spec.name)
-    assert (await among_zombies.look(spec.name)) is PowerState.RUNNING
+    seen = await powers(among_zombies)
+    assert {seen[other.name], seen[third.name]} == {PowerState.RUNNING}
+    await among_zombies.start(spec.name, BOOT)
+    assert (await powers(among_zombies))[spec.name] is PowerState.RUNNING
 
 
 async def test_one_that_died_is_seen_to_have_crashed_once_it_is_reaped(
@@ -179,7 +176,7 @@ async def test_one_that_died_is_seen_to_have_crashed_once_it_is_reaped(
     unreaped.reap()
 
     await heard.until_heard(spec.name, PowerChange.FAILED)
-    assert (await among_zombies.look(spec.name)) is PowerState.CRASHED
+    assert (await powers(among_zombies))[spec.name] is PowerState.CRASHED
 
 
 # --- a daemon that sleeps -----------------------------------------------------------
@@ -204,7 +201,7 @@ async def stopped_in_mid_create(
     while True:
         spec = host.spec()
         await driver.define(spec)
-        starting = asyncio.ensure_future(driver.start(spec.name))
+        starting = asyncio.ensure_future(driver.start(spec.name, BOOT))
         await asyncio.sleep(after_s)
         host.freeze()
         try:
@@ -243,8 +240,8 @@ async def test_a_daemon_stopped_in_mid_create_is_waited_for_and_makes_no_twin(
 
     assert (await qemu_driver.define(spec)).adopted
     with contextlib.suppress(AlreadyRunningError):
-        await qemu_driver.start(spec.name)
+        await qemu_driver.start(spec.name, BOOT)
 
     await until_printed(qemu_driver, spec.name, "tick 1")
-    assert (await qemu_driver.observe())[spec.name] is PowerState.RUNNING
+    assert (await powers(qemu_driver))[spec.name] is PowerState.RUNNING
     assert len(qemus_of(spec.name)) == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pycdlib import PyCdlib
 
+from tests.drivers.links import BOOT
 from tests.drivers.private_libvirtd import PrivateLibvirtd, missing, until_printed
 from trustfabric.domain.seeds import Seed
 from trustfabric.domain.vms import VmSpec
@@ -80,7 +81,7 @@ class TestOnRealGuests:
         spec = seeded(host)
 
         await qemu_driver.define(spec)
-        await qemu_driver.start(spec.name)
+        await qemu_driver.start(spec.name, BOOT)
 
         await until_printed(qemu_driver, spec.name, "GUEST-UP")
         image = disc_of(host, spec).read_bytes()
@@ -117,7 +118,7 @@ class TestOnRealGuests:
     ) -> None:
         spec = seeded(host)
         await qemu_driver.define(spec)
-        await qemu_driver.start(spec.name)
+        await qemu_driver.start(spec.name, BOOT)
         before = disc_of(host, spec).stat()
 
         await qemu_driver.define(spec)

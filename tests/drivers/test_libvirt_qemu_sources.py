@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from structlog.testing import capture_logs
 
-from tests.drivers.links import Heard
+from tests.drivers.links import BOOT, Heard, powers
 from tests.drivers.private_libvirtd import (
     PrivateLibvirtd,
     missing,
@@ -53,7 +53,7 @@ async def test_every_line_is_read_from_the_first_on(
     spec = spec_with(host, kind)
     await qemu_driver.define(spec)
 
-    await qemu_driver.start(spec.name)
+    await qemu_driver.start(spec.name, BOOT)
 
     await until_printed(qemu_driver, spec.name, "tick 1")
     tail = await qemu_driver.console_tail(spec.name, 500)
@@ -70,7 +70,7 @@ async def test_who_takes_over_goes_on_reading(
 ) -> None:
     spec = spec_with(host, kind)
     await qemu_driver.define(spec)
-    await qemu_driver.start(spec.name)
+    await qemu_driver.start(spec.name, BOOT)
     await until_printed(qemu_driver, spec.name, "tick 1")
 
     await qemu_driver.close()
@@ -93,7 +93,7 @@ async def test_a_start_tells_once_how_many_run_with_another_source(
     specs = [host.spec(), host.spec()]
     for spec in specs:
         await qemu_driver.define(spec)
-        await qemu_driver.start(spec.name)
+        await qemu_driver.start(spec.name, BOOT)
     late = LibvirtProvisioner(
         host.uri,
         events=events,
@@ -128,15 +128,15 @@ async def test_the_next_boot_is_read_too(
 ) -> None:
     spec = spec_with(host, kind)
     await qemu_driver.define(spec)
-    await qemu_driver.start(spec.name)
+    await qemu_driver.start(spec.name, BOOT)
     await until_printed(qemu_driver, spec.name, "GUEST-UP")
     os.kill(host.qemu_of(spec.name), signal.SIGKILL)
     async with asyncio.timeout(30):
-        while (await qemu_driver.observe())[spec.name].active:
+        while (await powers(qemu_driver))[spec.name].active:
             await asyncio.sleep(0.05)
 
     await qemu_driver.define(spec)
-    await qemu_driver.start(spec.name)
+    await qemu_driver.start(spec.name, BOOT)
 
     async def boots() -> int:
         lines = (await qemu_driver.console_tail(spec.name, 500)).lines
@@ -152,7 +152,7 @@ async def test_a_file_that_is_emptied_or_replaced_is_read_on(
 ) -> None:
     spec = spec_with(host, ConsoleKind.FILE)
     await qemu_driver.define(spec)
-    await qemu_driver.start(spec.name)
+    await qemu_driver.start(spec.name, BOOT)
     await until_printed(qemu_driver, spec.name, "tick 1")
     path = host.root / "consoles" / f"{spec.name}.log"
 
@@ -173,7 +173,7 @@ async def test_a_file_that_is_not_there_says_so(
 ) -> None:
     spec = spec_with(host, ConsoleKind.FILE)
     await qemu_driver.define(spec)
-    await qemu_driver.start(spec.name)
+    await qemu_driver.start(spec.name, BOOT)
     await qemu_driver.close()
     (host.root / "consoles" / f"{spec.name}.log").unlink()
     console = qemu_driver._consoles.get(spec.name)
@@ -195,7 +195,7 @@ async def test_a_file_whose_virtlogd_died_says_so(
     """The guest ticks on; nothing of it arrives any more, and no error comes."""
     spec = spec_with(host, ConsoleKind.FILE)
     await qemu_driver.define(spec)
-    await qemu_driver.start(spec.name)
+    await qemu_driver.start(spec.name, BOOT)
     await until_printed(qemu_driver, spec.name, "tick 1")
     host.kill_virtlogd()
     await qemu_driver.close()
@@ -205,11 +205,11 @@ async def test_a_file_whose_virtlogd_died_says_so(
     assert console is not None
     console.ring = LineRing(10)
     await qemu_driver.open(heard.on_event, heard.on_lost)
-    powers = await qemu_driver.observe()
+    seen = await powers(qemu_driver)
 
     why = (await qemu_driver.console_tail(spec.name, 10)).why_empty
 
-    assert powers[spec.name] is PowerState.RUNNING
+    assert seen[spec.name] is PowerState.RUNNING
     assert path.stat().st_size == 0
     assert why is not None
     assert "nothing was printed" in why
@@ -221,7 +221,7 @@ async def test_a_source_that_was_changed_says_when_it_takes_effect(
 ) -> None:
     spec = spec_with(host, ConsoleKind.NULL)
     await qemu_driver.define(spec)
-    await qemu_driver.start(spec.name)
+    await qemu_driver.start(spec.name, BOOT)
     qemu_driver._specs[spec.name] = replace(spec, console=ConsoleSource())
 
     why = (await qemu_driver.console_tail(spec.name, 10)).why_empty

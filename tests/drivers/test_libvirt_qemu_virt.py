@@ -38,12 +38,8 @@ def kvm_host() -> Iterator[PrivateLibvirtd]:
         g.gr_name for g in grp.getgrall()
     }:
         pytest.skip("no /dev/kvm here")
-    host = PrivateLibvirtd.make(groups=("kvm",))
-    try:
-        host.start()
+    with PrivateLibvirtd.make(groups=("kvm",)).running() as host:
         yield host
-    finally:
-        host.stop()
 
 
 def scratch(host: PrivateLibvirtd) -> VolumeTemplate:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.drivers.links import Heard, a_spec
+from tests.drivers.links import BOOT, Heard, a_spec, powers
 from tests.drivers.private_libvirtd import PrivateLibvirtd, missing
 from trustfabric.config import LibvirtSettings
 from trustfabric.domain.vms import NetworkTemplate, PowerState, VmSpec, VolumeTemplate
@@ -109,7 +109,7 @@ async def test_the_file_s_password_opens_and_is_shown_nowhere(
 ) -> None:
     await opened(guarded_driver, heard)
 
-    assert await guarded_driver.observe() == {}
+    assert await powers(guarded_driver) == {}
     shown = f"{guarded_driver.credentials} {guarded_driver.endpoint}"
     assert "first" not in shown
     assert guarded_driver.credentials["secret_provided"] is True
@@ -143,13 +143,13 @@ async def test_a_rotation_swaps_the_link_and_loses_nothing(
     await opened(guarded_driver, heard)
     spec = a_vm()
     await guarded_driver.define(spec)
-    await guarded_driver.start(spec.name)
+    await guarded_driver.start(spec.name, BOOT)
 
     guarded.set_password(USER, "second")
     write(secret, "second")
     await guarded_driver.renew()
 
-    assert (await guarded_driver.observe())[spec.name] is PowerState.RUNNING
+    assert (await powers(guarded_driver))[spec.name] is PowerState.RUNNING
     await guarded_driver.stop(spec.name, grace_s=0)
     assert heard.lost == []
     await guarded_driver.undefine(spec.name)
@@ -169,11 +169,11 @@ async def test_where_the_server_was_rotated_first_the_old_link_holds_out(
         await guarded_driver.renew()  # our file is still the old one
 
     assert refused.value.facts["cause"] == "credentials"
-    assert await guarded_driver.observe() == {}
+    assert await powers(guarded_driver) == {}
     assert heard.lost == []
     write(secret, "second")
     await guarded_driver.renew()
-    assert await guarded_driver.observe() == {}
+    assert await powers(guarded_driver) == {}
     await guarded_driver.close()
 
 
@@ -192,7 +192,7 @@ async def test_every_new_connection_reads_the_file_again(
     guarded.start()
     await opened(guarded_driver, heard)
 
-    assert await guarded_driver.observe() == {}
+    assert await powers(guarded_driver) == {}
     await guarded_driver.close()
 
 
@@ -238,5 +238,5 @@ async def test_any_password_works(
 
     await opened(guarded_driver, heard)
 
-    assert await guarded_driver.observe() == {}
+    assert await powers(guarded_driver) == {}
     await guarded_driver.close()

@@ -53,12 +53,8 @@ POLICY = {
 
 @pytest.fixture
 def host() -> Iterator[PrivateLibvirtd]:
-    host = PrivateLibvirtd.make()
-    try:
-        host.start()
+    with PrivateLibvirtd.make().running() as host:
         yield host
-    finally:
-        host.stop()
 
 
 @pytest.fixture

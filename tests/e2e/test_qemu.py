@@ -34,12 +34,8 @@ OWNER = 7
 
 @pytest.fixture
 def host() -> Iterator[PrivateLibvirtd]:
-    host = PrivateLibvirtd.make()
-    try:
-        host.start()
+    with PrivateLibvirtd.make().running() as host:
         yield host
-    finally:
-        host.stop()
 
 
 @pytest.fixture
@@ -78,7 +74,7 @@ async def owner(qemu_runtime: Served) -> AsyncIterator[Caller]:
 async def a_started_server(owner: Caller) -> str:
     config = {
         "vm": {"image": "tiny", "memory_mib": 32, "vcpu_count": 1},
-        "attestation": {"kind": "nvidia-gpu"},  # no vTPM: it would double the time
+        "attestation": {"kind": "intel-tdx"},  # no vTPM: it would double the time
     }
     server = await owner.made("/api/servers", {"name": "web", "config": config})
     path = f"/api/servers/{server['id']}"

@@ -146,6 +146,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"name": "a", "config": {"vm": {"image": "../../etc/shadow"}}}, "image"),
     ({"name": "a", "config": {"vm": {"disk": "/dev/sda"}}}, "config.vm.disk"),
     ({"name": "a", "config": {"attestation": {"kind": "faith"}}}, "attestation.kind"),
+    ({"name": "a", "config": {"attestation": {"kind": ["tpm"]}}}, "attestation.kind"),
+    (
+        {"name": "a", "config": {"attestation": {"kind": "nvidia-gpu"}}},
+        "attestation kind nvidia-gpu is evidence of an accelerator",
+    ),
 ]
 
 

@@ -3,14 +3,18 @@
 import socket
 import subprocess
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from tests.domain.test_attestation_vectors import read
 from tests.fix_runtime import SECRET, Served, free_port, mcpctl, serving, sign
 
 pytestmark = pytest.mark.slow
 
+ENDS = datetime(2025, 7, 19, 10, 0, 35, tzinfo=UTC)
 NOWHERE = "postgresql://fabric:hunter2@127.0.0.1:{port}/mcp"
 
 
@@ -210,3 +214,42 @@ async def test_a_token_of_mcpctl_is_good(database_url: str, tmp_path: Path) -> N
     assert known.json()["sub"] == 7
     assert known.json()["role"] == "viewer"
     unknown.problem(401, "unauthenticated")
+
+
+async def test_a_scrape_says_when_collateral_runs_out_and_what_is_unusable(
+    database_url: str, tmp_path: Path
+) -> None:
+    import aiohttp
+
+    from tests.http.client import Caller
+
+    folder = tmp_path / "collateral"
+    for name, content in (
+        (
+            "intel/b0c06f000000.json",
+            read("intel-tdx/v4-uptodate-phala.collateral.json"),
+        ),
+        ("amd/Milan.crl", b"rubbish"),
+    ):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(content)
+    settings = {"VM_ATTESTATION_COLLATERAL": str(folder)}
+
+    with serving(tmp_path / "data", database_url, **settings) as served:
+        async with aiohttp.ClientSession() as http:
+            admin = Caller(served, http, token=served.token(1, "admin"))
+            scrape = (await admin.get("/metrics")).body.decode()
+
+    told = {
+        (sample.name.removeprefix("trustfabric_collateral_"), sample.labels["maker"]): (
+            sample.value
+        )
+        for family in text_string_to_metric_families(scrape)
+        for sample in family.samples
+        if family.name.startswith("trustfabric_collateral_")
+    }
+    assert told == {
+        ("ends_timestamp_seconds", "intel"): ENDS.timestamp(),
+        ("unusable", "amd"): 1,
+        ("unusable", "intel"): 0,
+    }

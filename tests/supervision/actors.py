@@ -9,6 +9,7 @@ from trustfabric.supervision import (
     Actor,
     Address,
     ChildSpec,
+    ManualClock,
     Notice,
     Request,
     Runtime,
@@ -129,3 +130,21 @@ async def started(
     root = SupervisorSpec(name="root", strategy=strategy, children=specs, **spec)
     await runtime.start(root)
     return runtime
+
+
+async def one(clock: ManualClock | None = None) -> tuple[Runtime, Address[Counter]]:
+    a = Address[Counter]("a")
+    runtime = await started(Runtime(clock=clock or ManualClock()), *children(a))
+    return runtime, a
+
+
+async def outcome(task: "asyncio.Future[Any]") -> Any:
+    return (await asyncio.gather(task, return_exceptions=True))[0]
+
+
+def ask_later(a: Address[Counter], function: Any) -> "asyncio.Future[Any]":
+    return asyncio.ensure_future(a.ask(Do(function), within_s=99.0))
+
+
+def epoch(runtime: Runtime, path: str = "root/a") -> int:
+    return next(r.epoch for r in runtime.report() if r.path == path)

@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 
 from tests.supervision.actors import (
-    Bump,
     Count,
     Counter,
-    Do,
     Gate,
     TellDo,
+    ask_later,
     children,
+    epoch,
+    one,
+    outcome,
     started,
     state,
 )
@@ -22,29 +24,10 @@ from trustfabric.supervision import (
     Address,
     ChildSpec,
     ManualClock,
-    Notice,
     Runtime,
     State,
     exits,
 )
-
-
-async def one(clock: ManualClock | None = None) -> tuple[Runtime, Address[Counter]]:
-    a = Address[Counter]("a")
-    runtime = await started(Runtime(clock=clock or ManualClock()), *children(a))
-    return runtime, a
-
-
-async def outcome(task: "asyncio.Future[Any]") -> Any:
-    return (await asyncio.gather(task, return_exceptions=True))[0]
-
-
-def ask_later(a: Address[Counter], function: Any) -> "asyncio.Future[Any]":
-    return asyncio.ensure_future(a.ask(Do(function), within_s=99.0))
-
-
-def epoch(runtime: Runtime, path: str = "root/a") -> int:
-    return next(r.epoch for r in runtime.report() if r.path == path)
 
 
 async def test_an_idle_actor_is_back_at_once() -> None:
@@ -52,6 +35,42 @@ async def test_an_idle_actor_is_back_at_once() -> None:
     await a.ask(Count(), within_s=1.0)
 
     assert a.kill()
+
+    assert await a.ask(Count(), within_s=1.0) == 1
+    assert epoch(runtime) == 2
+    await runtime.stop()
+
+
+async def test_a_kill_from_a_thread_is_the_loops_to_do() -> None:
+    runtime, _ = await one()
+    threads: list[int] = []
+
+    class Noting(Counter):
+        def on_failure(self, *_: Any) -> None: ...
+
+        def on_death(self, exit_: Any) -> None:
+            super().on_death(exit_)
+            threads.append(threading.get_ident())
+
+    loner = runtime.spawn(Noting)
+
+    assert await asyncio.to_thread(loner.kill)
+    await runtime.quiet()
+
+    assert state(loner) is State.DEAD
+    assert threads == [threading.get_ident()]
+    assert not await asyncio.to_thread(loner.kill)
+    assert not await asyncio.to_thread(Address[Counter]("nobody").kill)
+    await runtime.stop()
+
+
+async def test_a_kill_from_a_thread_is_of_the_incarnation_it_saw() -> None:
+    runtime, a = await one()
+    thread = threading.Thread(target=a.kill)
+
+    thread.start()
+    thread.join()  # the loop stands still meanwhile
+    a.kill()
 
     assert await a.ask(Count(), within_s=1.0) == 1
     assert epoch(runtime) == 2
@@ -289,187 +308,6 @@ async def test_no_exception_ends_more_than_its_actor(
     await runtime.stop()
 
 
-# --- what a dead incarnation left behind --------------------------------------
-
-
-async def test_timers_of_an_incarnation_die_with_it() -> None:
-    clock = ManualClock()
-    runtime, a = await one(clock)
-    await a.ask(Do(lambda actor: actor.after(1.0, Bump())), within_s=1.0)
-
-    a.kill()
-    clock.advance(2.0)
-
-    assert await a.ask(Count(), within_s=1.0) == 1
-    await runtime.stop()
-
-
-async def test_a_timers_notice_that_is_already_mail_dies_with_its_incarnation() -> None:
-    clock = ManualClock()
-    runtime, a = await one(clock)
-    gate = Gate()
-    await a.ask(Do(lambda actor: actor.after(1.0, Bump())), within_s=1.0)
-    held = ask_later(a, gate)
-    await gate.begun.wait()
-
-    clock.advance(1.0)
-    a.kill()
-
-    assert isinstance(await outcome(held), ActorKilledError)
-    assert await a.ask(Count(), within_s=1.0) == 1
-    assert runtime.counts().skipped == 1
-    await runtime.stop()
-
-
-async def test_tasks_of_an_incarnation_end_before_the_next_begins() -> None:
-    runtime, a = await one()
-    gate, cleanup = Gate(), Gate()
-    reports: list[object] = []
-
-    async def beside() -> None:
-        try:
-            await gate(Counter.__new__(Counter))
-        finally:
-            await cleanup(Counter.__new__(Counter))
-
-    def done(result: object) -> Notice[Counter]:
-        reports.append(result)
-        return Bump()
-
-    await a.ask(Do(lambda actor: actor.run(beside(), done)), within_s=1.0)
-    await gate.begun.wait()
-    a.kill()
-    await cleanup.begun.wait()
-    assert (a.state, epoch(runtime)) == (State.DYING, 1)
-    cleanup.go.set()
-
-    assert await a.ask(Count(), within_s=1.0) == 1
-    assert reports == []
-    await runtime.stop()
-
-
-async def test_a_task_that_will_not_end_is_given_up_after_the_grace() -> None:
-    clock = ManualClock()
-    runtime, a = await one(clock)
-    free = asyncio.Event()
-    begun = asyncio.Event()
-
-    async def stubborn() -> None:
-        begun.set()
-        while not free.is_set():
-            try:
-                await free.wait()
-            except asyncio.CancelledError:
-                continue
-
-    await a.ask(
-        Do(lambda actor: actor.run(stubborn(), lambda _: Bump())),
-        within_s=1.0,
-    )
-    await begun.wait()
-    a.kill()
-    await runtime.quiet()
-    assert state(a) is State.DYING
-    clock.advance(5.0)
-
-    assert await a.ask(Count(), within_s=1.0) == 1
-    assert runtime.counts().zombies == 1
-    free.set()
-    await runtime.quiet()
-    assert await a.ask(Count(), within_s=1.0) == 2
-    await runtime.stop()
-
-
-async def test_asks_of_a_killed_actor_are_withdrawn() -> None:
-    a, b = Address[Counter]("a"), Address[Counter]("b")
-    runtime = await started(Runtime(clock=ManualClock()), *children(a, b))
-    gate = Gate()
-    held = ask_later(b, gate)
-    await gate.begun.wait()
-
-    async def asks(_: Counter) -> int:
-        return await b.ask(Count(), within_s=9.0)
-
-    asking = ask_later(a, asks)
-    await runtime.quiet()
-    a.kill()
-    assert isinstance(await outcome(asking), ActorKilledError)
-    gate.go.set()
-    await held
-
-    assert await b.ask(Count(), within_s=1.0) == 1
-    assert runtime.counts().skipped == 1
-    await runtime.stop()
-
-
-async def test_without_grace_a_task_beside_the_handler_is_not_waited_for() -> None:
-    runtime, a = await one()
-    begun, never = asyncio.Event(), asyncio.Event()
-
-    async def stubborn() -> None:
-        begun.set()
-        try:
-            await never.wait()
-        finally:
-            await never.wait()
-
-    await a.ask(Do(lambda actor: actor.run(stubborn(), lambda _: Bump())), within_s=1.0)
-    await begun.wait()
-    a.cell.kill(exits.killed("brutal"), 0.0)
-
-    assert await a.ask(Count(), within_s=1.0) == 1
-    assert runtime.counts().zombies == 1
-    never.set()
-    await runtime.stop()
-
-
-async def test_without_grace_an_obedient_task_is_no_zombie() -> None:
-    runtime, a = await one()
-    gate = Gate()
-
-    async def obedient() -> None:
-        gate.begun.set()
-        await gate.go.wait()
-
-    await a.ask(Do(lambda actor: actor.run(obedient(), lambda _: Bump())), within_s=1.0)
-    await gate.begun.wait()
-    a.cell.kill(exits.killed("brutal"), 0.0)
-
-    assert await a.ask(Count(), within_s=1.0) == 1
-    assert runtime.counts().zombies == 0
-    await runtime.stop()
-
-
-async def test_a_result_that_cannot_be_reported_is_the_actors_bug() -> None:
-    runtime, a = await one()
-
-    def faulty(_: object) -> Notice[Counter]:
-        raise ZeroDivisionError
-
-    await a.ask(Do(lambda actor: actor.run(asyncio.sleep(0), faulty)), within_s=1.0)
-    await runtime.quiet()
-
-    assert epoch(runtime) == 2
-    await runtime.stop()
-
-
-async def test_a_task_cancelled_by_its_actor_still_reports() -> None:
-    runtime, a = await one()
-    results: list[object] = []
-
-    def report(result: object) -> Notice[Counter]:
-        return TellDo(lambda _: results.append(type(result)))
-
-    task = await a.ask(
-        Do(lambda actor: actor.run(asyncio.Event().wait(), report)), within_s=1.0
-    )
-    task.cancel()
-    await runtime.quiet()
-
-    assert results == [asyncio.CancelledError]
-    await runtime.stop()
-
-
 async def test_a_handler_that_kills_itself_before_its_coroutine_runs() -> None:
     runtime, a = await one()
     ran = []
@@ -501,52 +339,6 @@ async def test_a_handler_that_kills_itself_by_force_gets_to_its_next_await() -> 
     assert isinstance(await outcome(ask_later(a, handler)), ActorKilledError)
     assert await a.ask(Count(), within_s=1.0) == 1
     assert reached == ["next line"]
-    await runtime.stop()
-
-
-async def test_a_threads_late_result_is_not_heard_by_the_next_incarnation() -> None:
-    runtime, a = await one()
-    release, heard = threading.Event(), []
-
-    def begin(actor: Counter) -> None:
-        late = asyncio.to_thread(release.wait)
-        _ = actor.run(late, lambda result: TellDo(lambda _: heard.append(result)))
-
-    async def wait(_: Counter) -> None:
-        heard.append(await asyncio.to_thread(release.wait))
-
-    await a.ask(Do(begin), within_s=5.0)
-    waiting = ask_later(a, wait)
-    await asyncio.sleep(0.01)
-    await runtime.kill("root/a")
-    release.set()
-
-    assert isinstance(await outcome(waiting), ActorKilledError)
-    assert await a.ask(Count(), within_s=5.0) == 1
-    await asyncio.sleep(0.01)
-    assert heard == []
-    assert epoch(runtime) == 2
-    await runtime.stop()
-
-
-async def test_a_processs_late_exit_is_not_heard_by_the_next_incarnation() -> None:
-    runtime, a = await one()
-    process = await asyncio.create_subprocess_exec("cat", stdin=asyncio.subprocess.PIPE)
-    heard: list[Any] = []
-
-    def begin(actor: Counter) -> None:
-        _ = actor.run(
-            process.wait(), lambda result: TellDo(lambda _: heard.append(result))
-        )
-
-    await a.ask(Do(begin), within_s=5.0)
-    a.kill()
-    assert process.stdin is not None
-    process.stdin.close()
-
-    assert await process.wait() == 0
-    assert await a.ask(Count(), within_s=5.0) == 1
-    assert heard == []
     await runtime.stop()
 
 

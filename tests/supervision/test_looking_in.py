@@ -1,9 +1,8 @@
-"""Watch, suspend, trace, report, the watchdog, and cycles of asks."""
+"""Watch, suspend, trace, report, and the watchdog."""
 
 import asyncio
 import threading
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -23,8 +22,6 @@ from tests.supervision.actors import (
 )
 from trustfabric.supervision import (
     Address,
-    AskCycleError,
-    AskError,
     Down,
     Event,
     ExitKind,
@@ -240,78 +237,7 @@ async def test_a_notice_refused_on_purpose_is_logged_and_the_actor_lives(
     await runtime.stop()
 
 
-# --- cycles and blocking --------------------------------------------------------
-
-
-@dataclass
-class Ring:
-    """Each asks the next; the last asks the first."""
-
-    them: list[Address[Counter]]
-    error: AskError | None = None
-
-    async def __call__(self, actor: Counter) -> Any:
-        at = next(i for i, a in enumerate(self.them) if a.path == actor.address.path)
-        following = self.them[(at + 1) % len(self.them)]
-        try:
-            return await following.ask(Do(self), within_s=9.0)
-        except AskCycleError as error:
-            self.error = error
-            return "found"
-
-
-@pytest.mark.parametrize("length", [1, 2, 3])
-async def test_a_cycle_of_asks_is_found_and_named(length: int) -> None:
-    them = [Address[Counter](name) for name in "abc"[:length]]
-    runtime = await started(Runtime(clock=ManualClock()), *children(*them))
-    ring = Ring(them)
-
-    assert await them[0].ask(Do(ring), within_s=9.0) == "found"
-
-    names = [a.path for a in them]
-    expected = " -> ".join([names[-1], *names])
-    assert str(ring.error) == f"{expected}: each waits for the next"
-    await runtime.stop()
-
-
-async def test_a_cycle_through_gather_is_found_too() -> None:
-    a, b = Address[Counter]("a"), Address[Counter]("b")
-    runtime = await started(Runtime(clock=ManualClock()), *children(a, b))
-
-    async def back(_: Counter) -> Any:
-        return await asyncio.gather(
-            a.ask(Count(), within_s=9.0), return_exceptions=True
-        )
-
-    async def forth(_: Counter) -> Any:
-        return await asyncio.gather(b.ask(Do(back), within_s=9.0))
-
-    ((error,),) = await a.ask(Do(forth), within_s=9.0)
-
-    assert isinstance(error, AskCycleError)
-    await runtime.stop()
-
-
-async def test_a_task_beside_the_mailbox_may_ask_its_own_actor() -> None:
-    a = Address[Counter]("a")
-    runtime = await started(Runtime(clock=ManualClock()), *children(a))
-    results: list[Any] = []
-
-    async def beside() -> int:
-        return await a.ask(Count(), within_s=9.0)
-
-    await a.ask(
-        Do(
-            lambda actor: actor.run(
-                beside(), lambda result: TellDo(lambda _: results.append(result))
-            )
-        ),
-        within_s=1.0,
-    )
-    await runtime.quiet()
-
-    assert results == [1]
-    await runtime.stop()
+# --- blocking ------------------------------------------------------------------
 
 
 async def test_blocking_on_the_loop_is_refused_at_once() -> None:

@@ -1,10 +1,12 @@
 import asyncio
+import gc
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pykka.messages import _ActorStop
 
 from tests.supervision.actors import (
     AskCrash,
@@ -31,7 +33,7 @@ from trustfabric.supervision import (
     Runtime,
     State,
 )
-from trustfabric.supervision.mailbox import Envelope, Mailbox
+from trustfabric.supervision.mailbox import Envelope, Mailbox, is_stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,54 @@ async def test_one_who_stops_waiting_for_room_lets_the_next_in() -> None:
     await runtime.stop()
 
 
+async def test_a_newcomer_does_not_overtake_those_who_wait_for_room() -> None:
+    runtime, a, held, gate = await busy(Waiting)
+    order: list[int] = []
+
+    def ask_noting(n: int) -> "asyncio.Future[Any]":
+        return asyncio.ensure_future(
+            a.ask(Do(lambda _: order.append(n)), within_s=99.0)
+        )
+
+    asked = [ask_noting(n) for n in range(5)]
+    await runtime.quiet()
+    gate.go.set()
+    for n in range(5, 15):
+        await asyncio.sleep(0)
+        asked.append(ask_noting(n))
+    await asyncio.gather(held, *asked)
+
+    assert order == list(range(15))
+    await runtime.stop()
+
+
+async def test_nothing_is_left_of_those_who_gave_up_waiting_for_room() -> None:
+    clock = ManualClock()
+    runtime, a, held, gate = await busy(Waiting, clock)
+    asked = [ask(a) for _ in range(2)]
+    await runtime.quiet()
+    before = waiting()
+
+    late = [ask(a, within_s=1.0) for _ in range(20)]
+    await runtime.quiet()
+    clock.advance(2.0)
+    for error in await asyncio.gather(*late, return_exceptions=True):
+        assert isinstance(error, AskTimeoutError)
+    del late, error
+    await runtime.quiet()
+
+    assert waiting() == before
+    gate.go.set()
+    await asyncio.gather(held, *asked)
+    await runtime.stop()
+
+
+def waiting() -> int:
+    gc.collect()
+    kept = (Envelope, asyncio.Future)
+    return sum(isinstance(thing, kept) for thing in gc.get_objects())
+
+
 async def test_those_who_wait_for_room_hear_of_the_end() -> None:
     runtime, a, held, gate = await busy(Waiting)
     asked = [ask(a) for _ in range(3)]
@@ -160,6 +210,119 @@ async def test_the_oldest_makes_room_where_the_policy_says_so() -> None:
     await held
     assert await a.ask(Count(), within_s=1.0) == 3
     await runtime.stop()
+
+
+async def test_a_stop_is_not_what_makes_room() -> None:
+    runtime, a, held, gate = await busy(Dropping)
+    stopping = a.stop(block=False)
+
+    assert all(a.tell(Bump()) for _ in range(3))
+    gate.go.set()
+
+    assert await stopping is True
+    assert await held == "passed"
+    assert await a.ask(Count(), within_s=1.0) == 2
+    assert runtime.dead_letters.by_reason() == {"mailbox full": 2}
+    await runtime.stop()
+
+
+async def test_every_one_that_makes_room_beyond_the_limit_is_a_dead_letter() -> None:
+    runtime, a, held, gate = await busy(Dropping)
+    assert all([a.tell(Bump()), a.tell(Bump())])
+    stopping = a.stop(block=False)
+
+    assert a.tell(Bump())
+    gate.go.set()
+
+    assert await stopping is True
+    assert await held == "passed"
+    assert await a.ask(Count(), within_s=1.0) == 2
+    assert runtime.dead_letters.by_reason() == {"mailbox full": 2}
+    await runtime.stop()
+
+
+async def early(
+    kind: type[Counter], *notices: Notice[Counter], asks: int = 0
+) -> tuple[Runtime, Address[Counter], "list[asyncio.Future[int]]"]:
+    """Return a runtime whose one actor got mail before its first constructor ran."""
+    before, a = Address[Counter]("before"), Address[Counter]("a")
+    asked: list[asyncio.Future[int]] = []
+    gate = Gate()
+
+    class First(Counter):
+        async def on_start(self) -> None:  # type: ignore[override]
+            asked.extend(ask(a) for _ in range(asks))
+            for notice in notices:
+                assert a.tell(notice)
+            await gate(self)
+
+    runtime = Runtime(clock=ManualClock())
+    starting = asyncio.ensure_future(
+        started(
+            runtime,
+            ChildSpec(address=before, start=First),
+            ChildSpec(address=a, start=kind),
+        )
+    )
+    await gate.begun.wait()
+    await runtime.quiet()
+    gate.go.set()
+    await starting
+    await runtime.quiet()
+    return runtime, a, asked
+
+
+@pytest.mark.parametrize("kind", [Small, Dropping, Waiting])
+async def test_the_bound_holds_for_notices_from_before_the_first_incarnation(
+    kind: type[Counter],
+) -> None:
+    runtime, a, _ = await early(kind, *([Bump()] * 10))
+
+    assert await a.ask(Count(), within_s=1.0) == 3
+    assert runtime.dead_letters.by_reason() == {"mailbox full": 8}
+    await runtime.stop()
+
+
+async def test_a_bound_above_the_usual_holds_before_the_first_incarnation() -> None:
+    class Large(Counter):
+        mailbox: ClassVar[MailboxSpec] = MailboxSpec(limit=3_000)
+
+    runtime, a, _ = await early(Large, *([Bump()] * 3_001))
+
+    assert await a.ask(Count(), within_s=1.0) == 3_001
+    assert runtime.dead_letters.by_reason() == {"mailbox full": 1}
+    await runtime.stop()
+
+
+async def test_requests_from_before_the_first_incarnation_wait_for_room_too() -> None:
+    runtime, _, asked = await early(Waiting, asks=5)
+
+    assert await asyncio.gather(*asked) == [1, 2, 3, 4, 5]
+    await runtime.stop()
+
+
+async def test_requests_from_before_the_first_incarnation_bounce_too() -> None:
+    runtime, _, asked = await early(Small, asks=4)
+
+    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+
+    assert outcomes[:2] == [1, 2]
+    assert [type(error) for error in outcomes[2:]] == [MailboxFullError] * 2
+    await runtime.stop()
+
+
+async def test_notices_from_before_the_first_incarnation_replace_one_another() -> None:
+    runtime, a, _ = await early(Conflating, Note("x", 1), Note("y", 1), Note("x", 2))
+
+    actor = await a.ask(Do(lambda actor: actor), within_s=1.0)
+    assert actor.notes == [Note("x", 2), Note("y", 1)]
+    assert runtime.dead_letters.total == 0
+    await runtime.stop()
+
+
+def test_a_mailbox_without_room_is_refused() -> None:
+    with pytest.raises(ValueError, match="keeps none"):
+        MailboxSpec(limit=0)
 
 
 async def test_a_newer_notice_takes_the_place_of_the_older_with_its_key() -> None:
@@ -251,27 +414,38 @@ async def test_mail_is_refused_at_an_address_outside_any_tree() -> None:
 @given(
     st.sampled_from([Overflow.REJECT, Overflow.DROP_OLDEST]),
     st.integers(1, 4),
-    st.lists(st.one_of(st.integers(0, 3), st.none()), max_size=30),
+    st.lists(
+        st.one_of(st.integers(0, 3), st.none(), st.just(_ActorStop())), max_size=30
+    ),
 )
 def test_a_mailbox_never_exceeds_its_bound_and_loses_nothing(
-    overflow: Overflow, limit: int, actions: list[int | None]
+    overflow: Overflow, limit: int, actions: list[int | _ActorStop | None]
 ) -> None:
     """None takes; a number puts that key, of which 0 is not conflated."""
     spec = MailboxSpec(limit=limit, overflow=overflow, conflate=lambda m: m[0] or None)
     mailbox = Mailbox(spec)
-    put = out = replaced = 0
+    put = out = replaced = stops = 0
     for action in actions:
         if action is None:
-            out += mailbox.take() is not None
+            taken = mailbox.take()
+            out += taken is not None
+            stops -= taken is not None and is_stop(taken)
+        elif isinstance(action, _ActorStop):
+            mailbox.keep_beyond_limit(Envelope(action))
+            put += 1
+            stops += 1
         else:
             before = mailbox.depth
             mail = Envelope((action, put))
             kept = mailbox.keep(mail)
             put += 1
             replaced += kept and mailbox.depth == before
-            if not kept:
-                out += 1  # the oldest, or this one
-                if mailbox.make_room() is not None:
-                    mailbox.keep_beyond_limit(mail)
-        assert mailbox.depth <= limit
-    assert put == out + replaced + len(mailbox.drain())
+            while not kept and (dropped := mailbox.make_room()) is not None:
+                assert not is_stop(dropped)
+                out += 1
+                kept = mailbox.keep(mail)
+            out += not kept
+        assert mailbox.depth <= limit + stops
+    left = mailbox.drain()
+    assert put == out + replaced + len(left)
+    assert sum(map(is_stop, left)) == stops

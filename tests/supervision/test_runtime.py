@@ -1,6 +1,7 @@
 import asyncio
 import gc
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from trustfabric.supervision import (
     ActorKilledError,
     Address,
     AskTimeoutError,
+    Clock,
     DynamicAddress,
     DynamicSpec,
     MailboxFullError,
@@ -31,6 +33,7 @@ from trustfabric.supervision import (
     Runtime,
     State,
     SupervisorSpec,
+    SystemClock,
     scheduler,
 )
 from trustfabric.supervision.cell import Cell
@@ -160,6 +163,101 @@ async def test_mail_from_a_thread_after_the_end_is_refused() -> None:
         await asyncio.to_thread(lambda: a.ask(Count(), block=True, timeout=1.0))
 
 
+async def test_a_deadline_on_the_loop_is_refused_outside_of_it() -> None:
+    a = Address[Counter]("a")
+    runtime = await started(Runtime(clock=ManualClock()), *children(a))
+
+    def elsewhere() -> int:
+        return asyncio.run(a.ask(Count(), within_s=1.0))
+
+    with pytest.raises(RuntimeError, match="root/a: ask with `block`"):
+        await asyncio.to_thread(elsewhere)
+    assert await a.ask(Count(), within_s=1.0) == 1
+    await runtime.stop()
+
+
+async def test_an_actor_started_after_the_runtimes_end_is_dead() -> None:
+    runtime = await started(Runtime(clock=ManualClock()))
+    await runtime.stop()
+
+    loner = runtime.spawn(Counter)
+
+    assert state(loner) is State.DEAD
+    assert not loner.tell(Bump())
+
+
+def left_behind(clock: Clock) -> tuple[Runtime, Address[Counter]]:
+    """Return a runtime whose loop was closed without a stop."""
+    a, runtime = Address[Counter]("a"), Runtime(clock=clock, watchdog_s=0.01)
+
+    async def main() -> None:
+        await started(runtime, *children(a))
+
+    asyncio.run(main())
+    return runtime, a
+
+
+def call(function: Callable[[], Any], *, in_thread: bool) -> list[Any]:
+    """Return what a call gave or raised."""
+    got: list[Any] = []
+
+    def run() -> None:
+        try:
+            got.append(function())
+        except Exception as error:  # noqa: BLE001
+            got.append(error)
+
+    if in_thread:
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    else:
+        run()
+    return got
+
+
+@pytest.mark.parametrize("in_thread", [True, False])
+def test_mail_after_the_loop_was_closed_without_a_stop_is_refused(
+    *, in_thread: bool
+) -> None:
+    runtime, a = left_behind(ManualClock())
+
+    for _ in range(2):
+        assert call(lambda: a.tell(Bump()), in_thread=in_thread) == [False]
+    assert runtime.dead_letters.total == 2
+    assert state(a) is State.DEAD
+
+
+@pytest.mark.parametrize("in_thread", [True, False])
+def test_an_ask_after_the_loop_was_closed_without_a_stop_is_refused(
+    *, in_thread: bool
+) -> None:
+    _, a = left_behind(ManualClock())
+
+    (error,) = call(lambda: a.ask(Count(), block=True), in_thread=in_thread)
+
+    assert isinstance(error, ActorDeadError)
+
+
+def test_a_kill_after_the_loop_was_closed_without_a_stop_finds_nobody() -> None:
+    _, a = left_behind(ManualClock())
+
+    assert call(a.kill, in_thread=True) == [False]
+    assert state(a) is State.DEAD
+
+
+def test_the_watchdog_sees_that_the_loop_was_closed_without_a_stop() -> None:
+    runtime, a = left_behind(SystemClock())
+
+    for thread in threading.enumerate():
+        if thread.name == "supervision-watchdog":
+            thread.join(10.0)
+            assert not thread.is_alive()
+
+    assert state(a) is State.DEAD
+    assert runtime.holds == []
+
+
 def test_actors_are_made_by_their_spec_only() -> None:
     with pytest.raises(RuntimeError, match="spec"):
         Counter()
@@ -213,6 +311,27 @@ async def test_mail_from_threads_waits_up_to_a_bound(
     assert runtime.dead_letters.by_reason() == {"mailbox full": 5}
     while (await a.ask(Count(), within_s=5.0)) < 11:
         await asyncio.sleep(0)
+    await runtime.stop()
+
+
+async def test_a_stop_from_a_thread_finds_room_behind_a_flood(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scheduler, "INBOUND", 10)
+    a = Address[Counter]("a")
+    runtime = await started(Runtime(), *children(a))
+    stops: list[Any] = []
+
+    def flood() -> None:
+        while a.tell(Bump()):
+            pass
+        stops.append(a.stop(block=False))
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    thread.join()  # the loop stands still meanwhile
+
+    assert await stops[0] is True
     await runtime.stop()
 
 

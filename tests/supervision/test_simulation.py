@@ -4,7 +4,15 @@ from typing import Any
 
 import pytest
 
-from tests.supervision.actors import Count, Counter, TellDo, children, started
+from tests.supervision.actors import (
+    Bump,
+    Count,
+    Counter,
+    Do,
+    TellDo,
+    children,
+    started,
+)
 from trustfabric.supervision import Address, AskError, Simulation, simulate
 from trustfabric.supervision.simulation import StandstillError
 
@@ -38,6 +46,35 @@ def test_the_same_seed_has_the_same_history() -> None:
     assert one == again
     assert one.events > 1_000
     assert one.digest != other.digest
+
+
+def test_what_ends_with_an_actor_ends_in_the_order_it_was_begun() -> None:
+    async def program(simulation: Simulation) -> list[int]:
+        runtime, a = simulation.runtime, Address[Counter]("a")
+        await started(runtime, *children(a))
+        await simulation.record()
+        ended: list[int] = []
+
+        async def last_words(n: int) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(n)
+                a.tell(Bump())
+
+        def begin(actor: Counter) -> None:
+            for n in range(20):
+                _ = actor.run(last_words(n), lambda _: Bump())
+
+        await a.ask(Do(begin), within_s=1.0)
+        await asyncio.sleep(1.0)
+        await runtime.kill("root/a")
+        return ended
+
+    one, again = simulate(program, 1), simulate(program, 1)
+
+    assert one.result == list(range(20))
+    assert one.digest == again.digest
 
 
 def test_a_failing_seed_is_named() -> None:

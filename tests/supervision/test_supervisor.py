@@ -324,6 +324,41 @@ async def test_a_child_that_does_not_stop_in_time_is_stopped_by_force() -> None:
     assert state(a) is State.DEAD
 
 
+async def test_a_second_fall_beside_a_leaver_leaves_no_patience_behind() -> None:
+    a, b, c = three()
+    clock, gate, incarnations = ManualClock(), Gate(), list[Counter]()
+
+    class SlowOnce(Counter):
+        def __init__(self) -> None:
+            super().__init__()
+            incarnations.append(self)
+
+        async def on_stop(self) -> None:
+            if len(incarnations) == 1:
+                await gate(self)
+
+    runtime = await started(
+        Runtime(clock=clock),
+        *children(a, b),
+        ChildSpec(address=c, start=SlowOnce),
+        strategy=Strategy.REST_FOR_ONE,
+    )
+    a.tell(Crash())
+    await runtime.quiet()
+    b.tell(Crash())
+    await runtime.quiet()
+    clock.advance(1.0)
+    gate.go.set()
+    await runtime.quiet()
+    assert len(incarnations) == 2
+
+    clock.advance(60.0)
+    await runtime.quiet()
+
+    assert len(incarnations) == 2
+    await runtime.stop()
+
+
 async def test_the_runtimes_stop_has_a_bound_of_its_own() -> None:
     a, _, _ = three()
     clock, gate = ManualClock(), Gate()
@@ -339,6 +374,63 @@ async def test_the_runtimes_stop_has_a_bound_of_its_own() -> None:
     assert isinstance(
         (await asyncio.gather(held, return_exceptions=True))[0], Exception
     )
+
+
+@pytest.mark.parametrize("inner_starts", [True, False])
+async def test_nobody_is_started_again_once_the_runtimes_stop_is_over_its_bound(
+    *, inner_starts: bool
+) -> None:
+    clock, gate, never = ManualClock(), Gate(), asyncio.Event()
+    starts: list[str] = []
+    stopping: asyncio.Future[None] | None = None
+
+    class Endless(Counter):
+        """Once the stop has begun, a new incarnation of it would not end."""
+
+        async def on_start(self) -> None:  # type: ignore[override]
+            starts.append("a")
+            while stopping is not None and not never.is_set():
+                try:
+                    await never.wait()
+                except asyncio.CancelledError:
+                    continue
+
+    class SlowAgain(Counter):
+        async def on_start(self) -> None:  # type: ignore[override]
+            starts.append("b")
+            if inner_starts and starts.count("b") > 1:
+                await never.wait()
+
+    class Hanging(Counter):
+        async def on_stop(self) -> None:
+            await gate(self)
+
+    inner = SupervisorSpec(
+        name="inner",
+        children=(
+            ChildSpec(name="a", start=Endless, shutdown_s=1e9),
+            ChildSpec(name="b", start=SlowAgain),
+        ),
+    )
+    runtime = await started(
+        Runtime(clock=clock), inner, ChildSpec(name="c", start=Hanging, shutdown_s=1e9)
+    )
+    runtime.find("root/inner").kill()
+    await runtime.quiet()
+    assert runtime.find("root/inner").state is (
+        State.STARTING if inner_starts else State.RUNNING
+    )
+
+    stopping = asyncio.ensure_future(runtime.stop(within_s=0.5))
+    await gate.begun.wait()
+    clock.advance(0.5)
+    await runtime.quiet()
+    in_time = stopping.done()
+    never.set()
+
+    assert in_time
+    assert starts == ["a", "b"] * 2
+    assert {r.state for r in runtime.report()} == {"dead"}
 
 
 async def test_a_stop_while_a_child_waits_for_its_restart() -> None:

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID
@@ -17,7 +17,11 @@ from trustfabric.actors.trust import Applied, ApplyChange, TrustRegistry
 from trustfabric.db import agents, attestations, memory, policies, verdicts, vms
 from trustfabric.db.companions import Companion
 from trustfabric.db.session import Database
-from trustfabric.domain.attestation.appraisal import Expected, unreachable
+from trustfabric.domain.attestation.appraisal import (
+    Expected,
+    no_witness,
+    unreachable,
+)
 from trustfabric.domain.attestation.basis import Basis, judge_by
 from trustfabric.domain.attestation.binding import expected_of
 from trustfabric.domain.attestation.memory import Memory, Patience, fresh_clock
@@ -31,7 +35,7 @@ from trustfabric.domain.attestation.provenance import (
 )
 from trustfabric.domain.attestation.stored import Inputs
 from trustfabric.domain.attestation.versions import Scope
-from trustfabric.domain.evidence.anchors import Anchors
+from trustfabric.domain.evidence.anchors import Anchors, Collateral
 from trustfabric.domain.evidence.model import EvidenceKind
 from trustfabric.domain.ids import InstanceId
 from trustfabric.domain.trust import AttestationStatus, Change, Lifecycle, Signal
@@ -67,6 +71,10 @@ class Settings:
     """Whose instances are asked again when this actor starts."""
     attempts: int
     """Re-attestations after a run that may come to nothing before it is given up."""
+    identity_key: bytes = field(repr=False)
+    """Of the names that hardware has where verdicts are shown."""
+    collateral: Callable[[str], Collateral | None] | None = None
+    """Reads what makers publish, by its name; blocks."""
     bells: Bells = field(default_factory=Bells)
     """Rung when a challenge is there to be fetched."""
 
@@ -169,6 +177,8 @@ class Appraiser:
         self, subject: Subject, challenge: Challenge, raw: bytes | None, now: datetime
     ) -> Appraisal:
         """Judge what came, off the event loop; None: nothing did."""
+        if subject.kind.of_accelerator:  # from before such a kind was refused
+            return no_witness(challenge.kind, subject.basis.policy, now)
         if raw is None:
             return unreachable(
                 challenge.kind, subject.basis.policy, now, "nothing answered"
@@ -183,10 +193,12 @@ class Appraiser:
                 last_seen=subject.inputs.last_seen,
                 launch=subject.inputs.launch,
             ),
-            anchors=replace(self.settings.anchors, keys=tuple(subject.inputs.keys)),
+            anchors=subject.inputs.beside(self.settings.anchors),
             now=now,
         )
-        return await asyncio.get_running_loop().run_in_executor(self.executor, work)
+        loop = asyncio.get_running_loop()
+        appraisal = await loop.run_in_executor(self.executor, work)
+        return appraisal.pseudonymous(self.settings.identity_key)
 
     async def conclude(
         self,
@@ -287,6 +299,7 @@ class Appraiser:
                 ),
                 companions=(
                     basis,
+                    *verdicts.keep_collateral(subject.inputs.collateral),
                     _verdict(subject, question, raw, appraisal, deadline, basis),
                     self._kept(subject, question.purpose, appraisal, jitter),
                 ),

@@ -12,12 +12,8 @@ from typing import Any, assert_never
 import structlog
 
 from trustfabric.domain.ports import Provisioner
-from trustfabric.domain.vms import (
-    PowerChange,
-    PowerEvent,
-    PowerState,
-    power_after,
-)
+from trustfabric.domain.power import UNSEEN, Seen
+from trustfabric.domain.vms import PowerChange, PowerEvent, PowerState
 from trustfabric.errors import FabricError, UnavailableError
 from trustfabric.supervision import Actor, Address, Notice, Request, Timer
 
@@ -32,14 +28,16 @@ REFUSED_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Watcher:
-    """Who is told of a domain's changes, and with which notice."""
+    """Who is told of a domain's changes, and with which notices."""
 
     address: Address[Any]
     changed: Notice[Any]
+    unheard: Notice[Any]
+    """Its changes may have been lost: the link was."""
 
 
 @dataclass(frozen=True, slots=True)
-class PowerOf(Request["Hypervisor", PowerState | None]):
+class PowerOf(Request["Hypervisor", Seen | None]):
     """What is known of a domain: None where the hypervisor doesn't know it.
 
     The watcher is told of its changes from now on. UnavailableError while the link
@@ -113,7 +111,7 @@ class Hypervisor(Actor):
         self._writing = False
         self._watchers: dict[str, Watcher] = {}
         self._reboots: dict[str, int] = {}
-        self._powers: dict[str, PowerState] | None = None
+        self._seen: dict[str, Seen] | None = None
         self._next: Timer | None = None
 
     @property
@@ -127,7 +125,7 @@ class Hypervisor(Actor):
     async def on_stop(self) -> None:
         await self._provisioner.close()
 
-    async def handle(self, message: Message) -> PowerState | None:
+    async def handle(self, message: Message) -> Seen | None:
         match message:
             case PowerOf():
                 return await self._power_of(message)
@@ -152,8 +150,8 @@ class Hypervisor(Actor):
                 self._happened(event)
             case _Lost(reason):
                 log.warning("hypervisor.lost", reason=reason)
-                self._powers = None
-                self._tell_all()
+                self._seen = None
+                self._tell_all_unheard()
                 await self._open(0)
             case _Reconcile():
                 await self._reconcile()
@@ -161,17 +159,17 @@ class Hypervisor(Actor):
             case _:
                 assert_never(message)
 
-    async def _power_of(self, message: PowerOf) -> PowerState | None:
+    async def _power_of(self, message: PowerOf) -> Seen | None:
         self._watchers[message.name] = message.watcher
-        if self._powers is None:
+        if self._seen is None:
             raise UnavailableError(f"{self._provisioner.endpoint}: the link is down")
         if message.afresh:
-            power = await self._provisioner.look(message.name)
-            if power is None:
-                self._powers.pop(message.name, None)
+            seen = await self._provisioner.look(message.name)
+            if seen is None:
+                self._seen.pop(message.name, None)
             else:
-                self._powers[message.name] = power
-        return self._powers.get(message.name)
+                self._seen[message.name] = seen
+        return self._seen.get(message.name)
 
     async def _open(self, attempt: int) -> None:
         me = self.address
@@ -198,7 +196,7 @@ class Hypervisor(Actor):
         self._next = self.after(delay, _Open(min(attempt + 1, 16)))
 
     async def _renew(self) -> None:
-        if self._powers is None:
+        if self._seen is None:
             if self._next is not None:
                 self._next.cancel()
             await self._open(0)
@@ -222,20 +220,19 @@ class Hypervisor(Actor):
         except UnavailableError as error:
             log.warning("hypervisor.unobserved", error=str(error))
             return
-        before, self._powers = self._powers, seen
+        before, self._seen = self._seen, seen
         for name, watcher in self._watchers.items():
-            if before is None or before.get(name) is not seen.get(name):
+            if before is None or before.get(name) != seen.get(name):
                 watcher.address.tell(watcher.changed)
 
     def _happened(self, event: PowerEvent) -> None:
-        if self._powers is None:
+        if self._seen is None:
             return
-        before = self._powers.get(event.name, PowerState.DEFINED)
-        after = power_after(before, event.change)
-        if after is PowerState.VANISHED:
-            self._powers.pop(event.name, None)
+        after = self._seen.get(event.name, UNSEEN).after(event.change)
+        if after.power is PowerState.VANISHED:
+            self._seen.pop(event.name, None)
         else:
-            self._powers[event.name] = after
+            self._seen[event.name] = after
         if event.change is PowerChange.REBOOTED:
             self._reboots[event.name] = self._reboots.get(event.name, 0) + 1
             self._write_reboots()
@@ -269,9 +266,9 @@ class Hypervisor(Actor):
         if watcher is not None:
             watcher.address.tell(watcher.changed)
 
-    def _tell_all(self) -> None:
+    def _tell_all_unheard(self) -> None:
         for watcher in self._watchers.values():
-            watcher.address.tell(watcher.changed)
+            watcher.address.tell(watcher.unheard)
 
 
 def _written(reboots: Mapping[str, int], result: object) -> _Written:

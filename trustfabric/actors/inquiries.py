@@ -15,7 +15,9 @@ from trustfabric.actors.appraisals import Appraiser, Question, Subject
 from trustfabric.db import agents, attestations
 from trustfabric.domain.attestation.appraisal import replayed, unreachable
 from trustfabric.domain.attestation.binding import expected_of
+from trustfabric.domain.attestation.collateral import NEEDED_BY, needed_by
 from trustfabric.domain.attestation.model import Appraisal, Challenge
+from trustfabric.domain.evidence.anchors import Collateral
 from trustfabric.domain.evidence.model import EvidenceKind
 from trustfabric.domain.ids import InstanceId
 from trustfabric.errors import ConflictError, UnavailableError
@@ -144,10 +146,28 @@ class Inquiries:
     async def _judged(
         self, subject: Subject, question: Question, raw: bytes | None
     ) -> Outcome:
+        if raw is not None:
+            subject = await self._with_collateral(subject, question.challenge.kind, raw)
         appraisal = await self._appraiser.judge(
             subject, question.challenge, raw, self._now()
         )
         return await self._conclude(subject, question, raw, appraisal)
+
+    async def _with_collateral(
+        self, subject: Subject, kind: EvidenceKind, raw: bytes
+    ) -> Subject:
+        """Add what its maker publishes about the platform that the evidence is of."""
+        look = self._appraiser.settings.collateral
+        if look is None or kind not in NEEDED_BY:
+            return subject
+
+        def read() -> Collateral | None:
+            name = needed_by(kind, raw)
+            return None if name is None else look(name)
+
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._appraiser.executor, read)
+        return replace(subject, inputs=replace(subject.inputs, collateral=found))
 
     async def _conclude(
         self,

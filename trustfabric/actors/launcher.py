@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from random import Random
 
+from trustfabric.actors.equipment import Equipment
 from trustfabric.actors.placement import Opening, Order, blocked
-from trustfabric.actors.power import Equipment
 from trustfabric.actors.settling import find
 from trustfabric.actors.streams import Broadcaster
 from trustfabric.actors.trust import OpenInstance, TrustRegistry

@@ -5,7 +5,7 @@ runtimes and are not to be added up. A reading is kept for a while, longer where
 took longer: whoever asks often costs nothing more.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, assert_never
@@ -37,6 +37,7 @@ from trustfabric.actors.streams import (
 )
 from trustfabric.db import metrics, placement
 from trustfabric.db.session import Connection, Database
+from trustfabric.domain.attestation.collateral import Stock
 from trustfabric.domain.events import RemediationEvent, TrustEvent
 from trustfabric.domain.failures import FailureReason
 from trustfabric.domain.ids import InstanceId, RunId
@@ -77,6 +78,8 @@ class Reading:
     breakers: Mapping[str, int] = field(default_factory=dict)
     lag_s: Mapping[str, float] = field(default_factory=dict)
     """How old the oldest event is that was not handed on, by stream."""
+    collateral: Mapping[str, Stock] = field(default_factory=dict)
+    """By maker, whether the database answers or not; empty where none is kept."""
     took_s: float = 0.0
     at: datetime
     """When; ages count from here."""
@@ -99,9 +102,14 @@ class _Follow(Notice["Meter"]):
 
 class Meter(Actor):
     def __init__(
-        self, database: Database, broadcaster: Address[Broadcaster], counters: Counters
+        self,
+        database: Database,
+        broadcaster: Address[Broadcaster],
+        counters: Counters,
+        stock: Callable[[], Awaitable[Mapping[str, Stock]]],
     ) -> None:
         super().__init__()
+        self._stock = stock
         self._database = database
         self._broadcaster = broadcaster
         self._counters = counters
@@ -234,7 +242,7 @@ class Meter(Actor):
         return kept
 
     async def _read(self) -> Reading:
-        begun, now = self.monotonic(), self.now()
+        begun, now, stock = self.monotonic(), self.now(), await self._stock()
         try:
             async with self._database.reading() as conn:
                 reading = Reading(
@@ -244,13 +252,14 @@ class Meter(Actor):
                     holds=await metrics.read_holds(conn, now),
                     breakers=await metrics.read_breakers(conn),
                     lag_s=await self._lag(conn, now),
+                    collateral=stock,
                     took_s=self.monotonic() - begun,
                     at=now,
                 )
                 await self._count_decisions(conn)
         except (FabricError, AskError) as error:
             log.warning("meter.unreadable", error=str(error))
-            return Reading(at=now)
+            return Reading(collateral=stock, at=now)
         return reading
 
     async def _lag(self, conn: Connection, now: datetime) -> dict[str, float]:

@@ -199,7 +199,7 @@ def stored_of(row: verdicts.Stored) -> StoredVerdict:
         "code",
     )
     kept = {name: getattr(row, name) for name in names}
-    return StoredVerdict.from_columns(row.id, row.instance_name, kept)
+    return StoredVerdict.from_columns(row.id, row.instance_name, kept, row.collateral)
 
 
 def _check(draft: Draft) -> None:

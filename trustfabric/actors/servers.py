@@ -23,7 +23,7 @@ from trustfabric.actors.settling import (
     order_stop,
 )
 from trustfabric.actors.streams import ActorFollower, Event, Follow, Stream
-from trustfabric.actors.vms import Look, Settled
+from trustfabric.actors.vms import Look, settled_as
 from trustfabric.db import servers, vms
 from trustfabric.domain.events import HeldEvent, TrustEvent
 from trustfabric.domain.ids import InstanceId, ServerId
@@ -284,10 +284,15 @@ class Servers(Actor):
         who = fleet.runtime_id, fleet.epoch
         async with fleet.database.writing() as conn:
             living = await vms.adopt_living(conn, *who, after=page.after, limit=ADOPTED)
+        elsewhere = {one.id for one in living if not fleet.equipment.is_here(one)}
+        if elsewhere:
+            here = fleet.equipment.provisioner.endpoint
+            log.warning("servers.elsewhere", vms=len(elsewhere), connected_to=here)
         for one in living:
-            settled = None if one.unsettled else Settled(one.name, one.power)
+            unsettled = one.unsettled or one.id in elsewhere
+            settled = None if unsettled else settled_as(one)
             vm = await self._launcher.watch_over(one.id, settled)
-            if one.unsettled:
+            if unsettled:
                 # Its order was committed, and perhaps never told to it.
                 vm.tell(Look())
         if len(living) == ADOPTED:

@@ -10,14 +10,26 @@ from typing import assert_never
 
 import structlog
 
+from trustfabric.actors.attestation import Attest
+from trustfabric.actors.equipment import ASK_S, Equipment
 from trustfabric.actors.hypervisor import PowerOf, Watcher
-from trustfabric.actors.power import ASK_S, Equipment, Power
+from trustfabric.actors.power import Power
 from trustfabric.db import trust, vms
 from trustfabric.domain.ids import InstanceId
-from trustfabric.domain.power import Desired, Hold, Step, next_step, taken_away, told
+from trustfabric.domain.power import (
+    Boot,
+    Desired,
+    Hold,
+    Seen,
+    Step,
+    next_step,
+    step_of_another,
+    taken_away,
+    told,
+)
 from trustfabric.domain.restarts import relaunch_wait
 from trustfabric.domain.trust import Lifecycle
-from trustfabric.domain.vms import PowerState, is_structural
+from trustfabric.domain.vms import PowerState, is_structural, is_volatile
 from trustfabric.errors import FabricError
 from trustfabric.supervision import Actor, AskError, Notice, Timer
 
@@ -27,6 +39,8 @@ RETRY_S = (0.5, 30.0)
 MISSING_S = 2.0
 """Between the two looks that a domain must be missing in to count as vanished."""
 
+_LOOKED_TWICE = frozenset({Step.NOTE_CRASH, Step.END_VANISHED, Step.NOTE_STRANGE_BOOT})
+
 
 @dataclass(frozen=True, slots=True)
 class Look(Notice["Vm"]):
@@ -34,11 +48,16 @@ class Look(Notice["Vm"]):
 
 
 @dataclass(frozen=True, slots=True)
+class Unheard(Notice["Vm"]):
+    """What it did while its hypervisor's link was down is lost: find out."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settled:
     """What a row said of an instance that is as it is wanted."""
 
     name: str
-    power: PowerState
+    seen: Seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +89,19 @@ class Vm(Actor):
         self._look_again = False
         self._failures = 0
         self._missing_since: float | None = None
+        self._unheard = False
         self._next: Timer | None = None
 
     async def on_start(self) -> None:
         first = Look() if self._settled is None else _Compare(self._settled)
         self.address.tell(first)
 
-    async def handle(self, message: Look | _Compare | _Done) -> None:
+    async def handle(self, message: Look | Unheard | _Compare | _Done) -> None:
         match message:
             case Look():
+                await self._look()
+            case Unheard():
+                self._unheard = True
                 await self._look()
             case _Compare(row):
                 await self._compare(row)
@@ -89,11 +112,11 @@ class Vm(Actor):
 
     async def _compare(self, row: Settled) -> None:
         try:
-            observed = await self._power_of(row.name)
+            seen = await self._power_of(row.name)
         except (FabricError, AskError) as error:
             self._retry(error)
             return
-        if observed is not row.power:
+        if seen != row.seen:
             await self._look()
 
     async def _look(self) -> None:
@@ -109,7 +132,7 @@ class Vm(Actor):
                 log.warning("vm.fenced", instance_id=self._id)
                 return
             asked_at = self.monotonic()
-            step, observed = await self._next_step(instance, hold)
+            step, seen = await self._next_step(instance, hold)
         except (FabricError, AskError) as error:
             self._missing_since = None  # the two looks are of one link that stays up
             self._retry(error)
@@ -118,9 +141,10 @@ class Vm(Actor):
             self._missing_since = None
         if step is Step.NOTHING:
             self._failures = 0
+            self._ask_unheard(instance)
         elif not self._waits(step, instance, asked_at):
             self._busy = step
-            work = self._power.take(step, instance, observed)
+            work = self._power.take(step, instance, seen)
             _ = self.run(work, lambda result: _done(step, result))
 
     def _waits(self, step: Step, instance: vms.Instance, asked_at: float) -> bool:
@@ -152,20 +176,27 @@ class Vm(Actor):
 
     async def _next_step(
         self, instance: vms.Instance, hold: Hold
-    ) -> tuple[Step, PowerState | None]:
-        observed = await self._power_of(instance.name)
-        step = self._step(instance, observed, hold)
-        if step in {Step.NOTE_CRASH, Step.END_VANISHED}:
-            # The event of our own start may still be on its way.
-            observed = await self._power_of(instance.name, afresh=True)
-            step = self._step(instance, observed, hold)
-        return step, observed
+    ) -> tuple[Step, Seen | None]:
+        seen = await self._power_of(instance.name)
+        step = self._step(instance, seen, hold)
+        if step in _LOOKED_TWICE:
+            # The event of our own start may still be on its way; it tells no mark.
+            seen = await self._power_of(instance.name, afresh=True)
+            step = self._step(instance, seen, hold)
+        return step, seen
 
-    def _step(
-        self, instance: vms.Instance, observed: PowerState | None, hold: Hold
-    ) -> Step:
+    def _step(self, instance: vms.Instance, seen: Seen | None, hold: Hold) -> Step:
         provisioner, recorded = self._use.provisioner, instance.power_state
         desired = Desired(instance.desired_state)
+        if not self._use.is_here(instance):
+            return step_of_another(
+                desired,
+                here=seen is not None,
+                volatile=is_volatile(instance.driver, instance.endpoint),
+                noted=instance.last_error == self._use.elsewhere(instance),
+            )
+        observed = None if seen is None else seen.power
+        boot = Boot.AGAIN if instance.reboots_due > 0 else Boot.SAME
         if not provisioner.observes:
             observed = told(recorded, observed)
         elif (
@@ -174,18 +205,27 @@ class Vm(Actor):
             and taken_away(desired, recorded, observed)
         ):
             return Step.END_VANISHED
+        elif seen is None or seen.boot is None or seen.boot != instance.boot_id:
+            boot = Boot.STRANGE
         return next_step(
             desired,
             recorded,
             observed,
             volatile=provisioner.volatile,
             hold=hold,
-            rebooted=instance.reboots_due > 0,
+            boot=boot,
         )
 
-    async def _power_of(self, name: str, *, afresh: bool = False) -> PowerState | None:
+    def _ask_unheard(self, instance: vms.Instance) -> None:
+        """Have it attested after a lost link: its guest may have rebooted meanwhile."""
+        unheard, self._unheard = self._unheard, False
+        if unheard and instance.power_state is PowerState.RUNNING:
+            self._use.attestation.tell(Attest(self._id, "scheduled"))
+
+    async def _power_of(self, name: str, *, afresh: bool = False) -> Seen | None:
         return await self._use.hypervisor.ask(
-            PowerOf(name, Watcher(self.address, Look()), afresh), within_s=ASK_S
+            PowerOf(name, Watcher(self.address, Look(), Unheard()), afresh),
+            within_s=ASK_S,
         )
 
     def _done(self, message: _Done) -> None:
@@ -213,6 +253,12 @@ class Vm(Actor):
 
 def _done(step: Step, result: object) -> _Done:
     return _Done(step, result if isinstance(result, BaseException) else None)
+
+
+def settled_as(one: vms.Adopted) -> Settled:
+    """Return what an adopted instance's row said of it."""
+    boot = one.boot_id if one.power.active else None
+    return Settled(one.name, Seen(one.power, boot))
 
 
 def vm_maker(

@@ -1,6 +1,8 @@
 """The JSON templates that shape a VM's network, disk, launch and GPUs."""
 
 import re
+from collections.abc import Set as AbstractSet
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
 
@@ -16,6 +18,7 @@ from pydantic import (
 from trustfabric.config.faults import nearest
 
 _PLACEHOLDERS = frozenset({"{data_dir}", "{instance_id}", "{server_id}"})
+_OF_VOLUMES = _PLACEHOLDERS | {"{image}"}
 
 
 def _hexadecimal(value: object) -> object:
@@ -50,6 +53,7 @@ Mac = Annotated[
         r"[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}",
         "a unicast MAC address such as 52:54:00:12:34:56",
     ),
+    AfterValidator(str.lower),
 ]
 
 
@@ -88,15 +92,17 @@ class NetworkTemplate(Template):
             raise ValueError(f'key bridge does not go with type "{self.type}"')
         if self.type != "network" and self.name is not None:
             raise ValueError(f'key name does not go with type "{self.type}"')
+        if self.type == "user" and (self.mtu is not None or self.filterref is not None):
+            key = "filterref" if self.mtu is None else "mtu"
+            raise ValueError(f'key {key} does not go with type "user"')
         return self
 
 
-def _disk_path(value: str) -> str:
-    unknown = set(re.findall(r"\{[^{}]*\}", value)) - _PLACEHOLDERS
+def _disk_path(value: str, known: AbstractSet[str] = _PLACEHOLDERS) -> str:
+    unknown = set(re.findall(r"\{[^{}]*\}", value)) - known
     bare = re.sub(r"\{[^{}]*\}", "x", value)
     if unknown:
-        known = ", ".join(sorted(_PLACEHOLDERS))
-        raise ValueError(f"{min(unknown)} is not one of {known}")
+        raise ValueError(f"{min(unknown)} is not one of {', '.join(sorted(known))}")
     if re.search(r"[\x00-\x1f\x7f<>&\"'{}]", bare):
         raise ValueError("a path has no control characters, quotes, braces or markup")
     if not value.startswith(("/", "{data_dir}/")):
@@ -107,17 +113,19 @@ def _disk_path(value: str) -> str:
 
 
 DiskPath = Annotated[str, AfterValidator(_disk_path)]
+VolumePath = Annotated[str, AfterValidator(partial(_disk_path, known=_OF_VOLUMES))]
 
 
 class VolumeTemplate(Template):
     """The one disk of a VM."""
 
-    path: DiskPath = "{data_dir}/volumes/{instance_id}.qcow2"
+    path: VolumePath = "{data_dir}/volumes/{instance_id}.qcow2"
     driver: Literal["qcow2", "raw"] = "qcow2"
     target_dev: Annotated[
         str, _matching(r"(vd|sd|hd|xvd)[a-z]{1,2}", "a disk name such as vda")
     ] = "vda"
-    target_bus: Literal["virtio", "scsi", "sata", "ide", "usb"] = "virtio"
+    target_bus: Literal["virtio", "scsi", "sata", "usb"] = "virtio"
+    """The machine is a q35, which has no IDE."""
     cache: (
         Literal["none", "writeback", "writethrough", "directsync", "unsafe"] | None
     ) = None
@@ -127,12 +135,29 @@ class VolumeTemplate(Template):
     pool: Word | None = None
     """The libvirt storage pool that holds the volume."""
     size_gib: Annotated[int, Field(ge=1, le=65536)] | None = None
-    base_image: DiskPath | None = None
+    base_image: VolumePath | None = None
 
     @model_validator(mode="after")
     def _native_io_is_uncached(self) -> Self:
         if self.io == "native" and self.cache not in ("none", "directsync"):
             raise ValueError('io "native" needs cache "none" or "directsync"')
+        return self
+
+    @model_validator(mode="after")
+    def _sata_is_written_to(self) -> Self:
+        if self.readonly and self.target_bus == "sata":
+            raise ValueError('key readonly does not go with target_bus "sata"')
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_made_is_one_vms(self) -> Self:
+        if self.size_gib is None and self.base_image is None:
+            return self
+        if self.base_image is not None and self.driver != "qcow2":
+            raise ValueError(f'key base_image does not go with driver "{self.driver}"')
+        where = PurePosixPath(self.path).name if self.pool else self.path
+        if "{instance_id}" not in where:
+            raise ValueError(f'"{where}" has no {{instance_id}}: VMs would share it')
         return self
 
     def path_for(self, data_dir: Path, instance_id: str, server_id: str) -> Path:
@@ -153,6 +178,7 @@ def _filled(path: str, data_dir: Path, instance_id: str, server_id: str) -> Path
         path.replace("{data_dir}", str(data_dir))
         .replace("{instance_id}", instance_id)
         .replace("{server_id}", server_id)
+        .replace("{image}", "image")
     )
 
 

@@ -39,6 +39,12 @@ def _digests(value: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(digest.lower() for digest in value)
 
 
+def _absolute(value: Path) -> Path:
+    if not value.is_absolute():
+        raise ValueError(f'"{value}" is not an absolute path')
+    return value
+
+
 class AttestationSettings(Section):
     """What evidence is believed, and for how long."""
 
@@ -66,6 +72,15 @@ class AttestationSettings(Section):
             "VM_ATTESTATION_TRUST_ROOTS",
             "Folder of PEM files to trust instead of the vendors' roots that ship",
             unset="the roots that ship",
+        ),
+    ] = None
+    collateral: Annotated[
+        Annotated[DirectoryPath, AfterValidator(_absolute)] | None,
+        Variable(
+            "VM_ATTESTATION_COLLATERAL",
+            "Folder (absolute) of AMD's revocation lists and Intel's TDX collateral, "
+            "read anew when its files change",
+            unset="no revocation lists, and no verdict on TDX quotes",
         ),
     ] = None
     max_age_s: Annotated[

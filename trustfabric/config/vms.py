@@ -23,7 +23,7 @@ from trustfabric.errors import ConfigError
 
 IsolationTier = Literal["standard", "sev", "sev-es", "sev-snp", "tdx"]
 
-_HYPERVISORS = ("test", "qemu", "xen", "ch", "lxc", "esx", "vbox", "bhyve", "hyperv")
+_HYPERVISORS = ("test", "qemu")
 _CONSOLE_ROOTS = ("/run/libvirt", "/var/lib/libvirt", "/var/log/libvirt")
 _TRANSPORTS = ("unix", "ssh", "libssh", "libssh2", "tcp", "tls", "ext")
 
@@ -72,15 +72,23 @@ class HypervisorSettings(Section):
 
 
 def _libvirt_uri(value: str) -> str:
-    hypervisor, _, transport = urlsplit(value).scheme.partition("+")
-    if "://" not in value or hypervisor not in _HYPERVISORS:
+    """Refuse here what the driver or libvirt would refuse, or guess at, later."""
+    if re.search(r"[^\x21-\x7e]", value):
+        raise ValueError("is not a libvirt URI such as qemu:///system: it has a blank")
+    parts = urlsplit(value)
+    scheme = value.partition("://")[0]
+    hypervisor, plus, transport = scheme.partition("+")
+    if scheme != parts.scheme or hypervisor not in _HYPERVISORS:
         hint = nearest(hypervisor, _HYPERVISORS)
         raise ValueError(f"is not a libvirt URI such as qemu:///system{hint}")
-    if transport and transport not in _TRANSPORTS:
+    if plus and transport not in _TRANSPORTS:
         hint = nearest(transport, _TRANSPORTS)
         raise ValueError(f'"{transport}" is not a transport of libvirt{hint}')
-    if urlsplit(value).password is not None:
+    if not parts.path:
+        raise ValueError("is not a libvirt URI such as qemu:///system: it has no path")
+    if parts.password is not None:
         raise ValueError("holds a password; use LIBVIRT_PASSWORD_FILE")
+    _ = parts.port  # a ValueError, where it is no number
     return value
 
 

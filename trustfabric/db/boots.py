@@ -49,9 +49,10 @@ class SetBoot:
 
 _SET_DEFINED_SQL: LiteralString = """
 UPDATE runtime_vm_instances
-   SET instance_id = %(name)s, capability_notes = %(notes)s, defined_at = %(now)s,
+   SET instance_id = CASE WHEN defined_at IS NULL THEN %(name)s ELSE instance_id END,
+       defined_at = coalesce(defined_at, %(now)s), capability_notes = %(notes)s,
        updated_at = %(now)s
- WHERE id = %(id)s AND defined_at IS NULL
+ WHERE id = %(id)s
 """
 
 
@@ -61,7 +62,7 @@ async def set_defined(
     defined: Defined,
     now: datetime,
 ) -> None:
-    """Record once what its hypervisor made of it: its name there, and its notes.
+    """Record what its hypervisor made of it: its name there, once, and its notes.
 
     ConflictError where the name is another instance's.
     """
@@ -80,6 +81,21 @@ async def set_defined(
             f"instance {instance_id}: its hypervisor gave it another's name, "
             f"{defined.hypervisor_name}"
         ) from error
+
+
+_SET_ENDPOINT_SQL: LiteralString = """
+UPDATE runtime_vm_instances SET driver = %(driver)s, hypervisor_endpoint = %(endpoint)s
+ WHERE id = %(id)s
+"""
+
+
+async def set_endpoint(
+    conn: Connection, instance_id: InstanceId, driver: str, endpoint: str
+) -> None:
+    """Record by which driver, and at which address, its hypervisor is reached now."""
+    await conn.execute(
+        _SET_ENDPOINT_SQL, {"id": instance_id, "driver": driver, "endpoint": endpoint}
+    )
 
 
 _ADD_CRASH_SQL: LiteralString = """

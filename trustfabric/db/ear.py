@@ -16,7 +16,8 @@ _NEWEST_KEYS = 100
 _RECORDED_SQL: LiteralString = """
 SELECT i.instance_id AS instance, h.provenance, a.verification_status AS status,
        a.freshness_expires_at AS deadline,
-       coalesce(i.hypervisor_endpoint LIKE 'test:%%', false) AS simulated,
+       coalesce(i.hypervisor_endpoint ~ '^test[+:]', false)
+       OR 'libvirt:simulated' = ANY(i.capability_notes) AS simulated,
        NOT EXISTS (
            SELECT 1 FROM runtime_vm_attestations later
             WHERE later.runtime_vm_instance_id = i.id AND later.id > a.id

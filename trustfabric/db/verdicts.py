@@ -1,6 +1,6 @@
 """Recorded verdicts: their lists, their evidence, and what they were judged by."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString
@@ -9,7 +9,9 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from trustfabric.db.session import Connection
+from trustfabric.domain.attestation.collateral import digest_of, document_of
 from trustfabric.domain.attestation.versions import Scope
+from trustfabric.domain.evidence.anchors import Collateral
 from trustfabric.domain.ids import AttestationId, InstanceId, OwnerId, ServerId
 from trustfabric.domain.trust import AttestationStatus, Snapshot
 
@@ -31,6 +33,12 @@ class KeepBasis:
             _ADD_BASIS_SQL,
             {"sha256": self.sha256, "document": Jsonb(dict(self.document))},
         )
+
+
+def keep_collateral(collateral: Collateral | None) -> Iterator[KeepBasis]:
+    """Keep what a maker said at the time, likewise once."""
+    if collateral is not None:
+        yield KeepBasis(sha256=digest_of(collateral), document=document_of(collateral))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +168,7 @@ class Stored:
     binding: bytes | None
     inputs: Mapping[str, Any] | None
     basis: Mapping[str, Any] | None
+    collateral: Mapping[str, Any] | None
     verified_at: datetime | None
 
 
@@ -168,14 +177,19 @@ SELECT a.id, a.runtime_vm_instance_id AS instance_id, i.instance_id AS instance_
        i.server_id, s.owner_id, i.image, i.isolation_tier AS tier,
        a.attestation_kind AS kind, a.verification_status AS status, a.code,
        a.policy_id, a.policy_version, a.raw_quote AS evidence, a.binding, a.inputs,
-       b.document AS basis, a.verified_at
+       b.document AS basis, c.document AS collateral, a.verified_at
+"""
+
+_KEPT: LiteralString = """
+  LEFT JOIN attestation_bases b ON b.sha256 = a.basis_sha256
+  LEFT JOIN attestation_bases c ON c.sha256 = decode(a.inputs ->> 'collateral', 'hex')
 """
 
 _STORED_SQL: LiteralString = (
     _STORED
     + _FROM
+    + _KEPT
     + """
-  LEFT JOIN attestation_bases b ON b.sha256 = a.basis_sha256
  WHERE a.id = %(id)s"""
     + _OWNED
 )
@@ -200,7 +214,9 @@ _LAST_SQL: LiteralString = (
         WHERE e.runtime_vm_instance_id = i.id AND e.raw_quote IS NOT NULL
           AND e.binding IS NOT NULL
         ORDER BY e.id DESC LIMIT 1) a ON true
-  LEFT JOIN attestation_bases b ON b.sha256 = a.basis_sha256
+"""
+    + _KEPT
+    + """
  WHERE i.id > %(after)s AND i.terminated_at IS NULL
    AND (%(image)s::text IS NULL OR i.image = %(image)s)
    AND (%(tier)s::text IS NULL OR i.isolation_tier = %(tier)s)

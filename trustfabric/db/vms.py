@@ -27,6 +27,8 @@ class Instance:
     """The hypervisor's name of it: the column `instance_id`."""
     isolation_tier: str
     driver: str
+    endpoint: str
+    """Of the hypervisor that it was made at, without secrets."""
     image: str
     memory_mib: int
     vcpu_count: int
@@ -65,6 +67,7 @@ _COLUMNS: LiteralString = """
     i.image, i.memory_mib, i.vcpu_count, i.config, i.attestation_policy,
     i.capability_notes, i.last_error, i.desired_state, i.power_state, i.boot_id,
     i.runtime_owner, i.owner_epoch, i.defined_at, i.crashed_at,
+    coalesce(i.hypervisor_endpoint, '') AS endpoint,
     i.reboots_heard - i.reboots_noted AS reboots_due,
     i.terminated_at, i.created_at, i.updated_at
 """
@@ -197,7 +200,8 @@ UPDATE runtime_vm_instances
         LIMIT %(limit)s)
    AND terminated_at IS NULL
    AND (runtime_owner IS NULL OR runtime_owner = %(runtime)s)
-RETURNING id, unsettled OR reboots_heard > reboots_noted, instance_id, power_state
+RETURNING id, unsettled OR reboots_heard > reboots_noted, instance_id, power_state,
+          boot_id, driver, coalesce(hypervisor_endpoint, '')
 """
 
 
@@ -210,6 +214,9 @@ class Adopted:
     """It isn't, or may not be, as it is wanted."""
     name: str
     power: PowerState
+    boot_id: UUID | None
+    driver: str
+    endpoint: str
 
 
 async def adopt_living(
@@ -230,7 +237,7 @@ async def adopt_living(
         {"runtime": runtime, "epoch": epoch, "after": after, "limit": limit},
     )
     return sorted(
-        Adopted(InstanceId(row[0]), row[1], row[2], PowerState(row[3]))
+        Adopted(InstanceId(row[0]), row[1], row[2], PowerState(row[3]), *row[4:])
         for row in await cursor.fetchall()
     )
 
@@ -354,6 +361,7 @@ def _instance(row: Mapping[str, Any]) -> Instance:
         name=row["name"],
         isolation_tier=row["isolation_tier"],
         driver=row["driver"],
+        endpoint=row["endpoint"],
         image=row["image"],
         memory_mib=row["memory_mib"],
         vcpu_count=row["vcpu_count"],

@@ -4,10 +4,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trustfabric.domain.evidence.model import EvidenceKind
 from trustfabric.errors import InvalidError
 
 ID_LIMIT = 200
 POSTURE_LIMIT = 64
+
+
+OF_ACCELERATORS = frozenset(kind for kind in EvidenceKind if kind.of_accelerator)
+
+
+def check_vouches_for_vm(kind: object) -> None:
+    """Raise InvalidError for the evidence of a device: it proves no VM."""
+    if isinstance(kind, str) and kind in OF_ACCELERATORS:
+        raise InvalidError(
+            f"attestation kind {kind} is evidence of an accelerator: "
+            "it proves nothing of the VM that has it"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

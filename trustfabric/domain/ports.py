@@ -8,10 +8,12 @@ may work later (`facts["cause"] == "credentials"` when it refused ours). What
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from uuid import UUID
 
 from trustfabric.domain.attestation.launch import Launch
 from trustfabric.domain.evidence.keys import EnrolledKey
-from trustfabric.domain.vms import IsolationTier, PowerEvent, PowerState, VmSpec
+from trustfabric.domain.power import Seen
+from trustfabric.domain.vms import IsolationTier, PowerEvent, VmSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,11 +131,24 @@ class Provisioner(Protocol):
 
         ConflictError when a stranger has its name or UUID; UnsupportedError when
         its tier can't be had here; InvalidError when the hypervisor made less of
-        it than asked (it is removed again).
+        it than asked. A refusal leaves all as it was.
         """
 
-    async def start(self, name: str) -> None:
-        """Boot it, or resume it if paused. AlreadyRunningError, NotFoundError."""
+    async def start(self, name: str, boot: UUID) -> None:
+        """Boot it, or resume it if paused, marked as `boot` where it `observes`.
+
+        AlreadyRunningError, NotFoundError; UnavailableError where it ended at once.
+        """
+
+    async def adopt(self, name: str, boot: UUID) -> None:
+        """Mark what somebody else began as `boot`.
+
+        InvalidError where it isn't what `define` asked for: it is switched off then.
+        ConflictError when off, NotFoundError.
+        """
+
+    async def mark(self, name: str, boot: UUID) -> None:
+        """Mark what runs as `boot`. ConflictError when off, NotFoundError."""
 
     async def stop(self, name: str, *, grace_s: float) -> None:
         """Ask the guest to stop, cut the power after `grace_s`.
@@ -147,14 +162,23 @@ class Provisioner(Protocol):
     async def resume(self, name: str) -> None:
         """Undo `pause`; fine when it runs. ConflictError when off."""
 
-    async def undefine(self, name: str) -> None:
-        """Switch off at once, remove with its firmware and TPM state; fine if gone."""
+    async def undefine(self, name: str, spec: VmSpec | None = None) -> None:
+        """Switch off at once, remove with its disk, firmware and TPM state.
 
-    async def observe(self) -> Mapping[str, PowerState]:
-        """Return every domain of ours (strangers never appear) and its power."""
+        Fine if gone: what `spec` says was made for it is removed all the same.
+        """
 
-    async def look(self, name: str) -> PowerState | None:
-        """Return one domain's power, asked for now; None where it isn't ours."""
+    async def forget(self, spec: VmSpec) -> None:
+        """Delete the seed of one that others removed: its secrets.
+
+        Its disk is left, to whoever did that.
+        """
+
+    async def observe(self) -> Mapping[str, Seen]:
+        """Return every domain of ours (strangers never appear) as it is."""
+
+    async def look(self, name: str) -> Seen | None:
+        """Return one domain as it is now; None where it isn't ours."""
 
     async def console_tail(self, name: str, lines: int) -> ConsoleTail:
         """Return up to `lines` newest lines. NotFoundError."""

@@ -54,7 +54,7 @@ class PowerState(StrEnum):
     VANISHED = "vanished"
     """Its hypervisor doesn't know it any more."""
     UNKNOWN = "unknown"
-    """The link is down: nothing is known, least of all that it stopped."""
+    """Its hypervisor can't be asked: nothing is known, least of all that it stopped."""
 
     @property
     def active(self) -> bool:
@@ -294,6 +294,13 @@ class VmSpec:
         return self.attestation_kind in _VTPM_KINDS and not self.tpm_beside
 
     @property
+    def made_volumes(self) -> tuple[VolumeTemplate, ...]:
+        """What is made for it alone: a disk that doesn't name it others may share."""
+        own = self.volume.is_made and self.name in PurePosixPath(self.volume.path).name
+        disk = (self.volume,) if own else ()
+        return disk if self.seed is None else (*disk, self.seed_volume)
+
+    @property
     def seed_volume(self) -> VolumeTemplate:
         """The disc of its seed: beside its disk, made and removed with it."""
         folder = PurePosixPath(self.volume.path).parent
@@ -361,6 +368,14 @@ def fill_console(source: ConsoleSource, *, data_dir: str, name: str) -> ConsoleS
     check_instance_name(name)
     words = {"{data_dir}": data_dir, "{instance_id}": name}
     return replace(source, path=_fill(template, words))
+
+
+def is_volatile(driver: str, endpoint: str) -> bool:
+    """Tell whether the domains of a hypervisor end with the process that made them.
+
+    So it is with libvirt's test driver inside that process.
+    """
+    return driver == "libvirt" and endpoint.startswith("test:///")
 
 
 def is_structural(error: FabricError) -> bool:

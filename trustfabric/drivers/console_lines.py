@@ -93,8 +93,10 @@ class LineRing:
     def since(self, position: int) -> tuple[ConsoleItem, ...]:
         """Return what came after number `position`, what was forgotten as a gap."""
         with self._lock:
+            # At most so many: what is known of an earlier life may have gaps.
             new = min(self._count - position, len(self._entries))
-            found = [self._entries[i] for i in range(-new, 0)]
+            newest = (self._entries[i] for i in range(-new, 0))
+            found = [entry for entry in newest if entry.seq > position]
             oldest = found[0].seq if found else self._count + 1
         if position + 1 < oldest:
             return (ConsoleGap(position + 1, oldest - 1), *found)

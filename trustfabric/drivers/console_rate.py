@@ -5,6 +5,8 @@ from typing import Final
 
 CAP_PER_S: Final = 1 << 20
 BURST: Final = 4 << 20
+LINE: Final = 64
+"""Bytes that a line counts for beside its own: what it costs to keep an empty one."""
 
 
 class RateCap:
@@ -28,8 +30,24 @@ class RateCap:
         now = self._clock()
         self._left = min(self._burst, self._left + (now - self._at) * self._per_s)
         self._at = now
-        part = data[: int(self._left)]
+        part = _worth(data, int(self._left))
         dropped = self._dropped if part else 0
-        self._left -= len(part)
+        self._left -= _cost(part)
         self._dropped += len(data) - len(part) - dropped
         return dropped, part
+
+
+def _cost(data: bytes) -> int:
+    return len(data) + LINE * data.count(b"\n")
+
+
+def _worth(data: bytes, left: int) -> bytes:
+    """Return the part of `data` that costs no more than `left`."""
+    if _cost(data) <= left:
+        return data
+    end = 0
+    while (stop := data.find(b"\n", end) + 1) and stop - end + LINE <= left:
+        left -= stop - end + LINE
+        end = stop
+    line = (stop or len(data) + 1) - 1 - end
+    return data[: end + min(line, left)]

@@ -22,6 +22,7 @@ import aiohttp
 import orjson
 
 from trustfabric.domain.ports import ConsoleItem, ConsoleTail, Defined
+from trustfabric.domain.power import Seen
 from trustfabric.domain.vms import (
     IsolationTier,
     PowerChange,
@@ -155,7 +156,8 @@ class HttpProvisioner:
         self._power.setdefault(defined.hypervisor_name, PowerState.DEFINED)
         return defined
 
-    async def start(self, name: str) -> None:
+    async def start(self, name: str, boot: UUID) -> None:
+        del boot  # its API keeps no marks
         try:
             await self._send("POST", f"{_path(name)}/start")
         except ConflictError as error:
@@ -173,7 +175,8 @@ class HttpProvisioner:
     async def resume(self, name: str) -> None:
         raise UnsupportedError(f"{name}: this hypervisor's API can't resume")
 
-    async def undefine(self, name: str) -> None:
+    async def undefine(self, name: str, spec: VmSpec | None = None) -> None:
+        del spec  # its API has no disks
         await self._discard(name)
         self._happened(name, PowerChange.DESTROYED)
         self._happened(name, PowerChange.UNDEFINED)
@@ -184,13 +187,23 @@ class HttpProvisioner:
             if defined.hypervisor_name != name
         }
 
-    async def observe(self) -> Mapping[str, PowerState]:
-        await self._probe()
-        return dict(self._power)
+    async def adopt(self, name: str, boot: UUID) -> None:
+        del name, boot
 
-    async def look(self, name: str) -> PowerState | None:
+    async def mark(self, name: str, boot: UUID) -> None:
+        del name, boot
+
+    async def forget(self, spec: VmSpec) -> None:
+        del spec
+
+    async def observe(self) -> Mapping[str, Seen]:
         await self._probe()
-        return self._power.get(name)
+        return {name: Seen(power) for name, power in self._power.items()}
+
+    async def look(self, name: str) -> Seen | None:
+        await self._probe()
+        power = self._power.get(name)
+        return None if power is None else Seen(power)
 
     async def console_tail(self, name: str, lines: int) -> ConsoleTail:
         if lines <= 0:

@@ -1,8 +1,8 @@
 """The libvirt driver: VMs as domains of one connection URI.
 
-Blocking calls run on the executor that the application hands in (five threads for
-each URI at least), events come over its `EventLoop`. Truth is `observe`; events
-are hints. Only domains that carry our runtime's mark are ever seen or touched.
+Blocking calls run on the executor that the application hands in, with `THREADS` for
+each URI; events come over its `EventLoop`. Truth is `observe`; events are hints. Only
+domains that carry our runtime's mark are ever seen or touched.
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -10,40 +10,42 @@ from concurrent.futures import Executor
 from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+from uuid import UUID
 from xml.etree.ElementTree import Element
 
-import structlog
-
 from trustfabric.domain.ports import ConsoleItem, ConsoleTail, Defined
+from trustfabric.domain.power import Seen
 from trustfabric.domain.vms import (
     ConsoleKind,
     IsolationTier,
     PowerChange,
     PowerEvent,
-    PowerState,
     VmSpec,
     VolumeTemplate,
 )
 from trustfabric.drivers import libvirt_domains as domains
+from trustfabric.drivers import libvirt_ours as ours
+from trustfabric.drivers.lanes import About
 from trustfabric.drivers.launch_digest import note
 from trustfabric.drivers.libvirt_connect import Credentials, parse_uri, snapshot_of
 from trustfabric.drivers.libvirt_consoles import Consoles
 from trustfabric.drivers.libvirt_errors import load_binding
 from trustfabric.drivers.libvirt_events import EventLoop, power_change
-from trustfabric.drivers.libvirt_link import Link, Listeners
+from trustfabric.drivers.libvirt_link import CALL_S, Link, Listeners
+from trustfabric.drivers.libvirt_ours import Ours
 from trustfabric.drivers.libvirt_probe import Prober, Virt
 from trustfabric.drivers.libvirt_stops import Stops
-from trustfabric.drivers.libvirt_tiers import check_tier
+from trustfabric.drivers.libvirt_tiers import require_tier
 from trustfabric.drivers.libvirt_xml import VirtType, domain_xml
 from trustfabric.errors import UnavailableError
 
-log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
-_DEFINE_S: Final = 60.0
-"""The first one has libvirt try out its QEMU: where nobody reaps, half a minute."""
+_DEFINE_S: Final = 120.0
+"""The first one has libvirt try out its QEMU: where nobody reaps, half a minute. As
+long again for its disks."""
 _START_S: Final = 60.0
-_DISK_S: Final = 60.0
 _DESTROY_S: Final = 30.0
 """A hung QEMU is asked for ten seconds before it is killed."""
 _OBSERVE_S: Final = 30.0
@@ -92,7 +94,7 @@ class LibvirtProvisioner:
             VirtType.TEST if self._uri.simulated else virt,
             Prober(self._binding.libvirtError, scratch, events.time),
         )
-        self._host = domains.Host(
+        self._host = ours.Host(
             error=self._binding.libvirtError,
             runtime=runtime,
             validates=not self._uri.simulated,
@@ -104,7 +106,7 @@ class LibvirtProvisioner:
         self._anchor: Any | None = None
         self._on_event: Callable[[PowerEvent], None] | None = None
         self._on_lost: Callable[[str], None] | None = None
-        self._ours: dict[str, str] = {}
+        self._ours: dict[str, Ours] = {}
         self._strangers: frozenset[str] = frozenset()
         self._specs: dict[str, VmSpec] = {}
         self._consoles = Consoles(
@@ -113,8 +115,8 @@ class LibvirtProvisioner:
             here=self._uri.here,
             keep=max(console_lines, _CONSOLE_LINES),
             folder=console_dir,
+            new=console,
         )
-        self._new_console = console
         self._stops = Stops(self._host)
 
     @property
@@ -184,26 +186,22 @@ class LibvirtProvisioner:
 
     async def define(self, spec: VmSpec) -> Defined:
         link = self._up()
-        await self._require_tier(link, spec.tier)
+        await require_tier(link, spec.tier, self._uri)
         notes = _NOTES.get(await self._virt.of(link), ())
         wanted = self._xml(spec)
-        if not self.simulated and (spec.volume.is_made or spec.seed is not None):
-            await link.call(
-                f"making the disks of {spec.name}",
-                lambda conn: domains.ensure_volumes(self._host, conn, spec),
-                within_s=_DISK_S,
-            )
-        adopted = await link.call(
-            f"defining {spec.name}",
-            lambda conn: domains.define(self._host, conn, wanted),
+        adopted = await self._act(
+            "defining",
+            spec.name,
+            lambda conn: domains.define(self._host, conn, spec, wanted),
             within_s=_DEFINE_S,
         )
-        self._ours[str(spec.uuid)] = spec.name
+        self._ours.setdefault(str(spec.uuid), Ours(str(spec.uuid), spec.name))
         self._specs[spec.name] = spec
         launch = None
         if spec.tier is IsolationTier.SEV_SNP:
-            launch = await link.call(
-                f"deriving the launch digest of {spec.name}",
+            launch = await self._act(
+                "deriving the launch digest of",
+                spec.name,
                 lambda conn: domains.launch(
                     self._host, conn, spec.name, here=self._uri.here
                 ),
@@ -213,73 +211,105 @@ class LibvirtProvisioner:
             tier=spec.tier,
             simulated=self.simulated,
             adopted=adopted,
-            notes=(
-                *notes,
-                *(() if launch is None else (note(launch),)),
-            ),
+            notes=notes if launch is None else (*notes, note(launch)),
             launch=launch,
         )
 
-    async def start(self, name: str) -> None:
-        link, spec = self._up(), self._specs.get(name)
-        wanted = self._xml(spec) if spec is not None else None
+    async def start(self, name: str, boot: UUID) -> None:
+        link, wanted = self._up(), self._wanted(name)
 
         def attach(domain: Any) -> None:
             uuid = domain.UUIDString()
             link.with_watch(lambda conn: self._consoles.boot(conn, uuid, name))
 
-        await link.call(
-            f"starting {name}",
-            lambda conn: domains.start(self._host, conn, name, wanted, attach),
+        await self._act(
+            "starting",
+            name,
+            lambda conn: domains.start(self._host, conn, name, wanted, boot, attach),
             within_s=_START_S,
+        )
+
+    async def adopt(self, name: str, boot: UUID) -> None:
+        wanted = self._wanted(name)
+        await self._act(
+            "comparing",
+            name,
+            lambda conn: domains.adopt(self._host, conn, name, wanted, boot),
+        )
+
+    async def mark(self, name: str, boot: UUID) -> None:
+        await self._act(
+            "marking",
+            name,
+            lambda conn: ours.mark(ours.require(self._host, conn, name), boot),
         )
 
     async def stop(self, name: str, *, grace_s: float) -> None:
         link = self._up()
         if grace_s > 0 and await self._stops.gently(link, name, grace_s):
             return
-        await link.call(
-            f"destroying {name}",
+        await self._act(
+            "destroying",
+            name,
             lambda conn: domains.destroy(self._host, conn, name),
             within_s=_DESTROY_S,
+            ends=True,
         )
 
     async def pause(self, name: str) -> None:
-        await self._up().call(
-            f"pausing {name}", lambda conn: domains.pause(self._host, conn, name)
-        )
+        await self._act("pausing", name, partial(domains.pause, self._host, name=name))
 
     async def resume(self, name: str) -> None:
-        await self._up().call(
-            f"resuming {name}", lambda conn: domains.resume(self._host, conn, name)
+        await self._act(
+            "resuming", name, lambda conn: domains.resume(self._host, conn, name)
         )
 
-    async def undefine(self, name: str) -> None:
+    async def undefine(self, name: str, spec: VmSpec | None = None) -> None:
         def remove(conn: Any) -> None:
             domains.remove(self._host, conn, name)
+            if (it := spec or self._specs.get(name)) is not None:
+                domains.remove_volumes(self._host, conn, it, it.made_volumes)
             self._consoles.remove(name)
 
-        await self._up().call(f"removing {name}", remove, within_s=_DESTROY_S)
+        await self._act("removing", name, remove, within_s=_DESTROY_S, ends=True)
         self._specs.pop(name, None)
 
-    async def observe(self) -> Mapping[str, PowerState]:
+    async def forget(self, spec: VmSpec) -> None:
+        self._specs.pop(spec.name, None)
+        if spec.seed is None:
+            return
+        seed = (spec.seed_volume,)
+        await self._act(
+            "removing the seed of",
+            spec.name,
+            lambda conn: domains.remove_volumes(self._host, conn, spec, seed),
+        )
+
+    async def observe(self) -> Mapping[str, Seen]:
         known, strangers = dict(self._ours), self._strangers
         link = self._up()
         seen = await link.observe(
             "observing",
-            lambda conn: domains.snapshot(self._host, conn, known, strangers),
+            lambda conn: ours.snapshot(self._host, conn, known, strangers),
             within_s=_OBSERVE_S,
         )
-        defined = {u: n for u, n in self._ours.items() if n in self._specs}
+        defined = {u: it for u, it in self._ours.items() if it.name in self._specs}
         self._ours = {**defined, **seen.ours}
         self._strangers = frozenset(seen.strangers)
-        await self._open_consoles(link, seen)
-        return seen.power
+        if not self.simulated:
+            await self._consoles.read_all(link, seen.ours.values())
+        return {one.name: one.seen for one in seen.ours.values()}
 
-    async def look(self, name: str) -> PowerState | None:
-        return await self._up().observe(
-            f"looking at {name}", lambda conn: domains.power(self._host, conn, name)
+    async def look(self, name: str) -> Seen | None:
+        one = await self._up().observe(
+            f"looking at {name}",
+            lambda conn: ours.look(self._host, conn, name),
+            about=About(name),
         )
+        if one is None:
+            return None
+        self._ours[one.uuid] = one
+        return one.seen
 
     async def console_tail(self, name: str, lines: int) -> ConsoleTail:
         if self.simulated:
@@ -299,6 +329,24 @@ class LibvirtProvisioner:
             async for batch in batches:
                 yield batch
 
+    def _wanted(self, name: str) -> Element | None:
+        """Return what was asked for; None where this process didn't define it."""
+        spec = self._specs.get(name)
+        return None if spec is None else self._xml(spec)
+
+    async def _act(
+        self,
+        doing: str,
+        name: str,
+        work: Callable[[Any], T],
+        *,
+        within_s: float = CALL_S,
+        ends: bool = False,
+    ) -> T:
+        """Have done what may wait for the domain."""
+        doing, about = f"{doing} {name}", About(name, ends)
+        return await self._up().call(doing, work, within_s=within_s, about=about)
+
     def _xml(self, spec: VmSpec) -> Element:
         return domain_xml(spec, virt=self._virt.chosen, runtime=self._host.runtime)
 
@@ -306,39 +354,6 @@ class LibvirtProvisioner:
         if self._link is None:
             raise UnavailableError(f"{self.endpoint} is not open")
         return self._link
-
-    async def _require_tier(self, link: Link, tier: IsolationTier) -> None:
-        """Refuse what this host can't do; it is never lowered instead."""
-        version: int | None = None
-        if tier.confidential and not self.simulated:
-            version = await link.call("asking the version", lambda c: c.getLibVersion())
-        check_tier(tier, self.endpoint, version)
-
-    async def _open_consoles(self, link: Link, seen: domains.Snapshot) -> None:
-        """Read every guest's console at all times: what isn't read is lost."""
-        if self.simulated:
-            return
-        running = [name for name, power in seen.power.items() if power.active]
-        wanted = set(self._consoles.unattached(running))
-        uuids = {name: uuid for uuid, name in seen.ours.items() if name in wanted}
-        if uuids:
-            try:
-                await self._attach(link, uuids)
-            except UnavailableError:
-                return  # the next look tries again
-        self._compare_consoles(running)
-
-    def _compare_consoles(self, running: Sequence[str]) -> None:
-        wanted, self._new_console = self._new_console, None
-        others = [] if wanted is None else self._consoles.others(running, wanted)
-        if others:
-            log.warning(
-                "hypervisor.console-source-differs",
-                configured=wanted,
-                running_with_another=len(others),
-                such_as=others[0],
-                mend="each changes over at its next boot",
-            )
 
     async def _attached(self, name: str) -> None:
         """Open its console if it isn't; while the link is down, what is kept will do.
@@ -349,18 +364,13 @@ class LibvirtProvisioner:
         if known is not None and (self._link is None or known.attached):
             return
         uuid = await self._uuid_of(name)
-        await self._attach(self._up(), {name: uuid})
-
-    async def _attach(self, link: Link, uuids: Mapping[str, str]) -> None:
-        await link.call(
-            f"opening {len(uuids)} consoles",
-            lambda _: link.with_watch(lambda conn: self._consoles.attach(conn, uuids)),
-        )
+        await self._consoles.open(self._up(), {name: uuid})
 
     async def _uuid_of(self, name: str) -> str:
         uuid: str = await self._up().observe(
             f"looking for {name}",
-            lambda conn: domains.require(self._host, conn, name).UUIDString(),
+            lambda conn: ours.require(self._host, conn, name).UUIDString(),
+            about=About(name),
         )
         return uuid
 

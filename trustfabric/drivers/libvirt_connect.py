@@ -41,8 +41,14 @@ class Uri:
 
     @property
     def shown(self) -> str:
-        """The URI without user information and without its parameters."""
-        return re.sub(r"//[^/]*@", "//", self.text.partition("?")[0], count=1)
+        """The URI without user information, and with no parameter but its socket.
+
+        Two sockets of one host are two hypervisors.
+        """
+        base, _, query = self.text.partition("?")
+        sockets = [part for part in query.split("&") if part.startswith("socket=")]
+        plain = re.sub(r"//[^/]*@", "//", base, count=1)
+        return "?".join((plain, *sockets[:1]))
 
 
 def parse_uri(text: str) -> Uri:

@@ -6,12 +6,19 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Final
 
+import structlog
+
 from trustfabric.domain.ports import ConsoleItem, ConsoleTail
 from trustfabric.domain.vms import ConsoleKind, ConsoleSource
 from trustfabric.drivers.console_files import ConsoleFile
 from trustfabric.drivers.console_lines import LineRing
 from trustfabric.drivers.libvirt_console import Console
 from trustfabric.drivers.libvirt_events import EventLoop
+from trustfabric.drivers.libvirt_link import Link
+from trustfabric.drivers.libvirt_ours import Ours
+from trustfabric.errors import UnavailableError
+
+log = structlog.get_logger(__name__)
 
 NEW_BOOT: Final = "a new boot"
 REBOOTED: Final = "the guest rebooted"
@@ -29,16 +36,18 @@ class Consoles:
         here: bool,
         keep: int,
         folder: Path | None,
+        new: ConsoleKind | None,
     ) -> None:
         """Keep `keep` lines each in memory, and more in files of `folder`.
 
-        The hypervisor is on this host where `here` says so.
+        The hypervisor is on this host where `here` says so; `new` guests get that kind.
         """
         self._binding = binding
         self._events = events
         self._here = here
         self._keep = keep
         self._folder = folder
+        self._new = new
         self._consoles: dict[str, Console] = {}
         self._making = Lock()
 
@@ -59,20 +68,46 @@ class Consoles:
         console.detach()
         console.attach(conn, uuid, NEW_BOOT)
 
-    def attach(self, conn: Any, uuids: Mapping[str, str]) -> None:
-        """Open those, by name, that aren't open; blocks."""
-        for name, uuid in uuids.items():
-            self.of(name).attach(conn, uuid, OPENED_AGAIN)
-
-    def unattached(self, names: Iterable[str]) -> list[str]:
-        """Return whose consoles are to be opened."""
+    async def read_all(self, link: Link, seen: Iterable[Ours]) -> None:
+        """Open every guest's console and keep it open: what isn't read is lost."""
+        running = {it.name: it.uuid for it in seen if it.seen.power.active}
         known = self._consoles
-        return [n for n in names if n not in known or not known[n].attached]
+        closed = {
+            name: uuid
+            for name, uuid in running.items()
+            if name not in known or not known[name].attached
+        }
+        if closed:
+            try:
+                await self.open(link, closed)
+            except UnavailableError:
+                return  # the next look tries again
+        self._compare(running)
 
-    def others(self, names: Iterable[str], kind: ConsoleKind) -> list[str]:
-        """Return whose consoles are of another kind, as far as they are known."""
-        known = self._consoles
-        return [n for n in names if n in known and known[n].source.kind is not kind]
+    async def open(self, link: Link, uuids: Mapping[str, str]) -> None:
+        """Open those, by name, that aren't open."""
+
+        def attach(conn: Any) -> None:
+            for name, uuid in uuids.items():
+                self.of(name).attach(conn, uuid, OPENED_AGAIN)
+
+        await link.call(
+            f"opening {len(uuids)} consoles", lambda _: link.with_watch(attach)
+        )
+
+    def _compare(self, names: Iterable[str]) -> None:
+        """Say, once, which of those run with another kind than new ones get."""
+        kind, self._new = self._new, None
+        known = [(n, self._consoles[n]) for n in names if n in self._consoles]
+        others = [n for n, it in known if kind and it.source.kind is not kind]
+        if others:
+            log.warning(
+                "hypervisor.console-source-differs",
+                configured=kind,
+                running_with_another=len(others),
+                such_as=others[0],
+                mend="each changes over at its next boot",
+            )
 
     def note_reboot(self, name: str) -> None:
         console = self._consoles.get(name)

@@ -4,99 +4,70 @@ A connection and a domain are libvirt-python's objects, which have no types. Err
 are libvirt's own, but for the refusals that only we can make.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from contextlib import suppress
+from functools import partial
 from typing import Any, Final
+from uuid import UUID
 from xml.etree.ElementTree import Element
 
 from trustfabric.domain.attestation.launch import Launch
-from trustfabric.domain.vms import PowerState, VmSpec
+from trustfabric.domain.vms import PowerState, VmSpec, VolumeTemplate
 from trustfabric.drivers import libvirt_errors as codes
 from trustfabric.drivers import libvirt_volumes as volumes
 from trustfabric.drivers.launch_digest import derive
-from trustfabric.drivers.libvirt_events import power_state
-from trustfabric.drivers.libvirt_readback import differences
-from trustfabric.drivers.libvirt_xml import (
-    NAMESPACE,
-    Tag,
-    own_volumes,
-    parse,
-    render,
-    tag_in,
-    tag_of,
+from trustfabric.drivers.libvirt_ours import (
+    Host,
+    code_of,
+    find,
+    find_ours,
+    is_ours,
+    mark,
+    power_of,
+    require,
+    tag_on,
 )
+from trustfabric.drivers.libvirt_readback import differences
+from trustfabric.drivers.libvirt_xml import own_volumes, parse, render, tag_in
 from trustfabric.drivers.seed_iso import seed_iso
 from trustfabric.errors import (
     AlreadyRunningError,
     ConflictError,
     InvalidError,
-    NotFoundError,
+    UnavailableError,
 )
 
 _DEFINE_VALIDATE: Final = 1
 _XML_INACTIVE: Final = 2
-_METADATA_ELEMENT: Final = 2
+_XML_WHOLE: Final = 1 | 2
+"""Of the definition, with the passwords in it."""
 _START_PAUSED: Final = 1
-_STATS_STATE: Final = 1
 _UNDEFINE_ALL: Final = 1 | 2 | 4 | 16 | 32
 """Managed save, snapshots, NVRAM, checkpoints, TPM state."""
+_UNDEFINE_KEEPING: Final = 8 | 64
+"""Without NVRAM and TPM state."""
 _GONE: Final = frozenset({codes.NO_DOMAIN})
 _OFF: Final = frozenset({codes.NO_DOMAIN, codes.OPERATION_INVALID})
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
-    """What a connection's driver can do, and how we mark what is ours."""
+def define(host: Host, conn: Any, spec: VmSpec, wanted: Element) -> bool:
+    """Define `wanted`, read it back, make its disks; tell whether it was there so.
 
-    error: type[Exception]
-    """libvirt's exception."""
-    runtime: str
-    validates: bool
-    """Check against its schema too; 8 ms a domain, so not where nothing runs."""
-    starts_paused: bool
-    keeps_state: bool
-    """It has firmware variables, TPM state and the like to remove."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Every domain of a connection, as far as it concerns us."""
-
-    power: Mapping[str, PowerState]
-    ours: Mapping[str, str]
-    """UUID to name."""
-    strangers: AbstractSet[str]
-    """UUIDs that needn't be asked about again."""
-
-
-def ensure_volumes(host: Host, conn: Any, spec: VmSpec) -> None:
-    """Make its disk unless it is there, and its seed anew unless it is in use."""
-    if spec.volume.is_made:
-        volumes.ensure(host.error, conn, spec.volume)
-    if spec.seed is not None and not active(host, conn, spec.name):
-        image = seed_iso(spec.seed.files(spec.name))
-        volumes.upload(host.error, conn, spec.seed_volume, image)
-
-
-def define(host: Host, conn: Any, wanted: Element) -> bool:
-    """Define `wanted` and read it back; tell whether it was there as it should be."""
-    tag, flags = tag_in(wanted), _DEFINE_VALIDATE if host.validates else 0
+    A refusal leaves all as it was, also what was there before.
+    """
     before = _mine_or_nobodys(host, conn, wanted)
-    if before is not None and _tag(host, before) == tag and not _lost(before, wanted):
+    if before is not None and _is_as(host, before, wanted):
+        _make_volumes(host, conn, spec, before)
         return True
+    definition = None if before is None else before.XMLDesc(_XML_WHOLE)
+    domain = _defined(host, conn, wanted)
     try:
-        domain = conn.defineXMLFlags(render(wanted), flags)
-    except host.error as error:
-        if _code(error) != codes.OPERATION_FAILED:
-            raise
-        if _mine_or_nobodys(host, conn, wanted) is None:  # not a name taken since
-            raise
-        domain = conn.defineXMLFlags(render(wanted), flags)
-    lost = _lost(domain, wanted)
-    if lost:
-        remove(host, conn, domain.name())
-        raise _downgraded(domain.name(), lost)
+        _require_whole(domain, wanted)
+        _make_volumes(host, conn, spec, domain)
+    except BaseException:
+        _undo(host, conn, domain, definition)
+        raise
     return False
 
 
@@ -110,17 +81,20 @@ def start(
     conn: Any,
     name: str,
     wanted: Element | None,
+    boot: UUID,
     before_resume: Callable[[Any], None],
 ) -> None:
     """Boot, comparing what will run with `wanted` before its first instruction."""
     domain = require(host, conn, name)
-    if _power(domain) is PowerState.PAUSED:
-        _verify(host, domain, wanted)
-        domain.resume()
-        return
+    asked = wanted if wanted is not None else parse(domain.XMLDesc(_XML_INACTIVE))
+    if power_of(domain) is PowerState.PAUSED:
+        if _lacks(domain, asked):
+            # Left by a start that was cut, before somebody asked for something else.
+            _unless(host, _OFF, domain.destroy)
+        elif _unless(host, _OFF, partial(_go_on, domain, boot, before_resume)):
+            return
     if domain.isActive():
         raise AlreadyRunningError(f"{name} runs already")
-    asked = wanted if wanted is not None else parse(domain.XMLDesc(_XML_INACTIVE))
     try:
         domain.createWithFlags(_START_PAUSED if host.starts_paused else 0)
     except host.error as error:
@@ -128,15 +102,33 @@ def start(
             raise AlreadyRunningError(f"{name} was started by another") from error
         raise
     _verify(host, domain, asked)
-    if host.starts_paused:
-        before_resume(domain)
-        domain.resume()
+    begin = partial(_go_on, domain, boot, before_resume)
+    if not _unless(
+        host, _OFF, begin if host.starts_paused else partial(mark, domain, boot)
+    ):
+        raise UnavailableError(f"{name} ended while it was started")
+
+
+def _go_on(domain: Any, boot: UUID, before_resume: Callable[[Any], None]) -> None:
+    """Let one that is paused before its first instruction run, as `boot`."""
+    mark(domain, boot)
+    before_resume(domain)
+    domain.resume()
+
+
+def adopt(host: Host, conn: Any, name: str, wanted: Element | None, boot: UUID) -> None:
+    """Mark what runs as `boot`; switch it off where it isn't as `wanted`, if given."""
+    domain = require(host, conn, name)
+    _require_active(domain, name)
+    if wanted is not None:
+        _verify(host, domain, wanted)
+    mark(domain, boot)
 
 
 def shut_down(host: Host, conn: Any, name: str) -> bool:
     """Ask the guest to stop; tell whether there is anything to wait for."""
     domain = require(host, conn, name)
-    match _power(domain):
+    match power_of(domain):
         case PowerState.PAUSED:
             return False
         case PowerState.RUNNING | PowerState.STOPPING:
@@ -153,14 +145,14 @@ def destroy(host: Host, conn: Any, name: str) -> None:
 
 def pause(host: Host, conn: Any, name: str) -> None:
     domain = require(host, conn, name)
-    if _power(domain) is not PowerState.PAUSED:
+    if power_of(domain) is not PowerState.PAUSED:
         _require_active(domain, name)
         domain.suspend()
 
 
 def resume(host: Host, conn: Any, name: str) -> None:
     domain = require(host, conn, name)
-    if _power(domain) is PowerState.PAUSED:
+    if power_of(domain) is PowerState.PAUSED:
         domain.resume()
     else:
         _require_active(domain, name)
@@ -181,57 +173,34 @@ def remove(host: Host, conn: Any, name: str) -> None:
     _unless(host, _GONE, lambda: domain.undefineFlags(flags))
 
 
+def remove_volumes(
+    host: Host, conn: Any, spec: VmSpec, made: Sequence[VolumeTemplate]
+) -> None:
+    """Delete what was made for a domain that is gone, and can't tell of it."""
+    lookups = (
+        lambda: conn.lookupByName(spec.name),
+        lambda: conn.lookupByUUIDString(str(spec.uuid)),  # somebody renamed it
+    )
+    if host.keeps_state and all(find(host, each) is None for each in lookups):
+        for volume in made:
+            volumes.remove(host.error, conn, volume)
+
+
 def active(host: Host, conn: Any, name: str) -> bool:
     domain = find_ours(host, conn, name)
     return domain is not None and bool(domain.isActive())
 
 
-def power(host: Host, conn: Any, name: str) -> PowerState | None:
-    """Return what one domain of ours does; None when there is none."""
-    domain = find_ours(host, conn, name)
-    return None if domain is None else _power(domain)
-
-
-def snapshot(
-    host: Host, conn: Any, known: Mapping[str, str], strangers: AbstractSet[str]
-) -> Snapshot:
-    """Return every domain of ours; those not in `known` are asked whose they are."""
-    power, ours, others = {}, {}, set()
-    for domain, stats in conn.getAllDomainStats(_STATS_STATE, 0):
-        uuid = domain.UUIDString()
-        if uuid not in known and (uuid in strangers or not _is_ours(host, domain)):
-            others.add(uuid)
-            continue
-        name = domain.name()
-        ours[uuid] = name
-        power[name] = power_state(stats["state.state"], stats["state.reason"])
-    return Snapshot(power, ours, others)
-
-
-def find_ours(host: Host, conn: Any, name: str) -> Any | None:
-    """Return our domain of that name, None when there is none."""
-    domain = _find(host, lambda: conn.lookupByName(name))
-    return domain if domain is not None and _is_ours(host, domain) else None
-
-
-def require(host: Host, conn: Any, name: str) -> Any:
-    """Return our domain of that name or raise NotFoundError."""
-    domain = find_ours(host, conn, name)
-    if domain is None:
-        raise NotFoundError(f"no domain of ours is named {name}")
-    return domain
-
-
 def _mine_or_nobodys(host: Host, conn: Any, wanted: Element) -> Any | None:
     """Return our own domain of that UUID; refuse a stranger's name or UUID."""
     name, uuid = wanted.findtext("name", ""), wanted.findtext("uuid", "")
-    by_uuid = _find(host, lambda: conn.lookupByUUIDString(uuid))
-    by_name = _find(host, lambda: conn.lookupByName(name))
+    by_uuid = find(host, lambda: conn.lookupByUUIDString(uuid))
+    by_name = find(host, lambda: conn.lookupByName(name))
     for other in (by_uuid, by_name):
         if other is None:
             continue
         mine = other.UUIDString() == uuid and other.name() == name
-        if not mine or not _is_ours(host, other):
+        if not mine or not is_ours(host, other):
             raise ConflictError(
                 f"{name}: another's domain has this name or UUID",
                 other_uuid=other.UUIDString(),
@@ -240,38 +209,71 @@ def _mine_or_nobodys(host: Host, conn: Any, wanted: Element) -> Any | None:
     return by_uuid
 
 
-def _find(host: Host, look_up: Callable[[], Any]) -> Any | None:
+def _defined(host: Host, conn: Any, wanted: Element) -> Any:
+    xml, flags = render(wanted), _DEFINE_VALIDATE if host.validates else 0
     try:
-        return look_up()
+        return conn.defineXMLFlags(xml, flags)
     except host.error as error:
-        if _code(error) in _GONE:
-            return None
+        if code_of(error) != codes.OPERATION_FAILED:
+            raise
+        if _mine_or_nobodys(host, conn, wanted) is None:  # not a name taken since
+            raise
+        return conn.defineXMLFlags(xml, flags)
+
+
+def _undo(host: Host, conn: Any, domain: Any, definition: str | None) -> None:
+    """Define what was there, or nothing; firmware variables and TPM state stay.
+
+    Where the hypervisor can't, the next definition meets what is left.
+    """
+    flags = _UNDEFINE_KEEPING if host.keeps_state else 0
+    with suppress(host.error):
+        if definition is None:
+            domain.undefineFlags(flags)
+        else:
+            conn.defineXMLFlags(definition, 0)
+
+
+def _make_volumes(host: Host, conn: Any, spec: VmSpec, domain: Any) -> None:
+    """Make its disk unless it is there, and its seed anew unless it is in use."""
+    if not host.keeps_state:
+        return
+    made = spec.volume.is_made and volumes.ensure(host.error, conn, spec.volume)
+    if spec.seed is None or domain.isActive():
+        return
+    image = seed_iso(spec.seed.files(spec.name))
+    try:
+        volumes.upload(host.error, conn, spec.seed_volume, image)
+    except BaseException:
+        if made:
+            with suppress(host.error):
+                volumes.remove(host.error, conn, spec.volume)
         raise
 
 
-def _is_ours(host: Host, domain: Any) -> bool:
-    tag = _tag(host, domain)
-    return tag is not None and tag.runtime == host.runtime
+def _is_as(host: Host, domain: Any, wanted: Element) -> bool:
+    return tag_on(host, domain) == tag_in(wanted) and not _lost(domain, wanted)
 
 
-def _tag(host: Host, domain: Any) -> Tag | None:
-    try:
-        return tag_of(domain.metadata(_METADATA_ELEMENT, NAMESPACE, 0))
-    except host.error as error:
-        if _code(error) in {codes.NO_DOMAIN, codes.NO_DOMAIN_METADATA}:
-            return None
-        raise
+def _require_whole(domain: Any, wanted: Element) -> None:
+    lost = _lost(domain, wanted)
+    if lost:
+        raise _downgraded(domain.name(), lost)
 
 
 def _lost(domain: Any, wanted: Element) -> tuple[str, ...]:
     return differences(wanted, parse(domain.XMLDesc(_XML_INACTIVE)))
 
 
-def _verify(host: Host, domain: Any, wanted: Element | None) -> None:
-    """Destroy what runs otherwise than asked, before it does."""
-    if wanted is None:
-        wanted = parse(domain.XMLDesc(_XML_INACTIVE))
-    lost = differences(wanted, parse(domain.XMLDesc(0)))
+def _lacks(domain: Any, wanted: Element) -> tuple[str, ...]:
+    """Return what is not as asked of what runs."""
+    live, defined = domain.XMLDesc(0), domain.XMLDesc(_XML_INACTIVE)
+    return differences(wanted, parse(live), parse(defined))
+
+
+def _verify(host: Host, domain: Any, wanted: Element) -> None:
+    """Destroy what runs otherwise than asked."""
+    lost = _lacks(domain, wanted)
     if lost:
         _unless(host, _OFF, domain.destroy)
         raise _downgraded(domain.name(), lost)
@@ -289,21 +291,12 @@ def _require_active(domain: Any, name: str) -> None:
         raise ConflictError(f"{name} is off")
 
 
-def _power(domain: Any) -> PowerState:
-    state, reason = domain.state()
-    return power_state(state, reason)
-
-
 def _unless(host: Host, fine: AbstractSet[int], act: Callable[[], object]) -> bool:
     """Do it; False when it failed with a code that says it needn't be done."""
     try:
         act()
     except host.error as error:
-        if _code(error) in fine:
+        if code_of(error) in fine:
             return False
         raise
     return True
-
-
-def _code(error: Any) -> int:
-    return int(error.get_error_code())

@@ -11,14 +11,15 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from threading import Lock
 from typing import Any, Final, TypeVar
 
+from trustfabric.drivers.lanes import NOTHING, About, Lane, Place
 from trustfabric.drivers.libvirt_connect import Credentials, Uri, connect
 from trustfabric.drivers.libvirt_errors import is_link_loss, translate
 from trustfabric.drivers.libvirt_events import EventLoop
 from trustfabric.drivers.libvirt_forks import cut, mind
-from trustfabric.drivers.slots import Slots
 from trustfabric.errors import UnavailableError
 
 T = TypeVar("T")
@@ -29,7 +30,14 @@ _WATCH: Final = 0
 _OBSERVE: Final = (1,)
 _OPERATE: Final = (2, 3, 4, 5)
 """Connections by number: of a daemon all are opened with the link."""
+"""Others replace those of calls that are overdue, up to so many:"""
+_OBSERVE_MORE: Final = 4
+_OPERATE_MORE: Final = 16
+"""With the first four as many as libvirtd works on at a time."""
+THREADS: Final = len((_WATCH, *_OBSERVE, *_OPERATE)) + _OBSERVE_MORE + _OPERATE_MORE
+"""That an executor needs for a link."""
 _STUCK_LIMIT: Final = 3
+"""Calls that concern no domain: so many without an answer are a lost link."""
 _KEEPALIVE: Final = (5, 3)
 _CLOSE_REASONS: Final = {0: "error", 1: "end of file", 2: "keepalive", 3: "client"}
 _LIFECYCLE: Final = 0
@@ -62,8 +70,9 @@ class Link:
         self._credentials = credentials
         self._events = events
         self._executor = executor
-        self._operating = Slots(_OPERATE)
-        self._observing = Slots(_OBSERVE)
+        more = count(max(_OPERATE) + 1)
+        self._operating = Lane(_OPERATE, more, _OPERATE_MORE)
+        self._observing = Lane(_OBSERVE, more, _OBSERVE_MORE)
         self._connections: dict[int, Any] = {}
         self._watch_lock = Lock()
         self._callbacks: list[int] = []
@@ -99,16 +108,26 @@ class Link:
         return self._connections[_WATCH]
 
     async def call(
-        self, doing: str, work: Callable[[Any], T], *, within_s: float = CALL_S
+        self,
+        doing: str,
+        work: Callable[[Any], T],
+        *,
+        within_s: float = CALL_S,
+        about: About = NOTHING,
     ) -> T:
         """Run `work` on a connection for operations."""
-        return await self._limited(self._operating, doing, work, within_s)
+        return await self._in_lane(self._operating, doing, work, within_s, about)
 
     async def observe(
-        self, doing: str, work: Callable[[Any], T], *, within_s: float = CALL_S
+        self,
+        doing: str,
+        work: Callable[[Any], T],
+        *,
+        within_s: float = CALL_S,
+        about: About = NOTHING,
     ) -> T:
         """Run `work` on another one, which hung operations don't hold up."""
-        return await self._limited(self._observing, doing, work, within_s)
+        return await self._in_lane(self._observing, doing, work, within_s, about)
 
     def with_watch(self, act: Callable[[Any], None]) -> None:
         """Act, blocking, on the connection that events and consoles come over."""
@@ -141,43 +160,53 @@ class Link:
 
     def _give_up(self, reason: str) -> None:
         self._lost = reason
-        for slots in (self._operating, self._observing):
-            slots.fail(self._down(reason))
+        for lane in (self._operating, self._observing):
+            lane.fail(self._down(reason))
 
     def _down(self, reason: str) -> UnavailableError:
         return UnavailableError(f"{self._uri.shown} is down: {reason}")
 
-    async def _limited(
-        self, slots: Slots, doing: str, work: Callable[[Any], T], within_s: float
+    async def _in_lane(
+        self,
+        lane: Lane,
+        doing: str,
+        work: Callable[[Any], T],
+        within_s: float,
+        about: About,
     ) -> T:
         """Wait for a slot as long as the link is up, then for the answer."""
         if self._lost is not None:
             raise self._down(self._lost)
-        slot = await slots.take()
+        place = await lane.take(doing, about)
 
         def on_connection() -> T:
-            return work(self._connection(slot))
+            return work(self._connection(place.number))
 
-        return await self._in_thread(
-            doing, on_connection, within_s, partial(slots.give, slot)
-        )
+        return await self._in_thread(doing, on_connection, within_s, place)
 
     async def _in_thread(
         self,
         doing: str,
         work: Callable[[], T],
         within_s: float,
-        done: Callable[[], None] = lambda: None,
+        place: Place | None = None,
     ) -> T:
-        """Wait for `work` at most so long; its slot is free when it really ends."""
-        future = asyncio.get_running_loop().run_in_executor(self._executor, work)
+        """Wait for `work` at most so long; it is overdue then, whoever still waits."""
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._executor, work)
+        overdue = loop.call_later(within_s, self._note_overdue, future, place)
+
+        def ended(_: object) -> None:
+            overdue.cancel()
+            if place is not None:
+                place.leave()
+
         future.add_done_callback(_look)
-        future.add_done_callback(lambda _: done())
+        future.add_done_callback(ended)
         try:
             async with asyncio.timeout(within_s):
                 return await asyncio.shield(future)
         except TimeoutError:
-            self._count_stuck(future)
             raise UnavailableError(
                 f"{doing}: no answer within {within_s:g} s", cause="deadline"
             ) from None
@@ -185,6 +214,14 @@ class Link:
             if is_link_loss(error):
                 self.lose(error.get_error_message())
             raise translate(error, doing) from error
+
+    def _note_overdue(self, future: asyncio.Future[T], place: Place | None) -> None:
+        if future.done():
+            return
+        if place is not None:
+            place.note_overdue()
+        if place is None or place.about == NOTHING:
+            self._count_stuck(future)
 
     def _count_stuck(self, future: asyncio.Future[T]) -> None:
         def unstick(_: object) -> None:

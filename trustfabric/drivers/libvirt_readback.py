@@ -7,6 +7,7 @@ it may neither lose one nor add a disk, a host device or another isolation.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from typing import Final
 from xml.etree.ElementTree import Element
 
@@ -16,9 +17,35 @@ _UNSTABLE: Final = {"machine"}
 """`q35` comes back as the version that it stands for."""
 
 
-def differences(wanted: Element, made: Element) -> tuple[str, ...]:
-    """Return what is not as asked, a phrase each; empty when all is."""
+def differences(
+    wanted: Element, made: Element, defined: Element | None = None
+) -> tuple[str, ...]:
+    """Return what is not as asked, a phrase each; empty when all is.
+
+    Of what runs, `defined` says what it was started from.
+    """
+    if defined is not None:
+        made = _with_choice(made, defined)
     return (*_whole(wanted, made), *_devices(wanted, made))
+
+
+def _with_choice(live: Element, defined: Element) -> Element:
+    """Return what runs with the demand that its firmware was chosen for.
+
+    libvirt 9.0 shows a guest that runs only the image it chose, in flash that nobody
+    writes to. It was chosen, where the definition leaves that to libvirt.
+    """
+    asked, got = defined.find("os"), live.find("os")
+    if asked is None or got is None or got.get("firmware") is not None:
+        return live
+    demand, loader = asked.get("firmware"), got.find("loader")
+    if demand is None or asked.findtext("loader") or loader is None or not loader.text:
+        return live
+    if loader.get("type") != "pflash" or loader.get("readonly") != "yes":
+        return live  # such as a BIOS
+    live = deepcopy(live)
+    live.findall("os")[0].set("firmware", demand)
+    return live
 
 
 def _whole(wanted: Element, made: Element) -> Iterable[str]:
@@ -46,7 +73,7 @@ def _covers(got: Element, asked: Element) -> bool:
     """Tell whether `got` says all that `asked` does, and maybe more."""
     return (
         got.tag == asked.tag
-        and _same(got.text, asked.text)
+        and (_left_open(asked) or _same(got.text, asked.text))
         and all(
             _same(got.get(key), value)
             for key, value in asked.attrib.items()
@@ -54,6 +81,11 @@ def _covers(got: Element, asked: Element) -> bool:
         )
         and _all_covered(list(asked), list(got))
     )
+
+
+def _left_open(asked: Element) -> bool:
+    """Tell whether the hypervisor is to choose the image itself."""
+    return asked.tag == "loader" and not asked.text
 
 
 def _all_covered(asked: Sequence[Element], got: Sequence[Element]) -> bool:

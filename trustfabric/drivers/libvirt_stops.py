@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from typing import Final
 
 from trustfabric.drivers import libvirt_domains as domains
+from trustfabric.drivers.lanes import About
 from trustfabric.drivers.libvirt_link import Link
+from trustfabric.drivers.libvirt_ours import Host
 from trustfabric.errors import UnavailableError
 
 _POLL_S: Final = 1.0
@@ -15,7 +17,7 @@ _POLL_S: Final = 1.0
 class Stops:
     """Those that go on over one hypervisor."""
 
-    def __init__(self, host: domains.Host) -> None:
+    def __init__(self, host: Host) -> None:
         self._host = host
         self._offs: dict[str, asyncio.Event] = {}
 
@@ -36,6 +38,7 @@ class Stops:
                 if not await link.observe(
                     f"watching {name} stop",
                     lambda conn: domains.active(self._host, conn, name),
+                    about=About(name),
                 ):
                     return True
                 await _wait(off, min(left, _POLL_S))
@@ -47,6 +50,7 @@ class Stops:
                 f"shutting down {name}",
                 lambda conn: domains.shut_down(self._host, conn, name),
                 within_s=grace_s,
+                about=About(name),
             )
         except UnavailableError as error:
             if error.facts.get("cause") == "deadline" and link.lost is None:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from trustfabric.domain.vms import IsolationTier
+from trustfabric.drivers.libvirt_connect import Uri
+from trustfabric.drivers.libvirt_link import Link
 from trustfabric.errors import UnsupportedError
 
 _NEEDED: Final[Mapping[IsolationTier, int]] = {
@@ -13,6 +15,14 @@ _NEEDED: Final[Mapping[IsolationTier, int]] = {
     IsolationTier.TDX: 11_006_000,
 }
 """libvirt's version from which it knows the tier's launchSecurity."""
+
+
+async def require_tier(link: Link, tier: IsolationTier, uri: Uri) -> None:
+    """Raise UnsupportedError where a link's host can't do it; it is never lowered."""
+    version: int | None = None
+    if tier.confidential and not uri.simulated:
+        version = await link.call("asking the version", lambda c: c.getLibVersion())
+    check_tier(tier, uri.shown, version)
 
 
 def check_tier(tier: IsolationTier, endpoint: str, version: int | None) -> None:

@@ -23,16 +23,16 @@ _CAPACITY: Final = 1
 _CHUNK: Final = 64 << 10
 
 
-def ensure(error: type[Exception], conn: Any, volume: VolumeTemplate) -> None:
-    """Make the volume unless it exists."""
+def ensure(error: type[Exception], conn: Any, volume: VolumeTemplate) -> bool:
+    """Make the volume unless it exists; tell whether that was needed."""
     if volume.base_image is not None and volume.driver != "qcow2":
         raise InvalidError(f"{volume.path}: only a qcow2 volume has a base image")
     pool = _pool(error, conn, volume)
     name = PurePosixPath(volume.path).name
     if _found(error, lambda: pool.storageVolLookupByName(name)) is not None:
-        return
-    capacity = _capacity(error, conn, volume)
-    _unless_exists(error, lambda: pool.createXML(_volume_xml(volume, capacity), 0))
+        return False
+    xml = _volume_xml(volume, _capacity(error, conn, volume))
+    return _unless_exists(error, lambda: pool.createXML(xml, 0))
 
 
 def upload(
@@ -126,13 +126,15 @@ def _found(error: type[Exception], look_up: Callable[[], Any]) -> Any | None:
         raise
 
 
-def _unless_exists(error: type[Exception], make: Callable[[], object]) -> None:
-    """Make it; fine when somebody else just did."""
+def _unless_exists(error: type[Exception], make: Callable[[], object]) -> bool:
+    """Make it; False, and fine, when somebody else just did."""
     try:
         make()
     except error as failure:
         if _code(failure) not in {_EXISTS, codes.OPERATION_FAILED}:
             raise
+        return False
+    return True
 
 
 def _quietly(error: type[Exception], act: Callable[[], object]) -> None:
@@ -141,4 +143,4 @@ def _quietly(error: type[Exception], act: Callable[[], object]) -> None:
 
 
 def _code(error: Any) -> int:
-    return int(error.get_error_code())
+    return int(error.get_error_code() or 0)

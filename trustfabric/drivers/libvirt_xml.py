@@ -4,7 +4,7 @@ Built as elements, so every value is escaped; one function per element.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Final
@@ -34,9 +34,10 @@ from trustfabric.drivers.libvirt_launch import (
 )
 
 NAMESPACE: Final = "urn:trustfabric:domain:1"
+PREFIX: Final = "trustfabric"
 _INSTANCE: Final = f"{{{NAMESPACE}}}instance"
 
-register_namespace("trustfabric", NAMESPACE)
+register_namespace(PREFIX, NAMESPACE)
 
 _SEV_HEADROOM_MIB: Final = 256
 
@@ -57,6 +58,8 @@ class Tag:
 
     runtime: str
     digest: str
+    boot: str | None = field(default=None, compare=False)
+    """What runs, as `marked` says it; never in a definition."""
 
 
 def domain_xml(spec: VmSpec, *, virt: VirtType, runtime: str) -> Element:
@@ -98,7 +101,16 @@ def tag_of(metadata: str | None) -> Tag | None:
     except ParseError:
         return None
     runtime, digest = element.get("runtime"), element.get("digest")
-    return None if runtime is None or digest is None else Tag(runtime, digest)
+    if runtime is None or digest is None:
+        return None
+    return Tag(runtime, digest, element.get("boot"))
+
+
+def marked(metadata: str, boot: str) -> str:
+    """Return our mark with the boot that runs added to it."""
+    element = parse(metadata)
+    element.set("boot", boot)
+    return render(element)
 
 
 def own_volumes(root: Element) -> list[VolumeTemplate]:

@@ -2,15 +2,18 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 class Slots:
     """Like a semaphore with numbered places, but who waits can be sent away."""
 
-    def __init__(self, numbers: Sequence[int]) -> None:
-        """Lend `numbers`; the first is the one that is used most."""
+    def __init__(self, numbers: Sequence[int], more: Iterator[int]) -> None:
+        """Lend `numbers`, of which the first is used most, and `more` for replaced."""
         self._free = list(reversed(numbers))
+        self._more = more
+        self._replaced: set[int] = set()
+        self._spare: list[int] = []
         self._waiting: deque[asyncio.Future[int]] = deque()
 
     async def take(self) -> int:
@@ -27,13 +30,17 @@ class Slots:
             raise
 
     def give(self, number: int) -> None:
-        """Pass a slot on."""
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(number)
-                return
-        self._free.append(number)
+        """Pass a slot on; one that was replaced is kept to replace the next."""
+        if number in self._replaced:
+            self._replaced.remove(number)
+            self._spare.append(number)
+        else:
+            self._pass_on(number)
+
+    def replace(self, number: int) -> None:
+        """Lend another in place of one that may not come back for long."""
+        self._replaced.add(number)
+        self._pass_on(self._spare.pop() if self._spare else next(self._more))
 
     def fail(self, error: Exception) -> None:
         """Send away everybody who waits."""
@@ -41,3 +48,11 @@ class Slots:
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_exception(error)
+
+    def _pass_on(self, number: int) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(number)
+                return
+        self._free.append(number)

@@ -11,11 +11,7 @@ from typing import Any
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-)
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -23,11 +19,13 @@ from prometheus_client.registry import Collector
 from trustfabric.actors.counters import COUNTED, MEASURED, Counters, Spread
 from trustfabric.actors.metrics import Measure, Reading
 from trustfabric.db.metrics import Fleet, Stage
+from trustfabric.domain.attestation.collateral import Stock
 from trustfabric.domain.servers import ServerStatus
 from trustfabric.domain.trust import AttestationStatus, Lifecycle
 from trustfabric.errors import FabricError, ForbiddenError
 from trustfabric.http.auth import PRINCIPAL
 from trustfabric.http.face import FACE, Face
+from trustfabric.http.families import buckets, gauge, labelled, total
 from trustfabric.http.parse import Query
 from trustfabric.http.tokens import Role
 from trustfabric.supervision import Address, AskError, Counts
@@ -78,13 +76,13 @@ class _Everything(Collector):
 
     def collect(self) -> Iterable[Metric]:
         face, reading = self._face, self._reading
-        yield _labelled("trustfabric_build_info", "What runs.", ("version",), _build())
+        yield labelled("trustfabric_build_info", "What runs.", ("version",), _build())
         yield from _looked_up(reading)
         yield from _counted(face.counters)
         yield from _streams(face)
         yield from _pools(face.database.usage())
         yield from _supervision(face.runtime.counts())
-        yield _labelled(
+        yield labelled(
             "trustfabric_mailbox_depth",
             "Messages that wait in the mailbox of a permanent actor.",
             ("actor",),
@@ -105,57 +103,77 @@ def _build() -> dict[tuple[str, ...], float]:
 
 def _looked_up(reading: Reading) -> Iterator[Metric]:
     is_up = reading.fleet is not None
-    yield _gauge(
+    yield gauge(
         "trustfabric_database_up", "Whether the database answered the scrape.", is_up
     )
+    yield from _collateral(reading.collateral)
     if reading.fleet is None:
         return  # absent, rather than told to be nothing
     yield from _fleet(reading.fleet)
     yield from _queues(reading)
-    yield _labelled(
+    yield labelled(
         "trustfabric_holds",
         "Holds in force, by scope.",
         ("scope",),
         {(each,): reading.holds.get(each, 0) for each in ("instance", "owner", "all")},
     )
-    yield _labelled(
+    yield labelled(
         "trustfabric_breakers_open",
         "Breakers that hold automatic runs, by scope.",
         ("scope",),
         {(each,): reading.breakers.get(each, 0) for each in ("owner", "all")},
     )
-    yield _labelled(
+    yield labelled(
         "trustfabric_listener_lag_seconds",
         "Age of the oldest event that was not handed on yet, by stream.",
         ("stream",),
         {(stream,): late_s for stream, late_s in reading.lag_s.items()},
     )
-    yield _gauge(
+    yield gauge(
         "trustfabric_metrics_reading_seconds",
         "How long it took to look these up.",
         reading.took_s,
     )
 
 
+def _collateral(stocks: Mapping[str, Stock]) -> Iterator[Metric]:
+    yield labelled(
+        "trustfabric_collateral_ends_timestamp_seconds",
+        "When the first usable file of a maker's collateral runs out, as Unix time.",
+        ("maker",),
+        {
+            (maker,): each.ends.timestamp()
+            for maker, each in stocks.items()
+            if each.ends
+        },
+    )
+    yield labelled(
+        "trustfabric_collateral_unusable",
+        "Files of collateral that can't be used, by maker.",
+        ("maker",),
+        {(maker,): each.unusable for maker, each in stocks.items()},
+    )
+
+
 def _fleet(fleet: Fleet) -> Iterator[Metric]:
-    yield _labelled(
+    yield labelled(
         "trustfabric_instances",
         "Instances that are not terminated, by lifecycle state.",
         ("lifecycle",),
         {(each,): fleet.lifecycles.get(each, 0) for each in Lifecycle},
     )
-    yield _labelled(
+    yield labelled(
         "trustfabric_instances_by_status",
         "Instances that are not terminated, by attestation status.",
         ("status",),
         {(each,): fleet.statuses.get(each, 0) for each in AttestationStatus},
     )
-    yield _gauge(
+    yield gauge(
         "trustfabric_instances_stale",
         "Instances that shall run and whose evidence has run out.",
         fleet.stale,
     )
-    yield _labelled(
+    yield labelled(
         "trustfabric_servers",
         "Servers, by status.",
         ("status",),
@@ -165,31 +183,31 @@ def _fleet(fleet: Fleet) -> Iterator[Metric]:
 
 def _queues(reading: Reading) -> Iterator[Metric]:
     stages = {stage.name: stage for stage in reading.runs}
-    yield _labelled(
+    yield labelled(
         "trustfabric_runs_active",
         "Remediation runs that are not over, by where they stand.",
         ("stage",),
         {(each,): _count(stages.get(each)) for each in _STAGES},
     )
-    yield _labelled(
+    yield labelled(
         "trustfabric_runs_oldest_age_seconds",
         "Since when the oldest of them is queued.",
         ("stage",),
         {(each,): _age_s(stages.get(each), reading.at) for each in _STAGES},
     )
-    yield _gauge(
+    yield gauge(
         "trustfabric_runs_overdue",
         "Remediation runs that are not over and past their SLA deadline.",
         sum(stage.overdue for stage in reading.runs),
     )
     refreshes = {stage.name: stage for stage in reading.refreshes}
-    yield _labelled(
+    yield labelled(
         "trustfabric_refreshes_active",
         "Refreshes of certifications that are not over, by where they stand.",
         ("stage",),
         {(each,): _count(refreshes.get(each)) for each in ("queued", "claimed")},
     )
-    yield _gauge(
+    yield gauge(
         "trustfabric_refreshes_oldest_overdue_seconds",
         "For how long the longest waiting refresh has been due.",
         _age_s(refreshes.get("queued"), reading.at),
@@ -227,21 +245,21 @@ def _counted(counters: Counters) -> Iterator[Metric]:
             known.setdefault((), Spread(measured.buckets))
         for labels, spread in known.items():
             histogram.add_metric(
-                labels, _buckets(spread.buckets, spread.counts), spread.sum
+                labels, buckets(spread.buckets, spread.counts), spread.sum
             )
         yield histogram
 
 
 def _streams(face: Face) -> Iterator[Metric]:
-    yield _gauge(
+    yield gauge(
         "trustfabric_stream_clients", "Streams that are open.", len(face.streams)
     )
-    yield _gauge(
+    yield gauge(
         "trustfabric_stream_queued_events",
         "Events that wait for slow clients of streams, all together.",
         face.room.total,
     )
-    yield _gauge(
+    yield gauge(
         "trustfabric_stream_queued_bytes",
         "Bytes written to clients of streams that their sockets did not take yet.",
         sum(socket.get_write_buffer_size() for socket in face.sockets.values()),
@@ -255,7 +273,7 @@ def _pools(usage: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
         ("pool_available", "idle", "Connections of the pool that nobody uses."),
         ("requests_waiting", "waiting", "Who waits for a connection."),
     ):
-        yield _labelled(
+        yield labelled(
             f"trustfabric_postgres_pool_{name}",
             means,
             ("pool",),
@@ -265,7 +283,7 @@ def _pools(usage: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
         (pool,): stats.get("pool_size", 0) - stats.get("pool_available", 0)
         for pool, stats in usage.items()
     }
-    yield _labelled(
+    yield labelled(
         "trustfabric_postgres_pool_in_use", "Connections in use.", ("pool",), in_use
     )
     for key, name, means in (
@@ -274,7 +292,7 @@ def _pools(usage: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
         ("requests_errors", "requests_failed", "Those that got none."),
         ("connections_lost", "connections_lost", "Connections found dead."),
     ):
-        yield _total(
+        yield total(
             f"trustfabric_postgres_pool_{name}",
             means,
             ("pool",),
@@ -283,22 +301,22 @@ def _pools(usage: Mapping[str, Mapping[str, int]]) -> Iterator[Metric]:
 
 
 def _supervision(counts: Counts) -> Iterator[Metric]:
-    yield _labelled(
+    yield labelled(
         "trustfabric_actors",
         "Actors that are up, by their class.",
         ("kind",),
         {(kind,): count for kind, count in counts.up.items()},
     )
-    yield _total(
+    yield total(
         "trustfabric_actor_starts", "Incarnations of actors.", (), {(): counts.started}
     )
-    yield _total(
+    yield total(
         "trustfabric_actor_restarts",
         "Falls of actors that were followed by a restart, by how they fell.",
         ("exit",),
         {(kind.value,): count for kind, count in counts.restarts.items()},
     )
-    yield _total(
+    yield total(
         "trustfabric_dead_letters",
         "Messages that reached nobody, by reason.",
         ("reason",),
@@ -321,12 +339,12 @@ def _supervision(counts: Counts) -> Iterator[Metric]:
             counts.held,
         ),
     ):
-        yield _total(name, means, (), {(): count})
+        yield total(name, means, (), {(): count})
     lag = HistogramMetricFamily(
         "trustfabric_loop_lag_seconds",
         "How late the event loop sees to what is due, as the watchdog samples it.",
     )
-    lag.add_metric((), _buckets(counts.lag.bounds, counts.lag.counts), counts.lag.total)
+    lag.add_metric((), buckets(counts.lag.bounds, counts.lag.counts), counts.lag.total)
     yield lag
 
 
@@ -353,45 +371,3 @@ def _addresses(face: Face) -> tuple[Address[Any], ...]:
         face.refresher,
         face.meter,
     )
-
-
-# --- families ----------------------------------------------------------------------
-
-
-def _gauge(name: str, means: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, means, value=value)
-
-
-def _labelled(
-    name: str,
-    means: str,
-    labels: tuple[str, ...],
-    values: Mapping[Any, float],
-) -> Metric:
-    family = GaugeMetricFamily(name, means, labels=labels)
-    for given, value in values.items():
-        family.add_metric(given, value)
-    return family
-
-
-def _total(
-    name: str,
-    means: str,
-    labels: tuple[str, ...],
-    values: Mapping[Any, float],
-) -> Metric:
-    family = CounterMetricFamily(name, means, labels=labels)
-    for given, value in values.items():
-        family.add_metric(given, value)
-    return family
-
-
-def _buckets(
-    bounds: tuple[float, ...], counts: Iterable[int]
-) -> list[tuple[str, float]]:
-    """Return what was counted up to each bound, the last one being no bound."""
-    below, found = 0, []
-    for bound, count in zip((*map(str, bounds), "+Inf"), counts, strict=True):
-        below += count
-        found.append((bound, float(below)))
-    return found

@@ -1,9 +1,9 @@
 """Servers over HTTP: their records, launches and stops, their VM."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from aiohttp import web
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from trustfabric.actors.attestation import Attest
 from trustfabric.actors.launcher import Caller
@@ -18,11 +18,12 @@ from trustfabric.actors.servers import (
     Verb,
 )
 from trustfabric.db import runs, servers, trust, trust_events, vms
+from trustfabric.domain.accelerators import check_vouches_for_vm
 from trustfabric.domain.ids import ServerId
 from trustfabric.domain.seeds import NETWORK_MAX, USER_DATA_MAX, read_seed
 from trustfabric.domain.servers import Server, ServerStatus
 from trustfabric.domain.vms import IsolationTier, check_image_name
-from trustfabric.errors import NotFoundError
+from trustfabric.errors import InvalidError, NotFoundError
 from trustfabric.http.auth import PRINCIPAL, require
 from trustfabric.http.face import ASK_S, FACE
 from trustfabric.http.parse import Body, Query, path_id, read_body, read_nothing
@@ -54,11 +55,20 @@ class VmConfig(Body):
     cloud_init: CloudInit | None = None
 
 
+def _vouches_for_vm(kind: object) -> object:
+    try:
+        check_vouches_for_vm(kind)
+    except InvalidError as error:
+        raise ValueError(str(error)) from None
+    return kind
+
+
 class AttestationConfig(Body):
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    kind: Literal[
-        "tpm", "amd-sev-snp", "intel-tdx", "composite-azure-vtpm", "nvidia-gpu"
+    kind: Annotated[
+        Literal["tpm", "amd-sev-snp", "intel-tdx", "composite-azure-vtpm"],
+        BeforeValidator(_vouches_for_vm),
     ] = "tpm"
     source: Literal["agent", "swtpm", "virtio", "vsock"] = "agent"
 

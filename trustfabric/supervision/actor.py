@@ -20,7 +20,7 @@ from trustfabric.supervision.mailbox import DEFAULT_MAILBOX, Envelope, MailboxSp
 from trustfabric.supervision.messages import Notice, Request
 from trustfabric.supervision.taken import Taken, take
 from trustfabric.supervision.timers import OnDown, Timer, Watch
-from trustfabric.supervision.work import contain, outcome
+from trustfabric.supervision.work import close, contain, on_stack, outcome
 
 M = TypeVar("M")
 T = TypeVar("T")
@@ -65,6 +65,7 @@ class Actor(_PykkaActor):
             raise RuntimeError("actors are constructed by their spec's start")
         cell.actor = self
         self._cell: Cell = cell
+        self._incarnation = cell.epoch
         self._actor_ref = cell.address
 
     # --- for subclasses to fill in --------------------------------------------
@@ -103,18 +104,18 @@ class Actor(_PykkaActor):
 
     def after(self, delay_s: float, notice: Notice[Any]) -> Timer:
         """Send a notice to this incarnation of the actor, later."""
-        return Timer(self._cell, delay_s, notice)
+        return Timer(self._cell, self._incarnation, delay_s, notice)
 
     def take(self, kind: type[M], limit: int) -> list[Taken[M]]:
         """Take along what waits of the same kind, to handle it in one go.
 
         Only from inside a handler. Each one taken is in hand: answer or refuse it.
         """
-        return take(self._cell, kind, limit)
+        return take(self._cell, self._incarnation, kind, limit)
 
     def watch(self, address: Address[Any], done: OnDown) -> Watch:
         """Be told once when an actor is gone for good, also if it is already."""
-        return Watch(self._cell, address.cell, done)
+        return Watch(self._cell, self._incarnation, address.cell, done)
 
     def run(
         self, coro: Coroutine[Any, Any, T], done: Callable[[T | BaseException], Any]
@@ -124,7 +125,7 @@ class Actor(_PykkaActor):
         Exactly one notice comes while this incarnation lives, also if the task is
         cancelled. The task is cancelled when the incarnation ends, which waits for it.
         """
-        return Owned(self._cell, coro, done).task
+        return Owned(self._cell, self._incarnation, coro, done).task
 
     async def sleep(self, delay_s: float) -> None:
         """Wait by the runtime's clock; the mailbox stands still meanwhile."""
@@ -140,6 +141,11 @@ class Actor(_PykkaActor):
             handle.cancel()
 
     # --- pykka's side ---------------------------------------------------------
+
+    def stop(self) -> None:
+        """Stop after the mail before, unless this incarnation has ended."""
+        if self._cell.is_up(self._incarnation):
+            super().stop()
 
     @classmethod
     def start(cls, *args: Any, **kwargs: Any) -> pykka.ActorRef[Any]:
@@ -201,6 +207,7 @@ class Owned(Generic[T]):
     def __init__(
         self,
         cell: Cell,
+        epoch: int,
         coro: Coroutine[Any, Any, T],
         done: Callable[[T | BaseException], Any],
     ) -> None:
@@ -208,14 +215,29 @@ class Owned(Generic[T]):
         context = scheduler.context.copy()
         context.run(CALLER.set, None)
         self._cell = cell
-        self._epoch = cell.epoch
+        self._epoch = epoch
         self._coro = coro
         self._done = done
         self.task: asyncio.Task[T] = scheduler.loop.create_task(
             contain(coro), name=cell.path, context=context
         )
         self.task.add_done_callback(self._ended, context=scheduler.context)
-        cell.hold(self.task)
+        if cell.is_up(epoch):
+            cell.hold(self)
+        else:
+            self.task.cancel()
+
+    @property
+    def on_stack(self) -> bool:
+        return on_stack(self._coro)
+
+    def cancel(self) -> None:
+        self.task.cancel()
+
+    def close(self) -> bool:
+        closed = close(self._coro)
+        self.task.cancel()
+        return closed
 
     def _ended(self, task: asyncio.Task[T]) -> None:
         self._coro.close()  # a no-op, unless cancelled before its first step
@@ -223,7 +245,7 @@ class Owned(Generic[T]):
         cell = self._cell
         if cell.epoch == self._epoch and cell.may_speak:
             self._report(result if error is None else error)
-        cell.release(task)
+        cell.release(self)
 
     def _report(self, result: T | BaseException) -> None:
         try:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from functools import partial
 from threading import get_ident
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
 
@@ -10,16 +9,16 @@ import pykka
 from pykka.messages import _ActorStop
 
 from trustfabric.supervision import exits
+from trustfabric.supervision.asking import Answer, begin_asking
 from trustfabric.supervision.cell import Cell
 from trustfabric.supervision.context import CALLER
 from trustfabric.supervision.errors import (
     ActorDeadError,
-    AskCycleError,
     AskTimeoutError,
     WouldDeadlockError,
 )
 from trustfabric.supervision.future import LoopReply, ThreadFuture
-from trustfabric.supervision.mailbox import Envelope, Mail, Overflow, Reply
+from trustfabric.supervision.mailbox import Envelope, Mail
 from trustfabric.supervision.messages import Notice, Request
 from trustfabric.supervision.states import ALIVE, NOBODY, RUNNING, State
 
@@ -118,15 +117,29 @@ class Address(pykka.ActorRef[Any], Generic[A]):
         return scheduler.post(cell, mail)
 
     def kill(self, reason: str = "killed") -> bool:
-        """End the present incarnation; False if none is up. On the loop's thread."""
-        return self.cell.kill(exits.killed(reason))
+        """End the present incarnation, from any thread; False if none is up.
+
+        From another thread it ends as soon as the loop gets to it; True is that it
+        was up.
+        """
+        cell, exit_ = self.cell, exits.killed(reason)
+        if cell.state not in ALIVE:
+            return False
+        scheduler, epoch = cell.scheduler, cell.epoch
+        if scheduler.here:
+            return cell.kill(exit_)
+        return scheduler.call_from_thread(
+            lambda: cell.kill(exit_) if cell.epoch == epoch else None
+        )
 
     async def _ask_here(self, request: Any, within_s: float) -> Any:
         cell, asker = self.cell, CALLER.get()
         if cell.state is not RUNNING and cell.state in NOBODY:
             raise ActorDeadError(f"{self}: not running")
+        if asyncio.get_running_loop() is not cell.scheduler.loop:
+            raise RuntimeError(f"{self}: ask with `block` from outside its loop")
         reply = LoopReply(loop=cell.scheduler.loop)
-        asking = None if asker is None else _begin_asking(asker, cell, reply)
+        asking = None if asker is None else begin_asking(asker, cell, reply)
         try:
             handed_over = within_s > 0 and cell.may_be_handed()
             if handed_over:
@@ -149,35 +162,16 @@ class Address(pykka.ActorRef[Any], Generic[A]):
         )
         try:
             if not sent:
-                if cell.policy.overflow is Overflow.WAIT:
-                    await self._room(reply)
-                if not reply.done():
-                    cell.put(Envelope(request, reply, deadline))
+                cell.put_in_line(Envelope(request, reply, deadline), reply)
             return await reply
         finally:
             reply.cancel()
             timer.cancel()
-
-    async def _room(self, reply: LoopReply) -> None:
-        """Wait for room behind those who do, or until the reply is out of time."""
-        mailbox = self.cell
-        must_wait = mailbox.must_wait
-        while must_wait and not reply.done():
-            room: asyncio.Future[None] = reply.get_loop().create_future()
-            reply.add_done_callback(partial(_cancel, room))
-            mailbox.wait_for_room(room)
-            try:
-                await asyncio.wait((room,))
-            except asyncio.CancelledError:
-                mailbox.let_one_in()
-                raise
-            must_wait = mailbox.full
-        if reply.done():
-            mailbox.let_one_in()
+            cell.leave_line(reply)
 
     def _ask_anywhere(self, message: Any, timeout: float | None) -> ThreadFuture[Any]:
-        future: ThreadFuture[Any] = ThreadFuture()
         cell = self.cell
+        future = Answer(cell)
         if cell.state is State.NEW:
             future.reject(ActorDeadError(f"{self} not found"))
             return future
@@ -191,7 +185,12 @@ class Address(pykka.ActorRef[Any], Generic[A]):
         return future
 
     def _is_here(self) -> bool:
-        return self.state is not State.NEW and self.cell.scheduler.here
+        scheduler = self.cell.scheduler
+        return (
+            self.state is not State.NEW
+            and scheduler.here
+            and not scheduler.loop.is_closed()
+        )
 
     # --- the rest of pykka's ActorRef -----------------------------------------
 
@@ -308,41 +307,3 @@ class DynamicAddress(Generic[A]):
         if keeper is None or (cell.state is not RUNNING and not cell.may_speak):
             raise ActorDeadError(f"{self.path}: not running")
         return keeper  # type: ignore[no-any-return]
-
-
-def _cancel(future: asyncio.Future[None], _: object) -> None:
-    future.cancel()
-
-
-def waits_for_stop_of(target: Cell, asker: Cell) -> bool:
-    """Whether the target starts again only once the asker, its sibling, has stopped."""
-    return (
-        asker.stop_asked is not None
-        and target.state is State.WAITING
-        and target.parent is asker.parent
-    )
-
-
-def _begin_asking(asker: Cell, target: Cell, reply: LoopReply) -> dict[Reply, Cell]:
-    """Note down who waits for whom, unless it would be for ever."""
-    if waits_for_stop_of(target, asker):
-        raise ActorDeadError(f"{target.path}: starts again when its asker has stopped")
-    chain = _chain(target, asker, set())
-    if chain is not None:
-        names = " -> ".join(cell.path for cell in (asker, *chain))
-        raise AskCycleError(f"{names}: each waits for the next")
-    if asker.asking is None:
-        asker.asking = {}
-    asker.asking[reply] = target
-    return asker.asking
-
-
-def _chain(start: Cell, goal: Cell, seen: set[Cell]) -> list[Cell] | None:
-    """Return the way from one cell to another along what each waits for."""
-    if start is goal:
-        return [start]
-    seen.add(start)
-    for target in (start.asking or {}).values():
-        if target not in seen and (rest := _chain(target, goal, seen)) is not None:
-            return [start, *rest]
-    return None

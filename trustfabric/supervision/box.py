@@ -6,16 +6,27 @@ from typing import Any
 from trustfabric.supervision import exits, undelivered
 from trustfabric.supervision.exits import Exit
 from trustfabric.supervision.mailbox import (
-    DEFAULT_MAILBOX,
+    UNKNOWN_MAILBOX,
     Envelope,
     Mail,
     Mailbox,
+    MailboxSpec,
+    Overflow,
+    Reply,
     is_stop,
     sealed,
 )
 from trustfabric.supervision.roles import Parent
 from trustfabric.supervision.scheduler import Scheduler
-from trustfabric.supervision.states import ALIVE, NEW, NOBODY, RUNNING, WAITING, State
+from trustfabric.supervision.states import (
+    ALIVE,
+    DEAD,
+    NEW,
+    NOBODY,
+    RUNNING,
+    WAITING,
+    State,
+)
 from trustfabric.supervision.watchers import Watchers
 
 
@@ -26,7 +37,7 @@ class Box(Mailbox, ABC):
     )  # fmt: skip
 
     def __init__(self, address: Any) -> None:
-        Mailbox.__init__(self, DEFAULT_MAILBOX)
+        Mailbox.__init__(self, UNKNOWN_MAILBOX)
         self.address = address
         self.prefix = ""
         """The path of who is above, and a slash; shared among siblings."""
@@ -78,32 +89,49 @@ class Box(Mailbox, ABC):
 
     # --- mail -----------------------------------------------------------------
 
+    def adopt(self, policy: MailboxSpec) -> None:
+        """Take on the actor's policy, also for mail that came before it was known."""
+        waiting = self.take_all() if self.has_mail(system_only=False) else ()
+        self.policy = policy
+        for mail in waiting:
+            if mail.__class__ is Envelope and mail.reply is not None:
+                self.put_in_line(mail, mail.reply)
+            else:
+                self.put(mail)
+
+    def put_in_line(self, envelope: Envelope, reply: Reply) -> None:
+        """As `put`, of a request; without room it waits where the policy says so."""
+        if self.policy.overflow is not Overflow.WAIT or not self.full:
+            self.put(envelope)
+        else:
+            self.line_up(envelope, reply)
+
     def put(self, mail: Mail) -> bool:
         """Take user mail in; False if it bounced. Never raises."""
         if self.state is not RUNNING and self.state in NOBODY:
             self.refuse(mail, "not running")
             return False
         try:
-            kept = self.keep(mail)
+            kept = self.keep(mail) or self._put_into_full(sealed(mail))
         except Exception as error:  # noqa: BLE001  # in the receiver's conflate: its bug
             self.kill(exits.crashed(error, "conflate"))
             self._bounce(sealed(mail))
             return False
-        if not kept:
-            kept = self._put_into_full(sealed(mail))
         if not self.in_ready:
             self.wake()
+            return kept and self.state is not DEAD  # by then, if the loop was closed
         return kept
 
     def _put_into_full(self, envelope: Envelope) -> bool:
         if is_stop(envelope):
             self.keep_beyond_limit(envelope)
             return True
-        oldest = self.make_room()
-        if oldest is not None:
-            self.keep(envelope)
-        self._bounce(oldest or envelope)
-        return oldest is not None
+        while (oldest := self.make_room()) is not None:
+            self._bounce(oldest)
+            if self.keep(envelope):
+                return True
+        self._bounce(envelope)
+        return False
 
     def _bounce(self, envelope: Envelope) -> None:
         limit, letters = self.policy.limit, self.scheduler.dead_letters

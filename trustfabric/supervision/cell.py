@@ -12,10 +12,10 @@ from types import CoroutineType
 from typing import Any
 
 from trustfabric.supervision import exits, undelivered
-from trustfabric.supervision.box import Box
 from trustfabric.supervision.clock import Handle
 from trustfabric.supervision.context import BIRTH, CALLER
 from trustfabric.supervision.exits import Exit
+from trustfabric.supervision.holder import Holder
 from trustfabric.supervision.mailbox import (
     Envelope,
     Mail,
@@ -23,23 +23,23 @@ from trustfabric.supervision.mailbox import (
     is_stop,
     sealed,
 )
-from trustfabric.supervision.roles import Behaviour, Cancellable
+from trustfabric.supervision.roles import Behaviour
 from trustfabric.supervision.states import ALIVE, RUNNING, STARTING, WAITING, State
 from trustfabric.supervision.trace import Event
 from trustfabric.supervision.work import Settle, Work
 
 
-class Cell(Box):
+class Cell(Holder):
     """Belongs to the loop's thread; other threads only `Scheduler.post` to it."""
 
     __slots__ = (
-        "_brutal_timer", "_free", "_holds", "_work", "actor", "asking", "current",
-        "doom", "gathers", "grace_s", "over", "resources", "restart_count", "restarts",
-        "since", "stop_asked",
+        "_brutal_timer", "_free", "_work", "actor", "asking", "current", "doom",
+        "gathers", "grace_s", "over", "restart_count", "restarts", "since",
+        "stop_asked",
     )  # fmt: skip
 
     def __init__(self, address: Any) -> None:
-        Box.__init__(self, address)  # super() takes its time, and there are many
+        Holder.__init__(self, address)  # super() takes its time, and there are many
         self.actor: Behaviour | None = None
         self.gathers = False
         """It takes requests along, so that they shall not come one by one."""
@@ -50,10 +50,8 @@ class Cell(Box):
         self.asking: dict[Reply, Cell] | None = None
         self.restart_count = 0
         self.restarts: list[tuple[datetime, str]] | None = None
-        self.resources: set[Cancellable] | None = None
+        self._resources = self._holds = None
         self.over: asyncio.Future[None] | None = None
-        self._holds: set[object] | None = None
-        """Tasks and children that must end before it is over."""
         self._free = False
         """It has ended and let go of everything but what holds it."""
         self.doom: Exit | None = None
@@ -91,7 +89,8 @@ class Cell(Box):
             self.actor = None
             raise
         self.scheduler.tally.came(actor)
-        self.policy = actor.mailbox
+        if self.policy is not actor.mailbox:
+            self.adopt(actor.mailbox)
         return actor.on_start()
 
     def _started(self, _: Any, error: BaseException | None) -> None:
@@ -129,11 +128,13 @@ class Cell(Box):
         before, scheduler.running = scheduler.running, self
         self.in_ready = True
         scheduler.depth += 1
-        scheduler.context.copy().run(self._deliver, envelope, envelope.message)
-        scheduler.depth -= 1
-        self.in_ready = False
-        scheduler.running = before
-        self._look()
+        try:
+            scheduler.context.copy().run(self._deliver, envelope, envelope.message)
+        finally:
+            scheduler.depth -= 1
+            self.in_ready = False
+            scheduler.running = before
+            self._look()
 
     def _handle_some(self, budget: int) -> bool:
         while self.state is RUNNING and not self.busy:
@@ -160,6 +161,7 @@ class Cell(Box):
         scheduler, message = self.scheduler, envelope.message
         if envelope.is_late(scheduler.clock.monotonic, self.epoch):
             scheduler.tally.skipped += 1
+            undelivered.out_of_time(envelope, self.path)
             scheduler.emit(self, Event.SKIPPED, type(message).__name__)
         elif is_stop(envelope):
             self.current = envelope
@@ -236,8 +238,9 @@ class Cell(Box):
             self._settled(settle, None, None)
             return
         self.since = self.scheduler.clock.monotonic()
-        CALLER.set(self)
+        caller = CALLER.set(self)
         work = Work(coroutine, self.path)
+        CALLER.reset(caller)  # what else is handled in this context is not in its midst
         self._work = work
         if self.state is State.DYING:  # it killed itself before it first had to wait
             work.cancel()
@@ -304,9 +307,7 @@ class Cell(Box):
         in_hand = None if self.current is None else sealed(self.current)
         if in_hand is not None and not in_hand.may_repeat:
             undelivered.cut_short(in_hand, self.path, self.doom)
-        resources, self.resources = self.resources, None
-        for resource in resources or ():
-            resource.cancel()
+        self._cancel_resources()
         for task in self._held_tasks():
             task.cancel()
             self._brutal_after(grace_s)
@@ -326,8 +327,9 @@ class Cell(Box):
         """Take the incarnation's coroutine and tasks away from it."""
         if self.state is not State.DYING or self.doom is None:
             return
-        work = self._work
-        if work.on_stack if work is not None else self.busy:  # once it is off the stack
+        work, tasks = self._work, self._held_tasks()
+        on_stack = work.on_stack if work is not None else self.busy
+        if on_stack or any(task.on_stack for task in tasks):  # once they are off it
             self._cancel_brutal_timer()
             self._brutal_after(0.0)
             return
@@ -336,8 +338,8 @@ class Cell(Box):
             self.busy = False
             self.scheduler.tally.zombies += not work.close()
             self.end(self.doom)
-        for task in self._held_tasks():
-            self.scheduler.tally.zombies += not task.done()
+        for task in tasks:
+            self.scheduler.tally.zombies += not task.close()
             self.release(task)
 
     # --- ending ---------------------------------------------------------------
@@ -353,23 +355,9 @@ class Cell(Box):
         if self._holds is None:
             self._over(exit_)
 
-    def hold(self, thing: object) -> None:
-        """Keep the incarnation from being over until `thing` is released."""
-        if self._holds is None:
-            self._holds = set()
-        self._holds.add(thing)
-
-    def release(self, thing: object) -> None:
-        if self._holds is None or thing not in self._holds:
-            return
-        self._holds.discard(thing)
-        if not self._holds:
-            self._holds = None
-            if self._free and self.doom is not None:
-                self._over(self.doom)
-
-    def _held_tasks(self) -> list[asyncio.Task[Any]]:
-        return [held for held in self._holds or () if isinstance(held, asyncio.Task)]
+    def _all_released(self) -> None:
+        if self._free and self.doom is not None:
+            self._over(self.doom)
 
     def _over(self, exit_: Exit) -> None:
         self._cancel_brutal_timer()

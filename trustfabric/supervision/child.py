@@ -97,7 +97,7 @@ class Child(Place):
 
     def stop(self) -> None:
         """Ask it to stop; by force once its patience is over. Down is reported."""
-        if not self.alive or self.cell.stop_asked is not None:
+        if not self.alive or self.timer is not None:
             return
         if 0 < self.terms.shutdown_s < math.inf:
             clock = self.cell.scheduler.clock
@@ -113,7 +113,7 @@ class Child(Place):
             self.cell.request_stop(exits.shutdown())
 
     def overrun(self) -> None:
-        self.timer = None
+        self.cancel_timer()
         self.cell.kill(exits.killed("did not stop in time"), 0.0)
 
     def give_up(self, exit_: Exit) -> None:

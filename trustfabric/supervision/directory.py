@@ -43,7 +43,11 @@ class Directory:
         return cell
 
     def all(self) -> Iterator[Cell]:
-        """Return everybody, each supervisor before its children."""
+        """Return everybody, keyed children right after their supervisor.
+
+        Otherwise by when each was announced: an address of a spec is before the
+        supervisors above it.
+        """
         for path, cell in list(self._named.items()):
             yield cell
             book = self._books.get(path)

@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import sys
 from collections.abc import Generator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -24,8 +25,8 @@ class LoopReply(asyncio.Future[Any]):
             self.set_result(value)
 
     def reject(self, error: BaseException) -> None:
-        if not self.done():
-            self.set_exception(error)
+        if not self.done() and not self.get_loop().is_closed():
+            self.set_exception(_raisable(error))
             self.exception()  # an asker that gave up is no reason for a warning
 
 
@@ -71,12 +72,12 @@ class ThreadFuture(pykka.Future[T]):
         super().set_get_hook(func)
 
     def resolve(self, value: Any) -> None:
-        if not self._inner.done():
+        with suppress(concurrent.futures.InvalidStateError):  # its asker has gone
             self._inner.set_result(value)
 
     def reject(self, error: BaseException) -> None:
-        if not self._inner.done():
-            self._inner.set_exception(error)
+        with suppress(concurrent.futures.InvalidStateError):
+            self._inner.set_exception(_raisable(error))
 
     def __await__(self) -> Generator[Any, None, T]:
         if self._get_hook is not None:  # the hook may block: not on this thread
@@ -88,6 +89,15 @@ class ThreadFuture(pykka.Future[T]):
     def _refuse_hooked(self) -> None:
         if self._get_hook is not None:
             raise concurrent.futures.InvalidStateError("the future has a get hook")
+
+
+def _raisable(error: BaseException) -> BaseException:
+    """Return what stands for what no coroutine can raise, as asyncio has it."""
+    if not isinstance(error, StopIteration):
+        return error
+    stand_in = RuntimeError(f"an answer cannot raise {error!r}")
+    stand_in.__cause__ = error
+    return stand_in
 
 
 def _on_a_loop() -> bool:

@@ -4,8 +4,7 @@ A notice lies in the user lane as it is; what somebody waits for, and what is fo
 incarnation only, lies in an Envelope.
 """
 
-import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -99,8 +98,14 @@ class MailboxSpec:
     conflate: Conflate | None = None
     """The key of a notice that a newer one with the same key replaces, in place."""
 
+    def __post_init__(self) -> None:
+        if self.limit < 1:
+            raise ValueError(f"a mailbox for {self.limit} messages keeps none")
+
 
 DEFAULT_MAILBOX = MailboxSpec()
+UNKNOWN_MAILBOX = MailboxSpec(limit=50_000)
+"""Of an actor that has not been constructed yet; whose class may have any policy."""
 
 
 class Mailbox:
@@ -110,7 +115,7 @@ class Mailbox:
     end of the other, which is the first one turned round when it was empty.
     """
 
-    __slots__ = ("_in", "_keys", "_out", "_waiters", "policy", "system")
+    __slots__ = ("_in", "_keys", "_line", "_out", "policy", "system")
 
     def __init__(self, policy: MailboxSpec) -> None:
         self.policy = policy
@@ -118,7 +123,8 @@ class Mailbox:
         self._in: list[Mail] | None = None
         self._out: list[Mail] | None = None
         self._keys: dict[Hashable, Envelope] | None = None
-        self._waiters: deque[asyncio.Future[None]] | None = None
+        self._line: OrderedDict[Reply, Envelope] | None = None
+        """Requests that wait for room, only while there is none."""
 
     @property
     def depth(self) -> int:
@@ -183,6 +189,9 @@ class Mailbox:
     def keep_again(self, envelope: Envelope) -> None:
         """Keep what was in hand before all else of the user lane, once more."""
         envelope.repeated = True
+        self._put_back(envelope)
+
+    def _put_back(self, envelope: Envelope) -> None:
         if self._out is None:
             self._out = []
         self._out.append(envelope)
@@ -196,7 +205,7 @@ class Mailbox:
         return envelope
 
     def take(self) -> Mail | None:
-        """Take the first of the user lane, and let one in who waits for room."""
+        """Take the first of the user lane, and let the first in line in."""
         out = self._out
         if out is None:
             out = self._in
@@ -209,15 +218,20 @@ class Mailbox:
             self._out = None
         if self._keys:
             self._forget_key(mail, self._keys)
-        if self._waiters is not None:
-            self.let_one_in()
+        if self._line is not None:
+            self._let_in(self._line)
         return mail
 
     def make_room(self) -> Envelope | None:
-        """Take the oldest out if the policy says so; it is a dead letter."""
+        """Take the oldest out, but for stops, if the policy says so: a dead letter."""
         if self.policy.overflow is not Overflow.DROP_OLDEST:
             return None
-        return sealed(self.take())
+        stops: list[Envelope] = []
+        while (mail := self.take()) is not None and is_stop(sealed(mail)):
+            stops.append(sealed(mail))
+        for stop in reversed(stops):
+            self._put_back(stop)
+        return None if mail is None else sealed(mail)
 
     def _forget_key(self, mail: Mail, keys: dict[Hashable, Envelope]) -> None:
         if mail.__class__ is Envelope and keys.get(mail.key) is mail:
@@ -229,32 +243,34 @@ class Mailbox:
             return self._out[-1]
         return None if self._in is None else self._in[0]
 
-    @property
-    def must_wait(self) -> bool:
-        """Whether an asker has to queue for room, behind those who do already."""
-        return self.full or bool(self._waiters)
+    def line_up(self, envelope: Envelope, reply: Reply) -> None:
+        """Have a request wait for room, behind those that do."""
+        if self._line is None:
+            self._line = OrderedDict()
+        self._line[reply] = envelope
 
-    def wait_for_room(self, future: asyncio.Future[None]) -> None:
-        if self._waiters is None:
-            self._waiters = deque()
-        self._waiters.append(future)
+    def leave_line(self, reply: Reply) -> None:
+        """Wait no longer, if it does."""
+        if self._line is not None:
+            self._line.pop(reply, None)
+            self._line = self._line or None
 
-    def let_one_in(self) -> None:
-        """Wake the first who waits, if there is room; it looks again for itself."""
-        while self._waiters and not self.full:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                break
-        if not self._waiters:
-            self._waiters = None
+    def _let_in(self, line: OrderedDict[Reply, Envelope]) -> None:
+        while line and not self.full:
+            self.keep_beyond_limit(line.popitem(last=False)[1])
+        self._line = line or None
+
+    def take_all(self) -> list[Mail]:
+        """Take the user lane, and who waits for room in it, in order of age."""
+        line = () if self._line is None else self._line.values()
+        mail = [*reversed(self._out or ()), *(self._in or ()), *line]
+        self._in = self._out = self._keys = self._line = None
+        return mail
 
     def drain(self) -> list[Mail]:
         """Take everything, in order of age within each lane."""
-        if self._waiters is None and not self.has_mail(system_only=False):
+        if not self.has_mail(system_only=False):
             return []
-        mail = [*(self.system or ()), *reversed(self._out or ()), *(self._in or ())]
-        self.system = self._in = self._out = self._keys = None
-        while self._waiters:
-            self.let_one_in()
+        mail = [*(self.system or ()), *self.take_all()]
+        self.system = None
         return mail

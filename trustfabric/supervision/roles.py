@@ -40,3 +40,14 @@ class Cancellable(Protocol):
     """A timer, a watch or a request taken along: it ends with its incarnation."""
 
     def cancel(self) -> object: ...
+
+
+class Beside(Cancellable, Protocol):
+    """A task beside the mailbox: its incarnation waits for it to end."""
+
+    @property
+    def on_stack(self) -> bool: ...
+
+    def close(self) -> bool:
+        """Take its coroutine away; False if that lives on."""
+        ...

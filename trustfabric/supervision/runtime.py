@@ -220,7 +220,8 @@ class Guardian:
         timer.cancel()
 
     def _overrun(self) -> None:
-        for cell in reversed(list(self._scheduler.directory.all())):
+        """End all by force, supervisors first: else they would restart who falls."""
+        for cell in sorted(self._scheduler.directory.all(), key=_depth):
             cell.kill(exits.killed("the runtime did not stop in time"), 0.0)
 
     def spawn(self, construct: Callable[[], Any], name: str) -> Address[Any]:
@@ -230,14 +231,16 @@ class Guardian:
         address.cell.attach(self._scheduler, self, "")
         self._scheduler.directory.add(address.cell)
         if self._scheduler.here:
-            child.start()
+            self._start(child)
         else:
-            self._scheduler.call_from_thread(lambda: self._start_late(child))
+            self._scheduler.call_from_thread(lambda: self._start(child))
         return address
 
-    def _start_late(self, child: Child) -> None:
-        """Start, unless the runtime has ended meanwhile."""
-        if child.cell.state is State.WAITING:
+    def _start(self, child: Child) -> None:
+        """Start an actor without a supervisor, unless the runtime has ended."""
+        if self.finished.done():
+            self.child_down(child.cell, exits.shutdown("the runtime stopped"))
+        else:
             child.start()
 
     def child_up(self, cell: Cell) -> None:
@@ -267,3 +270,8 @@ class Guardian:
                 cell.kill(exits.killed("the runtime ends"), 0.0)
         self._scheduler.close()
         self.finished.set_result(reason)
+
+
+def _depth(cell: Cell) -> int:
+    """How many stand above it."""
+    return cell.path.count("/")

@@ -10,9 +10,10 @@ from random import Random
 from time import perf_counter
 from typing import Any, Protocol
 
+from trustfabric.supervision import exits
 from trustfabric.supervision.clock import Clock
 from trustfabric.supervision.deadletters import DeadLetters
-from trustfabric.supervision.mailbox import Mail, sealed
+from trustfabric.supervision.mailbox import Mail, is_stop, sealed
 from trustfabric.supervision.tally import Tally
 from trustfabric.supervision.trace import Event, Observer, TraceEvent
 from trustfabric.supervision.undelivered import bounce
@@ -81,6 +82,7 @@ class Scheduler:
         self._posted: deque[tuple[Runnable, Mail]] = deque()
         self._woken = False
         self.closed = False
+        self._abandoning = threading.RLock()
 
     @property
     def here(self) -> bool:
@@ -95,7 +97,12 @@ class Scheduler:
         self._ready.append(cell)
         if not self._scheduled:
             self._scheduled = True
-            self.loop.call_soon(self._pump, context=self.context)
+            try:
+                self.loop.call_soon(self._pump, context=self.context)
+            except RuntimeError:
+                if not self.loop.is_closed():
+                    raise
+                self.abandon()
 
     def may_hand_over(self) -> bool:
         """Whether an asker may have its request handled on its own stack.
@@ -141,7 +148,7 @@ class Scheduler:
         own mark (mail, `closed`, `_woken`), and then looks for the other's.
         """
         posted = self._posted
-        if len(posted) >= INBOUND:
+        if len(posted) >= INBOUND and not is_stop(sealed(mail)):
             bounce(sealed(mail), cell.path, INBOUND, self.dead_letters)
             return False
         posted.append((cell, mail))
@@ -150,11 +157,17 @@ class Scheduler:
             return False
         if not self._woken:
             self._woken = True
-            self.call_from_thread(self._deliver_posted)
+            return self.call_from_thread(self._deliver_posted)
         return True
 
-    def call_from_thread(self, callback: Callable[[], None]) -> None:
-        self.loop.call_soon_threadsafe(callback, context=self.context)
+    def call_from_thread(self, callback: Callable[[], object]) -> bool:
+        """Call on the loop's thread; False if the loop is closed."""
+        try:
+            self.loop.call_soon_threadsafe(callback, context=self.context)
+        except RuntimeError:
+            self.abandon()
+            return False
+        return True
 
     def _deliver_posted(self) -> None:
         self._woken = False
@@ -172,6 +185,13 @@ class Scheduler:
         """Refuse what still comes; nothing posted stays unanswered."""
         self.closed = True
         self._refuse_posted()
+
+    def abandon(self) -> None:
+        """Bury all: the loop was closed with the tree up, and runs nobody again."""
+        with self._abandoning:
+            self.close()
+            for cell in self.directory.all():
+                cell.bury(exits.shutdown("the loop was closed"))
 
     def _refuse_posted(self) -> None:
         with suppress(IndexError):  # whoever pops it, refuses it

@@ -24,12 +24,15 @@ class State(StrEnum):
 
 ALIVE = frozenset({State.STARTING, State.RUNNING, State.STOPPING, State.DYING})
 """An incarnation exists."""
+UP = ALIVE - {State.DYING}
+"""An incarnation exists and has not fallen."""
 NOBODY = frozenset({State.NEW, State.DEAD})
 """No incarnation exists or will."""
 
-NEW, WAITING, STARTING, RUNNING = (
+NEW, WAITING, STARTING, RUNNING, DEAD = (
     State.NEW,
     State.WAITING,
     State.STARTING,
     State.RUNNING,
+    State.DEAD,
 )  # looked up for every actor or message, which through the enum takes its time

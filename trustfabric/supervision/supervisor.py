@@ -10,7 +10,8 @@ from typing import Any
 
 from trustfabric.supervision import exits
 from trustfabric.supervision.actor import Actor
-from trustfabric.supervision.address import Address, DynamicAddress, waits_for_stop_of
+from trustfabric.supervision.address import Address, DynamicAddress
+from trustfabric.supervision.asking import waits_for_stop_of
 from trustfabric.supervision.cell import Cell
 from trustfabric.supervision.child import Child, log_down
 from trustfabric.supervision.dynamic import DynamicSupervisor
@@ -27,6 +28,7 @@ from trustfabric.supervision.spec import (
     Strategy,
     SupervisorSpec,
 )
+from trustfabric.supervision.states import State
 
 
 class Supervisor(Actor):
@@ -70,6 +72,11 @@ class Supervisor(Actor):
             else:
                 child.give_up(exit_)
 
+    @property
+    def _falls(self) -> bool:
+        """Whether it was killed, even if its own code has yet to let go."""
+        return self._fallen or self._cell.state is State.DYING
+
     # --- what children report -------------------------------------------------
 
     def child_up(self, cell: Cell) -> None:
@@ -79,7 +86,7 @@ class Supervisor(Actor):
     def child_down(self, cell: Cell, exit_: Exit) -> None:
         child = self._by_cell[cell]
         child.went_down()
-        if self._fallen:
+        if self._falls:
             log_down(child, exit_, "stays down", None)
             child.give_up(exit_)
             self._cell.release(cell)  # with the last, this incarnation is over
@@ -154,7 +161,7 @@ class Supervisor(Actor):
         self._advancing = True
         try:
             self._again = True
-            while self._again and not self._fallen:
+            while self._again and not self._falls:
                 self._again = False
                 if self._closing is not None:
                     self._stop_next(self._closing)

@@ -4,7 +4,7 @@ from typing import Generic, TypeVar
 
 from trustfabric.supervision.cell import Cell
 from trustfabric.supervision.mailbox import Envelope
-from trustfabric.supervision.undelivered import cut_short
+from trustfabric.supervision.undelivered import cut_short, out_of_time
 
 M = TypeVar("M")
 
@@ -18,19 +18,17 @@ class Taken(Generic[M]):
         self.message: M = envelope.message
         self._cell = cell
         self._envelope = envelope
-        if cell.resources is None:
-            cell.resources = set()
-        cell.resources.add(self)
+        cell.own(self)
 
     def answer(self, value: object) -> None:
         """Give its asker the answer."""
-        self._settle()
+        self._cell.disown(self)
         if self._envelope.reply is not None:
             self._envelope.reply.resolve(value)
 
     def refuse(self, error: BaseException) -> None:
         """Raise `error` at its asker."""
-        self._settle()
+        self._cell.disown(self)
         if self._envelope.reply is not None:
             self._envelope.reply.reject(error)
 
@@ -38,17 +36,15 @@ class Taken(Generic[M]):
         """Tell its asker that nobody will answer: the incarnation ends."""
         cut_short(self._envelope, self._cell.path, self._cell.doom)
 
-    def _settle(self) -> None:
-        if self._cell.resources is not None:
-            self._cell.resources.discard(self)
 
-
-def take(cell: Cell, kind: type[M], limit: int) -> list[Taken[M]]:
+def take(cell: Cell, epoch: int, kind: type[M], limit: int) -> list[Taken[M]]:
     """Take requests of one kind off the front of the mailbox, up to `limit`.
 
     The first of another kind ends it, so that the order of mail is kept. Requests
     that nobody waits for any more are skipped.
     """
+    if not cell.is_up(epoch):
+        return []
     cell.gathers = True
     taken: list[Taken[M]] = []
     while len(taken) < limit:
@@ -60,6 +56,7 @@ def take(cell: Cell, kind: type[M], limit: int) -> list[Taken[M]]:
         cell.take()
         if envelope.is_late(cell.scheduler.clock.monotonic, cell.epoch):
             cell.scheduler.tally.skipped += 1
+            out_of_time(envelope, cell.path)
         else:
             taken.append(Taken(cell, envelope))
     return taken

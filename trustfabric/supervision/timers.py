@@ -19,25 +19,25 @@ class Timer:
 
     __slots__ = ("_cell", "_epoch", "_handle", "_notice")
 
-    def __init__(self, cell: Cell, delay_s: float, notice: Notice[Any]) -> None:
+    def __init__(
+        self, cell: Cell, epoch: int, delay_s: float, notice: Notice[Any]
+    ) -> None:
         self._cell = cell
-        self._epoch = cell.epoch
+        self._epoch = epoch
         self._notice = notice
         clock = cell.scheduler.clock
         self._handle: Handle = clock.call_at(clock.monotonic() + delay_s, self._fire)
-        if cell.resources is None:
-            cell.resources = set()
-        cell.resources.add(self)
+        if cell.is_up(epoch):
+            cell.own(self)
 
     def cancel(self) -> None:
         self._handle.cancel()
-        if self._cell.resources is not None:
-            self._cell.resources.discard(self)
+        self._cell.disown(self)
 
     def _fire(self) -> None:
-        if self._cell.resources is not None:
-            self._cell.resources.discard(self)
-        self._cell.put_system(Envelope(self._notice, epoch=self._epoch))
+        self._cell.disown(self)
+        if self._cell.is_up(self._epoch):
+            self._cell.put_system(Envelope(self._notice, epoch=self._epoch))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +56,14 @@ class Watch:
 
     __slots__ = ("_cell", "_done", "_epoch", "_target")
 
-    def __init__(self, cell: Cell, target: Cell, done: OnDown) -> None:
+    def __init__(self, cell: Cell, epoch: int, target: Cell, done: OnDown) -> None:
         self._cell = cell
-        self._epoch = cell.epoch
+        self._epoch = epoch
         self._target = target
         self._done = done
-        if cell.resources is None:
-            cell.resources = set()
-        cell.resources.add(self)
+        if not cell.is_up(epoch):
+            return
+        cell.own(self)
         if target.state in NOBODY:
             self._fire(Exit(ExitKind.NORMAL, "not running"))
         else:
@@ -74,12 +74,10 @@ class Watch:
     def cancel(self) -> None:
         if self._target.watchers is not None:
             self._target.watchers.remove(self)
-        if self._cell.resources is not None:
-            self._cell.resources.discard(self)
+        self._cell.disown(self)
 
     def _fire(self, exit_: Exit) -> None:
-        if self._cell.resources is not None:
-            self._cell.resources.discard(self)
+        self._cell.disown(self)
         try:
             notice = self._done(Down(self._target.path, exit_))
         except Exception as error:  # noqa: BLE001  # a bug of the watcher

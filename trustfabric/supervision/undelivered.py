@@ -8,6 +8,7 @@ from trustfabric.supervision.errors import (
     ActorDeadError,
     ActorKilledError,
     AskError,
+    AskTimeoutError,
     MailboxFullError,
 )
 from trustfabric.supervision.exits import Exit, ExitKind
@@ -45,6 +46,12 @@ def answer_error(envelope: Envelope, path: str, error: BaseException) -> None:
         return
     message = type(envelope.message).__name__
     log.warning("actor.notice_refused", path=path, message=message, error=repr(error))
+
+
+def out_of_time(envelope: Envelope, path: str) -> None:
+    """Tell an asker who still listens that its request was skipped."""
+    if envelope.reply is not None:
+        envelope.reply.reject(AskTimeoutError(f"{path}: not begun in time"))
 
 
 def cut_short(envelope: Envelope, path: str, doom: Exit | None) -> None:

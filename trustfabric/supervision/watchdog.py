@@ -54,13 +54,17 @@ class Watchdog:
         while not self._stopped.wait(self._limit_s / 2):
             self._sign.clear()
             asked = time.monotonic()
-            try:
-                self._scheduler.call_from_thread(partial(self._give_sign, asked))
-            except RuntimeError:  # the loop is closed
+            if not self._scheduler.call_from_thread(partial(self._give_sign, asked)):
                 return
-            if not self._sign.wait(self._limit_s) and not self._stopped.is_set():
-                self._blame()
-                self._sign.wait()
+            if self._sign.wait(self._limit_s) or self._over:
+                continue
+            self._blame()
+            while not self._sign.wait(self._limit_s) and not self._over:
+                pass
+
+    @property
+    def _over(self) -> bool:
+        return self._stopped.is_set() or self._scheduler.loop.is_closed()
 
     def _give_sign(self, asked: float) -> None:
         self.lag.add(time.monotonic() - asked)

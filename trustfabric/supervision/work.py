@@ -41,7 +41,7 @@ class Work:
 
     @property
     def on_stack(self) -> bool:
-        return inspect.getcoroutinestate(self._coroutine) == inspect.CORO_RUNNING
+        return on_stack(self._coroutine)
 
     def cancel(self) -> None:
         self._task.cancel()
@@ -49,7 +49,7 @@ class Work:
     def close(self) -> bool:
         """Take the coroutine away; nobody hears of its end. False if it lives on."""
         self._settle = None
-        closed = _closed(self._coroutine)
+        closed = close(self._coroutine)
         self._task.cancel()
         return closed
 
@@ -75,7 +75,11 @@ def outcome(task: asyncio.Task[Any]) -> tuple[Any, BaseException | None]:
     return None, error.__cause__ if isinstance(error, _Escaped) else error
 
 
-def _closed(coroutine: Coroutine[Any, Any, Any]) -> bool:
+def on_stack(coroutine: Coroutine[Any, Any, Any]) -> bool:
+    return inspect.getcoroutinestate(coroutine) == inspect.CORO_RUNNING
+
+
+def close(coroutine: Coroutine[Any, Any, Any]) -> bool:
     """Close, again if it awaits in its `finally`; False if it outlasts that."""
     for _ in range(8):
         try:

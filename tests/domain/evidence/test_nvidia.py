@@ -1,109 +1,33 @@
 """NVIDIA device evidence, from a device of our own."""
 
-import base64
-import json
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.hazmat.primitives.serialization import Encoding
 
+from tests.domain.evidence.nvidia_devices import (
+    ANCHORS,
+    BLOCKS,
+    FWID,
+    NOW,
+    ROOT,
+    Device,
+    Exchange,
+    certificate,
+    document,
+)
 from trustfabric.domain.attestation.appraisal import Expected, verify
 from trustfabric.domain.attestation.model import Appraisal
 from trustfabric.domain.attestation.policy import AppraisalPolicy, Kinds, NvidiaPolicy
 from trustfabric.domain.evidence.anchors import Anchors
 from trustfabric.domain.evidence.model import Code, EvidenceKind
 
-NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 NONCE = bytes(range(32))
-FWID = b"\xf1" * 48
-BLOCKS = {1: b"\x01" * 48, 2: b"\x02" * 48}
-FWID_OID = x509.ObjectIdentifier("2.23.133.5.4.1")
-
-
-def key() -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key(ec.SECP384R1())
-
-
-ROOT_KEY, CA_KEY, DEVICE_KEY = key(), key(), key()
-
-
-def certificate(
-    subject: str,
-    subject_key: ec.EllipticCurvePrivateKey,
-    issuer: str,
-    issuer_key: ec.EllipticCurvePrivateKey,
-    *,
-    authority: bool = True,
-    fwid: bytes | None = None,
-    after: timedelta = timedelta(days=9),
-) -> x509.Certificate:
-    def name(text: str) -> x509.Name:
-        return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
-
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(name(subject))
-        .issuer_name(name(issuer))
-        .public_key(subject_key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(NOW - timedelta(days=9))
-        .not_valid_after(NOW + after)
-        .add_extension(x509.BasicConstraints(authority, None), critical=True)
-    )
-    if fwid is not None:
-        value = bytes((0x30, 2 + len(fwid), 0x04, len(fwid))) + fwid
-        builder = builder.add_extension(
-            x509.UnrecognizedExtension(FWID_OID, value), critical=False
-        )
-    return builder.sign(issuer_key, hashes.SHA384())
-
-
-ROOT = certificate("root", ROOT_KEY, "root", ROOT_KEY)
-CA = certificate("ca", CA_KEY, "root", ROOT_KEY)
-LEAF = certificate("GH100", DEVICE_KEY, "ca", CA_KEY, authority=False, fwid=FWID)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exchange:
-    version: int = 0x11
-    answer: int = 0x60
-    blocks: int | None = None
-    opaque: bytes = b"\x14\0\x30\0" + FWID + b"\x03\0\x04\x00535\0"
-    end: bytes = b""
-
-    def report(self) -> bytes:
-        record = b"".join(
-            bytes((index, 1))
-            + (len(value) + 3).to_bytes(2, "little")
-            + b"\x01"
-            + len(value).to_bytes(2, "little")
-            + value
-            for index, value in BLOCKS.items()
-        )
-        count = len(BLOCKS) if self.blocks is None else self.blocks
-        signed = b"".join(
-            (
-                bytes((self.version, 0xE0, 1, 0xFF)),
-                NONCE,
-                b"\0",
-                bytes((self.version, self.answer, 0, 0, count)),
-                len(record).to_bytes(3, "little"),
-                record,
-                bytes(32),
-                len(self.opaque).to_bytes(2, "little"),
-                self.opaque,
-            )
-        )
-        numbers = decode_dss_signature(
-            DEVICE_KEY.sign(signed, ec.ECDSA(hashes.SHA384()))
-        )
-        return signed + b"".join(n.to_bytes(48, "big") for n in numbers) + self.end
+DEVICE = Device()
+LEAF, CA, _ = DEVICE.chain
+CA_KEY, DEVICE_KEY = DEVICE.born, DEVICE.key
+CA_NAME = "GH100 BROM"
 
 
 def judge(
@@ -114,17 +38,12 @@ def judge(
     nonce: bytes = NONCE,
     **policy: Any,
 ) -> Appraisal:
-    document = {
-        "kind": "nvidia-gpu",
-        "report": base64.b64encode((exchange or Exchange()).report()).decode(),
-        "chain": b"".join(each.public_bytes(Encoding.PEM) for each in chain).decode(),
-    }
     section = NvidiaPolicy(**{"measurements": {1: (BLOCKS[1].hex(),)}, **policy})
     return verify(
         EvidenceKind.NVIDIA_GPU,
-        json.dumps(document).encode(),
+        document(DEVICE.report(exchange or Exchange()), chain),
         expected=Expected(binding=nonce),
-        anchors=anchors or Anchors(nvidia=ROOT.public_bytes(Encoding.DER)),
+        anchors=anchors or ANCHORS,
         policy=AppraisalPolicy(id="test", version=1, kinds=Kinds(nvidia_gpu=section)),
         now=NOW,
     )
@@ -176,13 +95,15 @@ def test_an_exchange_of_another_shape_is_refused(
 
 
 def test_a_switch_states_no_firmware_in_the_exchange() -> None:
-    switch = certificate("LS_10", DEVICE_KEY, "ca", CA_KEY, authority=False, fwid=FWID)
+    switch = certificate(
+        "LS_10", DEVICE_KEY, CA_NAME, CA_KEY, authority=False, fwid=FWID
+    )
 
     assert judge(Exchange(opaque=b""), (switch, CA, ROOT)).accepted
 
 
 def test_a_leaf_without_a_firmware_id_is_unsupported() -> None:
-    newer = certificate("GB100", DEVICE_KEY, "ca", CA_KEY, authority=False)
+    newer = certificate("GB100", DEVICE_KEY, CA_NAME, CA_KEY, authority=False)
 
     assert judge(chain=(newer, CA, ROOT)).code is Code.UNSUPPORTED
 
@@ -216,7 +137,12 @@ def test_a_device_may_not_sign_certificates() -> None:
 
 def test_a_chain_out_of_date_gives_no_verdict() -> None:
     old = certificate(
-        "GH100", DEVICE_KEY, "ca", CA_KEY, fwid=FWID, after=timedelta(days=-1)
+        "GH100",
+        DEVICE_KEY,
+        CA_NAME,
+        CA_KEY,
+        fwid=FWID,
+        until=NOW - timedelta(days=1),
     )
 
     assert judge(chain=(old, CA, ROOT)).code is Code.EXPIRED

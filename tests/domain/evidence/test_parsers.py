@@ -35,9 +35,10 @@ from trustfabric.domain.evidence.model import (
     Reject,
 )
 from trustfabric.domain.evidence.packaged import packaged_anchors
-from trustfabric.domain.evidence.snp_chain import _crl, parse_signer
+from trustfabric.domain.evidence.snp_chain import parse_signer, signed_crl
 from trustfabric.domain.evidence.snp_report import parse_report
 from trustfabric.domain.evidence.snp_table import parse_table
+from trustfabric.domain.evidence.tdx_collateral import sound_collateral
 from trustfabric.domain.evidence.tpm2_public import parse_public
 from trustfabric.domain.evidence.tpm2_signature import parse_signature
 from trustfabric.errors import InvalidError
@@ -152,7 +153,7 @@ PARSERS: dict[str, tuple[Parser, bytes]] = {
         read("tpm/swtpm-ecc.pcrs.json"),
     ),
     "revocations": (
-        _crl,
+        lambda raw: signed_crl(raw, read("amd-sev-snp/synthetic-dev.ark.pem")),
         read("amd-sev-snp/synthetic-dev.revoked-ask.crl.der"),
     ),
     "certificates": (
@@ -171,7 +172,7 @@ PARSERS: dict[str, tuple[Parser, bytes]] = {
         b'{"extra_data":"00ff","kind":"tpm"}',
     ),
     "collateral": (
-        tdx._collateral,
+        lambda raw: sound_collateral(raw, packaged_anchors().intel or b""),
         read("intel-tdx/v4-uptodate-phala.collateral.json"),
     ),
     "elements": (lambda raw: list(der.elements(raw, "x")), VCEK),

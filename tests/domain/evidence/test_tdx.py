@@ -82,6 +82,45 @@ def test_a_grace_date_holds_until_it_comes() -> None:
     assert (before.code, after.code) == (Code.OK_WITH_ADVISORIES, Code.TCB_OUT_OF_DATE)
 
 
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {},
+        {
+            "allow_status": ("UpToDate", "OutOfDate"),
+            "accept_advisories": ADVISORIES[:2],
+        },
+    ],
+    ids=["status", "advisories"],
+)
+def test_a_verdict_that_only_a_grace_allows_ends_with_it(policy: Any) -> None:
+    now = datetime.fromisoformat(OUT_OF_DATE["now"])
+    soon = now + timedelta(seconds=90)
+
+    appraisal = judge(OUT_OF_DATE, grace_until=soon, **policy)
+
+    assert appraisal.code is Code.OK_WITH_ADVISORIES
+    assert appraisal.fresh_until(now, timedelta(minutes=5)) == soon
+    assert appraisal.advisories[-1] == f"in grace until {soon.isoformat()}"
+
+
+def test_what_needs_no_grace_does_not_end_with_it() -> None:
+    now = datetime.fromisoformat(UP_TO_DATE["now"])
+
+    appraisal = judge(UP_TO_DATE, grace_until=now + timedelta(seconds=90))
+
+    assert appraisal.code is Code.OK
+    assert appraisal.endorsed_until == datetime(2025, 7, 19, 10, 0, 35, tzinfo=UTC)
+
+
+def test_a_grace_that_is_longer_than_the_collateral_extends_nothing() -> None:
+    now = datetime.fromisoformat(OUT_OF_DATE["now"])
+
+    appraisal = judge(OUT_OF_DATE, grace_until=now + timedelta(days=900))
+
+    assert appraisal.endorsed_until == datetime(2025, 8, 6, 9, 6, 43, tzinfo=UTC)
+
+
 def test_collateral_of_an_older_evaluation_gives_no_verdict() -> None:
     appraisal = judge(UP_TO_DATE, min_eval=18)
 

@@ -7,6 +7,7 @@ from typing import TypeAlias, assert_never
 
 from trustfabric.domain.attestation.azure import judge_azure
 from trustfabric.domain.attestation.checks import Judged, code_of
+from trustfabric.domain.attestation.collateral import with_collateral
 from trustfabric.domain.attestation.ear import judge_ear
 from trustfabric.domain.attestation.launch import LaunchDigest
 from trustfabric.domain.attestation.model import Appraisal, Check
@@ -65,7 +66,7 @@ def verify(
     """
     return judge(
         kind,
-        lambda: (_parse(kind, evidence), anchors),
+        lambda: (_parse(kind, evidence), with_collateral(anchors)),
         expected=expected,
         policy=policy,
         now=now,
@@ -100,7 +101,9 @@ def judge(
         claims=judged.claims,
         advisories=judged.advisories,
         endorsements=judged.authenticated.endorsements,
-        endorsed_until=_sooner(judged.authenticated.endorsed_until, settled.until),
+        endorsed_until=_soonest(
+            judged.authenticated.endorsed_until, settled.until, judged.until
+        ),
         references=settled.matched,
         region_sha256=judged.authenticated.region_sha256,
         policy_id=policy.id,
@@ -109,8 +112,8 @@ def judge(
     )
 
 
-def _sooner(one: datetime | None, other: datetime | None) -> datetime | None:
-    return min((each for each in (one, other) if each is not None), default=None)
+def _soonest(*ends: datetime | None) -> datetime | None:
+    return min((each for each in ends if each is not None), default=None)
 
 
 def unreachable(
@@ -118,6 +121,12 @@ def unreachable(
 ) -> Appraisal:
     """No evidence came, or too late."""
     return _refused(kind, Reject(Code.UNREACHABLE, "evidence", detail), policy, now)
+
+
+def no_witness(kind: EvidenceKind, policy: AppraisalPolicy, now: datetime) -> Appraisal:
+    """Judge nothing: a device was to vouch for the VM that has it."""
+    detail = "evidence of an accelerator proves nothing of the VM that has it"
+    return _refused(kind, Reject(Code.UNSUPPORTED, "kind", detail), policy, now)
 
 
 def replayed(
@@ -190,6 +199,7 @@ def _refused(
         code=reject.code,
         expected=reject.expected or "",
         actual=reject.actual or reject.detail,
+        identity=reject.identity,
     )
     return Appraisal(
         kind=kind,

@@ -10,7 +10,12 @@ from trustfabric.domain.attestation.checks import Judged
 from trustfabric.domain.attestation.model import Check, JsonValue
 from trustfabric.domain.attestation.policy import AzurePolicy
 from trustfabric.domain.attestation.snp import snp_platform_checks, snp_view
-from trustfabric.domain.attestation.tdx import tdx_platform_checks, tdx_view
+from trustfabric.domain.attestation.tdx import (
+    grace_note,
+    tdx_grace,
+    tdx_platform_checks,
+    tdx_view,
+)
 from trustfabric.domain.attestation.tpm import tpm_checks, tpm_view
 from trustfabric.domain.evidence.azure import AzureClaims
 from trustfabric.domain.evidence.model import Authenticated
@@ -27,6 +32,7 @@ def judge_azure(
     last_seen: TpmClock | None,
 ) -> Judged:
     claims = composed.claims
+    grace = _grace(claims.hardware, policy, now)
     return Judged(
         authenticated=composed,
         checks=(
@@ -38,8 +44,17 @@ def judge_azure(
             "tpm": tpm_view(claims.tpm),
             "secure_boot": claims.secure_boot,
         },
-        advisories=composed.advisories,
+        advisories=(*composed.advisories, *grace_note(grace)),
+        until=grace,
     )
+
+
+def _grace(
+    claims: SnpClaims | TdxClaims, policy: AzurePolicy, now: datetime
+) -> datetime | None:
+    if isinstance(claims, SnpClaims):
+        return None
+    return tdx_grace(claims, policy.tdx, now)
 
 
 def _hardware_checks(

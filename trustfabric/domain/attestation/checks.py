@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from hmac import compare_digest
 
 from trustfabric.domain.attestation.model import CONSEQUENCES, Check, Code, JsonValue
@@ -18,6 +19,8 @@ class Judged:
     claims: Mapping[str, JsonValue]
     """As they are recorded."""
     advisories: tuple[str, ...] = ()
+    until: datetime | None = None
+    """How long the policy accepts it; None: as long as its endorsements hold."""
 
 
 def check(

@@ -1,8 +1,9 @@
 """What a judgement of evidence says, and what follows from each of its codes."""
 
 import hashlib
+import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -215,6 +216,8 @@ class Check:
     code: Code
     expected: str = ""
     actual: str = ""
+    identity: bool = False
+    """They tell one piece of hardware from all others: see `Appraisal.pseudonymous`."""
 
     def __post_init__(self) -> None:
         # Either may be an attester's own words.
@@ -309,9 +312,32 @@ class Appraisal:
             for check in self.failures
         ]
 
+    def pseudonymous(self, key: bytes) -> "Appraisal":
+        """Return it as it may be shown: hardware has names that only the key gives.
+
+        The same hardware has the same name each time. The value is in the evidence.
+        """
+        if not any(check.identity for check in self.checks):
+            return self
+        checks = (
+            replace(
+                check,
+                expected=_pseudonym(key, check.expected),
+                actual=_pseudonym(key, check.actual),
+            )
+            if check.identity
+            else check
+            for check in self.checks
+        )
+        return replace(self, checks=tuple(checks))
+
     def fresh_until(self, issued_at: datetime, max_age: timedelta) -> datetime:
         """From the challenge, never from the attester's clock."""
         deadline = issued_at + max_age
         if self.endorsed_until is None:
             return deadline
         return min(deadline, self.endorsed_until)
+
+
+def _pseudonym(key: bytes, identity: str) -> str:
+    return f"hmac:{hmac.new(key, identity.encode(), 'sha256').hexdigest()[:32]}"

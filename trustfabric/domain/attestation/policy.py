@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import (
@@ -104,7 +103,8 @@ class TdxPolicy(_Section):
     min_eval: int = Field(default=0, ge=0)
     """The least TCB evaluation number that collateral must have."""
     grace_until: AwareDatetime | None = None
-    """Until then a status outside `allow_status` is accepted with a warning."""
+    """Until then, and no verdict longer, a status outside `allow_status` and advisories
+    outside `accept_advisories` are accepted with a warning."""
     mrtd: tuple[Digest, ...] = ()
     measured: bool = True
 
@@ -209,7 +209,3 @@ def with_measurements(
     for section, field in (("amd-sev-snp", "measurements"), ("intel-tdx", "mrtd")):
         document["kinds"][section][field] += measurements
     return parse_policy(document)
-
-
-def still_in_grace(policy: TdxPolicy, now: datetime) -> bool:
-    return policy.grace_until is not None and now < policy.grace_until

@@ -13,16 +13,23 @@ from typing import Any
 
 from trustfabric.domain.attestation.appraisal import Expected
 from trustfabric.domain.attestation.basis import Basis, judge_by
+from trustfabric.domain.attestation.collateral import (
+    digest_of,
+    document_of,
+    from_document,
+)
 from trustfabric.domain.attestation.launch import LaunchDigest
 from trustfabric.domain.attestation.model import Appraisal
-from trustfabric.domain.evidence.anchors import Anchors
+from trustfabric.domain.evidence.anchors import Anchors, Collateral
 from trustfabric.domain.evidence.documents import read_object
 from trustfabric.domain.evidence.keys import EnrolledKey
 from trustfabric.domain.evidence.model import EvidenceKind, JsonValue, Reject
 from trustfabric.domain.evidence.tpm2 import TpmClock
 from trustfabric.errors import InvalidError, MalformedError, NotFoundError
 
-SCHEMA = 1
+SCHEMA = 2
+_READ = (1, SCHEMA)
+"""What was written before there was collateral is read too."""
 MEMBER = "stored"
 """The one key of such a document."""
 _MAX_DOCUMENT = 16 * 1024 * 1024
@@ -35,6 +42,12 @@ class Inputs:
     keys: Sequence[EnrolledKey] = ()
     last_seen: TpmClock | None = None
     launch: LaunchDigest | None = None
+    collateral: Collateral | None = None
+    """Kept apart, once for all that were judged with it; here stands its digest."""
+
+    def beside(self, anchors: Anchors) -> Anchors:
+        """Return the roots with what counts for this attester only."""
+        return replace(anchors, keys=tuple(self.keys), collateral=self.collateral)
 
     def document(self) -> dict[str, JsonValue]:
         launch: Any = None
@@ -45,11 +58,19 @@ class Inputs:
             "keys": [key.document() for key in self.keys],
             "last_seen": None if self.last_seen is None else asdict(self.last_seen),
             "launch": launch,
+            "collateral": None
+            if self.collateral is None
+            else digest_of(self.collateral).hex(),
         }
 
     @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> "Inputs":
-        """Read what `document` wrote; Reject, LookupError, TypeError or ValueError."""
+    def from_document(
+        cls, document: Mapping[str, Any], collateral: Mapping[str, Any] | None
+    ) -> "Inputs":
+        """Read what `document` wrote, and the collateral that was kept apart.
+
+        Reject, LookupError, TypeError or ValueError.
+        """
         seen, launch = document["last_seen"], document["launch"]
         if launch is not None:
             measurement = bytes.fromhex(launch["measurement"])
@@ -58,7 +79,18 @@ class Inputs:
             keys=tuple(EnrolledKey.from_document(each) for each in document["keys"]),
             last_seen=None if seen is None else TpmClock(**seen),
             launch=launch,
+            collateral=_collateral(document.get("collateral"), collateral),
         )
+
+
+def _collateral(
+    digest: str | None, kept: Mapping[str, Any] | None
+) -> Collateral | None:
+    """Return the collateral of this digest, which must be what was kept."""
+    found = None if kept is None else from_document(kept)
+    if digest != (None if found is None else digest_of(found).hex()):
+        raise ValueError("it was judged with other collateral")
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +110,11 @@ class StoredVerdict:
 
     @classmethod
     def from_columns(
-        cls, attestation_id: int, instance: str, kept: Mapping[str, Any]
+        cls,
+        attestation_id: int,
+        instance: str,
+        kept: Mapping[str, Any],
+        collateral: Mapping[str, Any] | None,
     ) -> "StoredVerdict":
         """Read what was kept with a verdict. NotFoundError where that is not enough."""
         missing = [name for name, value in kept.items() if value is None]
@@ -93,7 +129,7 @@ class StoredVerdict:
             kind=EvidenceKind(kept["kind"]),
             evidence=bytes(kept["evidence"]),
             binding=bytes(kept["binding"]),
-            inputs=Inputs.from_document(kept["inputs"]),
+            inputs=Inputs.from_document(kept["inputs"], collateral),
             basis=Basis.from_document(kept["basis"]),
             verified_at=kept["verified_at"],
             code=kept["code"],
@@ -101,6 +137,7 @@ class StoredVerdict:
         )
 
     def document(self) -> dict[str, JsonValue]:
+        collateral = self.inputs.collateral
         return {
             MEMBER: {
                 "schema": SCHEMA,
@@ -110,6 +147,7 @@ class StoredVerdict:
                 "evidence": base64.b64encode(self.evidence).decode(),
                 "binding": self.binding.hex(),
                 "inputs": self.inputs.document(),
+                "collateral": None if collateral is None else document_of(collateral),
                 "basis": self.basis.document(),
                 "verified_at": self.verified_at.isoformat(),
                 "code": self.code,
@@ -137,7 +175,7 @@ def parse_stored(document: bytes) -> StoredVerdict:
             kind=EvidenceKind(said["kind"]),
             evidence=base64.b64decode(said["evidence"], validate=True),
             binding=bytes.fromhex(said["binding"]),
-            inputs=Inputs.from_document(said["inputs"]),
+            inputs=Inputs.from_document(said["inputs"], said.get("collateral")),
             basis=Basis.from_document(said["basis"]),
             verified_at=datetime.fromisoformat(said["verified_at"]),
             code=str(said["code"]),
@@ -155,7 +193,7 @@ def parse_stored(document: bytes) -> StoredVerdict:
 
 
 def _of_our_schema(said: Any) -> Any:
-    if said["schema"] != SCHEMA:
+    if said["schema"] not in _READ:
         raise ValueError(f"schema {said['schema']}, where this program reads {SCHEMA}")
     return said
 
@@ -173,7 +211,7 @@ def judge_again(
             last_seen=stored.inputs.last_seen,
             launch=stored.inputs.launch,
         ),
-        anchors=replace(anchors, keys=tuple(stored.inputs.keys)),
+        anchors=stored.inputs.beside(anchors),
         now=stored.verified_at,
     )
 

@@ -10,7 +10,7 @@ from trustfabric.domain.attestation.checks import (
     nonce_check,
 )
 from trustfabric.domain.attestation.model import Check, Code, JsonValue
-from trustfabric.domain.attestation.policy import TdxPolicy, still_in_grace
+from trustfabric.domain.attestation.policy import TdxPolicy
 from trustfabric.domain.evidence.model import Authenticated
 from trustfabric.domain.evidence.tdx import TdxClaims
 
@@ -24,6 +24,7 @@ def judge_tdx(
     now: datetime,
 ) -> Judged:
     claims = quoted.claims
+    grace = tdx_grace(claims, policy, now)
     return Judged(
         authenticated=quoted,
         checks=(
@@ -31,8 +32,31 @@ def judge_tdx(
             *tdx_platform_checks(claims, policy, now),
         ),
         claims=tdx_view(claims),
-        advisories=quoted.advisories,
+        advisories=(*quoted.advisories, *grace_note(grace)),
+        until=grace,
     )
+
+
+def tdx_grace(claims: TdxClaims, policy: TdxPolicy, now: datetime) -> datetime | None:
+    """Return until when a platform is let pass that would not be; None: it is not."""
+    until = policy.grace_until
+    if until is None or now >= until:
+        return None
+    return None if _allowed(claims, policy) and _accepted(claims, policy) else until
+
+
+def grace_note(until: datetime | None) -> Iterator[str]:
+    if until is not None:
+        yield f"in grace until {until.isoformat()}"
+
+
+def _allowed(claims: TdxClaims, policy: TdxPolicy) -> bool:
+    return claims.tcb_status in policy.allow_status
+
+
+def _accepted(claims: TdxClaims, policy: TdxPolicy) -> bool:
+    accepted = policy.accept_advisories
+    return accepted is None or set(claims.advisories) <= set(accepted)
 
 
 def tdx_view(claims: TdxClaims) -> dict[str, JsonValue]:
@@ -54,11 +78,11 @@ def tdx_platform_checks(
     claims: TdxClaims, policy: TdxPolicy, now: datetime
 ) -> Iterator[Check]:
     """All but the nonce: what holds for a quote that something else makes fresh."""
-    grace = still_in_grace(policy, now)
+    grace = tdx_grace(claims, policy, now) is not None
     yield check(
         "tcb-status",
         Code.TCB_OUT_OF_DATE,
-        passed=grace or claims.tcb_status in policy.allow_status,
+        passed=grace or _allowed(claims, policy),
         expected=" or ".join(policy.allow_status),
         actual=" ".join((claims.tcb_status, *claims.advisories)),
     )
@@ -66,7 +90,7 @@ def tdx_platform_checks(
         yield check(
             "advisories",
             Code.TCB_OUT_OF_DATE,
-            passed=grace or set(claims.advisories) <= set(policy.accept_advisories),
+            passed=grace or _accepted(claims, policy),
             expected=" ".join(policy.accept_advisories) or "none",
             actual=" ".join(claims.advisories) or "none",
         )

@@ -21,6 +21,16 @@ class AmdRoots:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Collateral:
+    """What a maker publishes about one platform: a file, as it was read."""
+
+    name: str
+    """Relative to its folder; it says what the file has to be about."""
+    content: bytes
+    """Empty where it could not be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Anchors:
     """Everything that a verdict may rest on."""
 
@@ -35,6 +45,8 @@ class Anchors:
     """What Intel says about the platform (JSON), newest: TCB levels and revocations."""
     nvidia: bytes | None = None
     """DER certificate of the root."""
+    collateral: Collateral | None = None
+    """For the platform at hand; what it holds must prove itself before it counts."""
 
 
 NO_ANCHORS = Anchors()

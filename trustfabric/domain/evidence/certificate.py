@@ -117,10 +117,11 @@ def _later(moment: datetime) -> datetime:
     return moment if moment.year == MAXYEAR else moment + SKEW
 
 
-def require_signature(
-    issuer: Certificate, algorithm: str, signature: bytes, data: bytes, check: str
+def require_pss_signature(
+    issuer: Certificate, signature: bytes, data: bytes, check: str
 ) -> None:
-    _verify(issuer.key(), issuer.subject_cn, algorithm, (signature, data), check)
+    """Refuse what AMD's scheme doesn't verify, whatever it says of its own scheme."""
+    _verify(issuer.key(), issuer.subject_cn, _PSS_SHA384[0], (signature, data), check)
 
 
 def _verify(

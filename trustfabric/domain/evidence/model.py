@@ -26,6 +26,11 @@ class EvidenceKind(StrEnum):
     EAR = "ear"
     """A verdict signed by another verifier (an entity attestation result)."""
 
+    @property
+    def of_accelerator(self) -> bool:
+        """It proves a device, and nothing of the VM that the device is in."""
+        return self is EvidenceKind.NVIDIA_GPU
+
 
 class Code(StrEnum):
     """What came of a judgement; `attestation.model` maps each to its consequences."""
@@ -60,6 +65,7 @@ class Reject(Exception):  # noqa: N818 - a judgement, not a fault of ours
         *,
         expected: str | None = None,
         actual: str | None = None,
+        identity: bool = False,
     ) -> None:
         super().__init__(f"{check}: {detail}")
         self.code = code
@@ -67,6 +73,8 @@ class Reject(Exception):  # noqa: N818 - a judgement, not a fault of ours
         self.detail = detail
         self.expected = expected
         self.actual = actual
+        self.identity = identity
+        """What was expected and found tells one piece of hardware from all others."""
 
 
 Claims_co = TypeVar("Claims_co", covariant=True)

@@ -160,14 +160,17 @@ def _require_endorsed(report: SnpReport, signer: SignerKey) -> None:
     if signer.signer == "VCEK" and not report.chip_key_masked:
         chip = signer.hardware_id.ljust(len(report.chip_id), b"\0")
         if chip != report.chip_id:
-            raise _mismatch("chip", chip.hex(), report.chip_id.hex())
+            raise _mismatch("chip", chip.hex(), report.chip_id.hex(), identity=True)
 
 
-def _mismatch(check: str, expected: str, actual: str) -> Reject:
+def _mismatch(
+    check: str, expected: str, actual: str, *, identity: bool = False
+) -> Reject:
     return Reject(
         Code.ENDORSEMENT_MISMATCH,
         check,
         "the certificate is about another one",
         expected=expected,
         actual=actual,
+        identity=identity,
     )

@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from trustfabric.domain.evidence import der
 from trustfabric.domain.evidence.anchors import AmdRoots
 from trustfabric.domain.evidence.certificate import (
     Certificate,
+    common_name,
     parse_certificate,
-    require_signature,
+    require_pss_signature,
 )
 from trustfabric.domain.evidence.model import Code, Reject
 from trustfabric.domain.evidence.snp_report import Tcb
@@ -22,7 +23,8 @@ _PRODUCT, _HARDWARE_ID, _PROVIDER = f"{_ARC}2", f"{_ARC}4", f"{_ARC}5"
 _SPL = {"fmc": "3.9", "bl": "3.1", "tee": "3.2", "snp": "3.3", "ucode": "3.8"}
 _HARDWARE_ID_SIZES = (8, 64)
 _CHECK = "leaf"
-_MAX_CRL = 1024 * 1024
+MAX_CRL = 1024 * 1024
+_REMEMBERED = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,15 +158,7 @@ def _require_unrevoked(
     now: datetime,
 ) -> datetime:
     """Return when the list runs out. It can't name chips: their serial is 0."""
-    crl = _crl(data)
-    data = crl.public_bytes(Encoding.DER)
-    if crl.issuer.public_bytes() != root.subject:
-        raise Reject(Code.CHAIN_INVALID, "crl", "of another issuer")
-    algorithm = _algorithm(data)
-    require_signature(root, algorithm, crl.signature, crl.tbs_certlist_bytes, "crl")
-    next_update = crl.next_update_utc
-    if next_update is None:
-        raise Reject(Code.MALFORMED, "crl", "without an end")
+    crl, next_update = signed_crl(data, root.der)
     if not crl.last_update_utc <= now <= next_update:
         raise Reject(
             Code.EXPIRED,
@@ -181,18 +175,39 @@ def _require_unrevoked(
     return next_update
 
 
+@lru_cache(maxsize=_REMEMBERED)
+def signed_crl(
+    data: bytes, ark: bytes
+) -> tuple[x509.CertificateRevocationList, datetime]:
+    """Return a list that the root signed, and when it runs out."""
+    root, crl = parse_certificate(ark, "root"), _crl(data)
+    try:
+        tbs, ends = crl.tbs_certlist_bytes, crl.next_update_utc
+    except ValueError:  # its parts are read when they are asked for
+        raise Reject(Code.MALFORMED, "crl", "no revocation list") from None
+    if _issuer_cn(tbs) != root.subject_cn:
+        raise Reject(Code.CHAIN_INVALID, "crl", "of another issuer")
+    require_pss_signature(root, crl.signature, tbs, "crl")
+    if ends is None:
+        raise Reject(Code.MALFORMED, "crl", "without an end")
+    return crl, ends
+
+
 def _crl(data: bytes) -> x509.CertificateRevocationList:
-    if len(data) > _MAX_CRL:
+    if len(data) > MAX_CRL:
         raise Reject(Code.MALFORMED, "crl", f"{len(data)} bytes")
     try:
         if data.lstrip().startswith(b"-----BEGIN"):
             return x509.load_pem_x509_crl(data)
         return x509.load_der_x509_crl(data)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise Reject(Code.MALFORMED, "crl", "no revocation list") from None
 
 
-def _algorithm(data: bytes) -> str:
-    """Return the AlgorithmIdentifier beside the signature, hexadecimal."""
-    parts = list(der.elements(der.whole(data, der.SEQUENCE, "crl"), "crl"))
-    return parts[1].encoded.hex()
+def _issuer_cn(tbs: bytes) -> str:
+    """Read the name that follows the algorithm; a version may come before both."""
+    parts = der.elements(der.whole(tbs, der.SEQUENCE, "crl"), "crl")
+    sequences = [part.encoded for part in parts if part.tag == der.SEQUENCE]
+    if len(sequences) < 2:  # noqa: PLR2004 - algorithm, issuer
+        raise Reject(Code.MALFORMED, "crl", "without an issuer")
+    return common_name(sequences[1])

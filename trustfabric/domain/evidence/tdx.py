@@ -24,10 +24,10 @@ from trustfabric.domain.evidence.model import (
     EvidenceKind,
     Reject,
 )
+from trustfabric.domain.evidence.tdx_collateral import read_collateral
 
 UP_TO_DATE = "UpToDate"
 _MAX_QUOTE = 64 * 1024
-_MAX_COLLATERAL = 256 * 1024
 _HEADER = 48
 _TD10_BODY = 584
 _WITH_BODY_SIZE = 5
@@ -157,12 +157,28 @@ def parse(raw: bytes) -> TdxQuote:
     return TdxQuote(raw)
 
 
+def fmspc_of(quote: TdxQuote) -> str | None:
+    """Return the platform that a quote says it is of, in lower case; None: none."""
+    try:
+        named = _guarded(lambda: dcap_qvl.parse_quote(quote.raw).fmspc())
+        return bytes.fromhex(named).hex()
+    except (Reject, ValueError, TypeError):
+        return None
+
+
 def authenticate(
     quote: TdxQuote, anchors: Anchors, now: datetime
 ) -> Authenticated[TdxClaims]:
-    if anchors.intel is None or anchors.intel_collateral is None:
-        raise Reject(Code.VERIFIER_FAULT, "collateral", "no root or no collateral")
-    collateral = _collateral(anchors.intel_collateral)
+    if anchors.intel is None:
+        raise Reject(Code.VERIFIER_FAULT, "root", "no root for Intel")
+    if anchors.intel_collateral is None:
+        raise Reject(
+            Code.VERIFIER_FAULT,
+            "collateral",
+            "none",
+            expected=f"collateral for FMSPC {fmspc_of(quote) or 'unknown'}",
+        )
+    collateral = read_collateral(anchors.intel_collateral)
     seconds = int(now.timestamp())
     try:
         document = json.loads(
@@ -197,15 +213,6 @@ def _verified(
     verifier = dcap_qvl.QuoteVerifier(root)
     claims = verifier.verify_with_policy(quote.raw, collateral, seconds, policy)
     return str(claims.to_json())
-
-
-def _collateral(raw: bytes) -> Any:
-    if len(raw) > _MAX_COLLATERAL:
-        raise Reject(Code.VERIFIER_FAULT, "collateral", f"{len(raw)} bytes")
-    try:
-        return dcap_qvl.QuoteCollateralV3.from_json(raw.decode("utf-8"))
-    except ValueError as error:
-        raise Reject(Code.VERIFIER_FAULT, "collateral", _sentence(error)) from None
 
 
 def _classified(

@@ -1,0 +1,284 @@
+"""Asks that would wait for ever are found as they begin; others are always answered."""
+
+import asyncio
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.supervision.actors import (
+    AskCrash,
+    Count,
+    Counter,
+    Do,
+    Gate,
+    TellDo,
+    children,
+    started,
+)
+from trustfabric.supervision import (
+    Address,
+    AskCycleError,
+    AskError,
+    AskTimeoutError,
+    ManualClock,
+    Runtime,
+    TraceEvent,
+)
+
+
+@dataclass
+class Ring:
+    """Each asks the next; the last asks the first."""
+
+    them: list[Address[Counter]]
+    error: AskError | None = None
+
+    async def __call__(self, actor: Counter) -> Any:
+        at = next(i for i, a in enumerate(self.them) if a.path == actor.address.path)
+        following = self.them[(at + 1) % len(self.them)]
+        try:
+            return await following.ask(Do(self), within_s=9.0)
+        except AskCycleError as error:
+            self.error = error
+            return "found"
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+async def test_a_cycle_of_asks_is_found_and_named(length: int) -> None:
+    them = [Address[Counter](name) for name in "abc"[:length]]
+    runtime = await started(Runtime(clock=ManualClock()), *children(*them))
+    ring = Ring(them)
+
+    assert await them[0].ask(Do(ring), within_s=9.0) == "found"
+
+    names = [a.path for a in them]
+    expected = " -> ".join([names[-1], *names])
+    assert str(ring.error) == f"{expected}: each waits for the next"
+    await runtime.stop()
+
+
+async def test_a_cycle_through_gather_is_found_too() -> None:
+    a, b = Address[Counter]("a"), Address[Counter]("b")
+    runtime = await started(Runtime(clock=ManualClock()), *children(a, b))
+
+    async def back(_: Counter) -> Any:
+        return await asyncio.gather(
+            a.ask(Count(), within_s=9.0), return_exceptions=True
+        )
+
+    async def forth(_: Counter) -> Any:
+        return await asyncio.gather(b.ask(Do(back), within_s=9.0))
+
+    ((error,),) = await a.ask(Do(forth), within_s=9.0)
+
+    assert isinstance(error, AskCycleError)
+    await runtime.stop()
+
+
+async def test_a_task_beside_the_mailbox_may_ask_its_own_actor() -> None:
+    a = Address[Counter]("a")
+    runtime = await started(Runtime(clock=ManualClock()), *children(a))
+    results: list[Any] = []
+
+    async def beside() -> int:
+        return await a.ask(Count(), within_s=9.0)
+
+    await a.ask(
+        Do(
+            lambda actor: actor.run(
+                beside(), lambda result: TellDo(lambda _: results.append(result))
+            )
+        ),
+        within_s=1.0,
+    )
+    await runtime.quiet()
+
+    assert results == [1]
+    await runtime.stop()
+
+
+async def test_a_cycle_through_a_future_awaited_later_is_found_too() -> None:
+    a, b = Address[Counter]("a"), Address[Counter]("b")
+    runtime = await started(Runtime(clock=ManualClock()), *children(a, b))
+
+    async def back(_: Counter) -> Any:
+        future = a.ask(Count(), block=False)
+        return await asyncio.gather(_await(future), return_exceptions=True)
+
+    async def forth(_: Counter) -> Any:
+        return await b.ask(Do(back), block=False)
+
+    (error,) = await a.ask(Do(forth), within_s=9.0)
+
+    assert str(error) == "root/b -> root/a -> root/b: each waits for the next"
+    assert isinstance(error, AskCycleError)
+    await runtime.stop()
+
+
+async def _await(future: Any) -> Any:
+    return await future
+
+
+async def test_a_future_that_has_its_answer_is_no_cycle() -> None:
+    a, b = Address[Counter]("a"), Address[Counter]("b")
+    runtime = await started(Runtime(clock=ManualClock()), *children(a, b))
+    answers: list[Any] = []
+
+    async def back(_: Counter) -> None:
+        await a.ask(Count(), within_s=9.0)
+
+    async def forth(_: Counter) -> None:
+        answers.append(b.ask(Count(), block=False))
+        while not answers[0].done():
+            await asyncio.sleep(0)
+        b.tell(TellDo(back))
+        await asyncio.sleep(0)
+        answers.append(await answers[0])
+
+    await a.ask(Do(forth), within_s=9.0)
+
+    assert answers[1] == 1
+    await runtime.stop()
+
+
+async def test_work_that_a_sync_handler_leaves_behind_is_not_in_its_midst() -> None:
+    a, b = Address[Counter]("a"), Address[Counter]("b")
+    runtime = await started(Runtime(clock=ManualClock()), *children(a, b))
+
+    async def ask_back(_: Counter) -> int:
+        return await a.ask(Count(), within_s=9.0)
+
+    async def at_once(_: Counter) -> None:
+        pass
+
+    tasks: list[asyncio.Task[int]] = []
+
+    def leave_behind(_: Counter) -> None:
+        asking = b.ask(Do(ask_back), within_s=9.0)
+        tasks.append(asyncio.get_running_loop().create_task(asking))
+
+    a.tell(TellDo(at_once))
+    a.tell(TellDo(leave_behind))
+    await runtime.quiet()
+
+    assert await tasks[0] == 1
+    await runtime.stop()
+
+
+async def test_a_chain_of_asks_may_be_as_long_as_there_are_actors() -> None:
+    them = [Address[Counter](f"a{n}") for n in range(1_200)]
+    runtime = await started(Runtime(clock=ManualClock()), *children(*them))
+    gate = Gate()
+    asked = [asyncio.ensure_future(them[0].ask(Do(gate), within_s=9.0))]
+    await gate.begun.wait()
+    for before, address in itertools.pairwise(them):
+
+        async def forth(_: Counter, before: Address[Counter] = before) -> Any:
+            return await before.ask(Count(), within_s=9.0)
+
+        asked.append(asyncio.ensure_future(address.ask(Do(forth), within_s=9.0)))
+        await asyncio.sleep(0)
+    await runtime.quiet()
+
+    gate.go.set()
+
+    assert await asyncio.gather(*asked) == ["passed", *[1] * 1_199]
+    await runtime.stop()
+
+
+# --- every asker hears ----------------------------------------------------------
+
+
+async def held(clock: ManualClock) -> tuple[Runtime, Address[Counter], Gate, Any]:
+    """Return a runtime whose one actor holds a message until its gate opens."""
+    a, gate = Address[Counter]("a"), Gate()
+    runtime = await started(Runtime(clock=clock), *children(a))
+    first = asyncio.ensure_future(a.ask(Do(gate), within_s=99.0))
+    await gate.begun.wait()
+    return runtime, a, gate, first
+
+
+async def test_whoever_awaits_a_future_hears_that_the_request_was_skipped() -> None:
+    clock = ManualClock()
+    runtime, a, gate, first = await held(clock)
+    late = asyncio.ensure_future(_await(a.ask(Count(), block=False, timeout=1.0)))
+
+    clock.advance(2.0)
+    gate.go.set()
+    await first
+    await runtime.quiet()
+
+    assert late.done()
+    with pytest.raises(AskTimeoutError):
+        await late
+    assert runtime.counts().skipped == 1
+    await runtime.stop()
+
+
+async def test_whoever_awaits_a_future_hears_that_it_was_not_taken_along() -> None:
+    clock, gate = ManualClock(), Gate()
+    a = Address[Counter]("a")
+    runtime = await started(Runtime(clock=clock), *children(a))
+
+    async def batch(actor: Counter) -> int:
+        await gate(actor)
+        return len(actor.take(Count, 9))
+
+    first = asyncio.ensure_future(a.ask(Do(batch), within_s=99.0))
+    await gate.begun.wait()
+    late = asyncio.ensure_future(_await(a.ask(Count(), block=False, timeout=1.0)))
+    clock.advance(2.0)
+    gate.go.set()
+    await runtime.quiet()
+
+    assert await first == 0
+    assert late.done()
+    with pytest.raises(AskTimeoutError):
+        await late
+    await runtime.stop()
+
+
+@pytest.mark.parametrize("block", [None, False])
+async def test_an_answer_that_no_coroutine_can_raise_is_told_in_words(
+    block: bool | None,  # noqa: FBT001
+) -> None:
+    a = Address[Counter]("a")
+    runtime = await started(
+        Runtime(clock=ManualClock(), answers=(Exception,)), *children(a)
+    )
+    request: Any = AskCrash(StopIteration(7))
+
+    asking = (
+        a.ask(request, within_s=9.0) if block is None else a.ask(request, block=False)
+    )
+    answer = asyncio.ensure_future(_await(asking))
+    await runtime.quiet()
+
+    assert answer.done()
+    with pytest.raises(RuntimeError) as raised:
+        await answer
+    assert isinstance(raised.value.__cause__, StopIteration)
+    assert await a.ask(Count(), within_s=9.0) == 1
+    await runtime.stop()
+
+
+async def test_an_observers_fault_does_not_make_an_actor_deaf() -> None:
+    a = Address[Counter]("a")
+    runtime = await started(Runtime(clock=ManualClock()), *children(a))
+    await a.ask(Count(), within_s=9.0)
+
+    def faulty(_: TraceEvent) -> None:
+        raise ZeroDivisionError
+
+    runtime.observe(faulty)
+    with pytest.raises(ZeroDivisionError):
+        await a.ask(Count(), within_s=9.0)
+    runtime.unobserve(faulty)
+    a.tell(TellDo(lambda actor: None))
+    await runtime.quiet()
+
+    assert a.cell.depth == 0
+    assert await a.ask(Count(), within_s=9.0) == 2
+    await runtime.stop()
