@@ -8,7 +8,7 @@ START = Position(10, 10)
 
 
 def after(recent: Recent, number: int) -> list[int] | None:
-    events = recent.after(Position(number, number))
+    events = recent.after(Position(number, number), recent.head)
     return None if events is None else [event.position.id for event in events]
 
 
@@ -23,6 +23,15 @@ def test_it_knows_all_that_came_since_it_began() -> None:
     assert after(recent, 12) == [15]
     assert after(recent, 13) == [15]
     assert after(recent, 20) == []
+
+
+def test_what_is_beyond_its_head_it_does_not_know() -> None:
+    recent = Recent(START)
+    recent.add([an_event(11)])
+
+    assert recent.head == Position(11, 11)
+    assert recent.after(START, Position(12, 12)) is None
+    assert recent.after(START, Position(11, 11)) == [an_event(11)]
 
 
 def test_of_what_came_before_it_began_it_does_not_know() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -88,7 +89,7 @@ class Reader:
             self._keep(events)
 
     async def _catch_up(self, head: Position) -> None:
-        missed = Missed(Stream.TRUST, self._sent)
+        missed = Missed(Stream.TRUST, self._sent, head)
         events = await self._fabric.broadcaster.ask(missed, within_s=ASK_S)
         if events is None:
             async with self._fabric.database.reading() as conn:
@@ -252,8 +253,12 @@ async def test_what_was_missed_for_a_moment_is_remembered_and_older_is_not(
     await annotate(fabric, instance, 3)
     await settled(fabric)
 
-    missed = await fabric.broadcaster.ask(Missed(Stream.TRUST, since), within_s=ASK_S)
-    older = Missed(Stream.TRUST, Position.FIRST)
+    head = await fabric.broadcaster.ask(Head(Stream.TRUST), within_s=ASK_S)
+
+    missed = await fabric.broadcaster.ask(
+        Missed(Stream.TRUST, since, head), within_s=ASK_S
+    )
+    older = Missed(Stream.TRUST, Position.FIRST, head)
 
     assert missed is not None
     assert [event.position for event in missed] == sorted(
@@ -278,10 +283,44 @@ async def test_what_is_published_again_is_left_out(fabric: Fabric) -> None:
     instance = await fabric.instance()
     await reader.read(1)
 
-    await fabric.broadcaster.ask(Publish(Stream.TRUST, reader.events), within_s=ASK_S)
+    again = Publish(Stream.TRUST, Position.FIRST, reader.events)
+    assert await fabric.broadcaster.ask(again, within_s=ASK_S)
 
     assert reader.subscription.take() == []
     assert reader.seen() == versions(instance, 1)
+
+
+async def test_what_was_read_for_a_broadcaster_that_died_is_read_again_for_the_next(
+    fabric: Fabric,
+) -> None:
+    """The next one may begin further back: what lies between would be passed over."""
+    reader = await a_reader(fabric)
+    instance = await fabric.instance()
+    await annotate(fabric, instance, 2)
+    await reader.read(3)
+    head = await fabric.broadcaster.ask(Head(Stream.TRUST), within_s=ASK_S)
+    beyond = Position(head.xid + 1_000, head.id + 1_000)
+    strange = replace(reader.events[-1], position=Position(beyond.xid, beyond.id + 1))
+
+    refused = Publish(Stream.TRUST, beyond, [strange])
+    assert not await fabric.broadcaster.ask(refused, within_s=ASK_S)
+
+    await annotate(fabric, instance, 2)
+    assert await reader.read(5) == versions(instance, 1, 2, 3, 4, 5)
+
+
+async def test_what_a_broadcaster_has_not_come_to_yet_only_the_store_has(
+    fabric: Fabric,
+) -> None:
+    """Its reader was told of a head by one that died since."""
+    reader = await a_reader(fabric)
+    await fabric.instance()
+    await reader.read(1)
+    head = await fabric.broadcaster.ask(Head(Stream.TRUST), within_s=ASK_S)
+    beyond = Position(head.xid + 1_000, head.id + 1_000)
+
+    missed = Missed(Stream.TRUST, head, beyond)
+    assert await fabric.broadcaster.ask(missed, within_s=ASK_S) is None
 
 
 async def test_a_slow_reader_lags_and_misses_nothing(fabric: Fabric) -> None:

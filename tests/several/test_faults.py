@@ -99,14 +99,16 @@ async def _flood(
     return ops, stays, cuts
 
 
-@pytest.mark.parametrize("seed", [1])
 @pytest.mark.parametrize(
-    ("fault", "times", "stays_connected"),
+    ("fault", "times", "stays_connected", "seed"),
     [
-        pytest.param(_listener_terminated, 10, True, id="listener-terminated"),
-        pytest.param(_all_terminated, 8, False, id="all-terminated"),
-        pytest.param(_actor_killed, 8, False, id="actors-killed"),
-        pytest.param(_rubbish, 4, True, id="rubbish-notified"),
+        pytest.param(_listener_terminated, 10, True, 1, id="listener-terminated"),
+        pytest.param(_all_terminated, 8, False, 1, id="all-terminated"),
+        *(
+            pytest.param(_actor_killed, 8, False, seed, id=f"actors-killed-{seed}")
+            for seed in (1, 2, 3, 4)
+        ),
+        pytest.param(_rubbish, 4, True, 1, id="rubbish-notified"),
     ],
 )
 async def test_nothing_is_lost_or_told_twice(

@@ -140,8 +140,9 @@ class Listener(Actor):
             head = await self._broadcaster.ask(Head(feed.stream), within_s=ASK_S)
             events = await self._database.glance(partial(_read, feed, head))
             if events:
-                publish = Publish(feed.stream, events)
-                await self._broadcaster.ask(publish, within_s=ASK_S)
+                publish = Publish(feed.stream, head, events)
+                if not await self._broadcaster.ask(publish, within_s=ASK_S):
+                    continue
                 count += len(events)
                 self._unsaved[feed.stream] += len(events)
             if len(events) < BATCH:

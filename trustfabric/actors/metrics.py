@@ -139,7 +139,11 @@ class Meter(Actor):
         try:
             for stream in (Stream.TRUST, Stream.REMEDIATION):
                 follower = ActorFollower(stream, self.address, _Happened)
-                await self._broadcaster.ask(Follow(follower), within_s=ASK_S)
+                following = await self._broadcaster.ask(
+                    Follow(follower), within_s=ASK_S
+                )
+                if following.anew and stream is Stream.TRUST:
+                    self._quarantined = None  # some may have left it meanwhile
             if self._quarantined is None or self._decision is None:
                 async with self._database.reading() as conn:
                     self._quarantined = await metrics.list_quarantined(

@@ -187,17 +187,23 @@ class Head(Request["Broadcaster", Position]):
 
 @dataclass(frozen=True, slots=True)
 class Missed(Request["Broadcaster", list[Event] | None]):
-    """What a stream had after a position; None: only the store has all of it."""
+    """What a stream had after a position; None: only the store has all up to `upto`."""
 
     stream: Stream
     since: Position
+    upto: Position
 
 
 @dataclass(frozen=True, slots=True)
-class Publish(Request["Broadcaster", None]):
-    """Hand events on; what was handed on before is left out."""
+class Publish(Request["Broadcaster", bool]):
+    """Hand on all events since a position; what was handed on before is left out.
+
+    False: the stream doesn't stand there yet, so that some would be passed over. They
+    were read for a Broadcaster that died since.
+    """
 
     stream: Stream
+    since: Position
     events: Sequence[Event]
 
 
@@ -207,7 +213,6 @@ class Broadcaster(Actor):
         self._database = database
         self._streams = tuple(feed.stream for feed in feeds)
         self._name = name
-        self._heads: dict[Stream, Position] = {}
         self._recent: dict[Stream, Recent] = {}
         self._followers = {stream: Followers() for stream in self._streams}
 
@@ -215,8 +220,7 @@ class Broadcaster(Actor):
         async with self._database.reading() as conn:
             for stream in self._streams:
                 known = await read_position(conn, position_name(self._name, stream))
-                head = known or await read_horizon(conn)
-                self._heads[stream], self._recent[stream] = head, Recent(head)
+                self._recent[stream] = Recent(known or await read_horizon(conn))
 
     async def on_stop(self) -> None:
         for followers in self._followers.values():
@@ -226,31 +230,34 @@ class Broadcaster(Actor):
 
     async def handle(
         self, message: Follow | Unfollow | Head | Missed | Publish
-    ) -> Following | Position | list[Event] | None:
+    ) -> Following | Position | list[Event] | bool | None:
         match message:
             case Follow(follower):
                 anew = self._followers[follower.stream].add(follower)
-                return Following(self._heads[follower.stream], anew)
+                return Following(self._recent[follower.stream].head, anew)
             case Unfollow(follower):
                 self._followers[follower.stream].remove(follower)
                 return None
             case Head(stream):
-                return self._heads[stream]
-            case Missed(stream, since):
-                return self._recent[stream].after(since)
-            case Publish(stream, events):
-                self._publish(stream, events)
-                return None
+                return self._recent[stream].head
+            case Missed(stream, since, upto):
+                return self._recent[stream].after(since, upto)
+            case Publish(stream, since, events):
+                return self._publish(stream, since, events)
             case _:
                 assert_never(message)
 
-    def _publish(self, stream: Stream, events: Sequence[Event]) -> None:
-        fresh = [event for event in events if event.position > self._heads[stream]]
-        if not fresh:
-            return
-        self._heads[stream] = fresh[-1].position
-        self._recent[stream].add(fresh)
-        self._followers[stream].offer(fresh)
+    def _publish(
+        self, stream: Stream, since: Position, events: Sequence[Event]
+    ) -> bool:
+        recent = self._recent[stream]
+        if since > recent.head:
+            return False
+        fresh = [event for event in events if event.position > recent.head]
+        if fresh:
+            recent.add(fresh)
+            self._followers[stream].offer(fresh)
+        return True
 
 
 def position_name(runtime: str, stream: Stream) -> str:

@@ -265,11 +265,10 @@ class _Session:
         await self._write(b": heartbeat\n\n")
         # Also finds out whether a broadcaster's death made us miss something.
         following = await self._refollow()
-        if self._subscription.lagged or self._subscription.holds_some:
-            return
-        if following.anew:
+        if following.anew:  # before what came since, which is sent after it
             await self._catch_up(following.head)
-        else:  # there was nothing for this client
+        elif not (self._subscription.lagged or self._subscription.holds_some):
+            # There was nothing for this client.
             self._sent = max(self._sent, following.head)
 
     async def _refollow(self) -> Following:
@@ -281,7 +280,7 @@ class _Session:
         """Send what lies between what was sent and `head`."""
         if self._sent >= head:
             return
-        missed = Missed(self._channel.stream, self._sent)
+        missed = Missed(self._channel.stream, self._sent, head)
         events = await self._face.broadcaster.ask(missed, within_s=ASK_S)
         if events is None:
             await self._catch_up_from_store(head)
