@@ -61,15 +61,17 @@ class Listener:
         self._rest = b""
         self.begun = False
 
-    def read(self, seen: Seen) -> None:
+    def read(self, seen: Seen) -> bool:
+        """Take what came; False: the server ended the stream."""
         data = self._sock.recv(READ)
-        assert data, "the server ended a stream"
+        if not data:
+            return False
         if self._rest:
             data = self._rest + data
         if not self.begun:
             if b"retry: " not in data:
                 self._rest = data
-                return
+                return True
             assert data.startswith(b"HTTP/1.1 200"), data[:500]
             self.begun = True
         end = data.rfind(END) + len(END)
@@ -77,6 +79,7 @@ class Listener:
             seen.came(data[:end])
             data = data[end:]
         self._rest = data
+        return True
 
 
 def _listen(order: dict[str, Any]) -> None:
@@ -104,7 +107,10 @@ def _listen(order: dict[str, Any]) -> None:
                 seen.expected = 0
                 continue
             was_waiting = not listener.begun
-            listener.read(seen)
+            if not listener.read(seen):
+                assert order.get("may_end"), "the server ended a stream"
+                ready.unregister(number)
+                continue
             if was_waiting and listener.begun:
                 waiting -= 1
                 if waiting == 0:

@@ -123,7 +123,6 @@ PARTS = (
         (ADOPTED, RECONCILED, NOTED, STORM, MEMORY),
         measure,
         once=True,
-        quick=False,
     ),
 )
 
@@ -162,6 +161,7 @@ async def _prepare(url: str) -> None:
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as conn:
         await conn.execute(
             "UPDATE runtime_vm_instances SET power_state = 'running',"
+            " boot_id = gen_random_uuid(),"
             """ config = '{"vm": {"restart": "never"}}', defined_at = now()"""
         )
         await conn.execute("ANALYZE")
