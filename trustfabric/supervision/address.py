@@ -138,7 +138,7 @@ class Address(pykka.ActorRef[Any], Generic[A]):
             raise ActorDeadError(f"{self}: not running")
         if asyncio.get_running_loop() is not cell.scheduler.loop:
             raise RuntimeError(f"{self}: ask with `block` from outside its loop")
-        reply = LoopReply(loop=cell.scheduler.loop)
+        reply = LoopReply(cell.scheduler.loop)
         asking = None if asker is None else begin_asking(asker, cell, reply)
         try:
             handed_over = within_s > 0 and cell.may_be_handed()
@@ -165,7 +165,7 @@ class Address(pykka.ActorRef[Any], Generic[A]):
                 cell.put_in_line(Envelope(request, reply, deadline), reply)
             return await reply
         finally:
-            reply.cancel()
+            reply.leave()
             timer.cancel()
             cell.leave_line(reply)
 

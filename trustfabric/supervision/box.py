@@ -91,9 +91,10 @@ class Box(Mailbox, ABC):
 
     def adopt(self, policy: MailboxSpec) -> None:
         """Take on the actor's policy, also for mail that came before it was known."""
-        waiting = self.take_all() if self.has_mail(system_only=False) else ()
+        if policy is self.policy:
+            return
         self.policy = policy
-        for mail in waiting:
+        for mail in self.take_all():
             if mail.__class__ is Envelope and mail.reply is not None:
                 self.put_in_line(mail, mail.reply)
             else:

@@ -88,8 +88,10 @@ class Cell(Holder):
         except BaseException:
             self.actor = None
             raise
-        self.scheduler.tally.came(actor)
-        if self.policy is not actor.mailbox:
+        self.scheduler.tally.came(actor.__class__)
+        if self.empty:
+            self.policy = actor.mailbox
+        else:
             self.adopt(actor.mailbox)
         return actor.on_start()
 
@@ -101,7 +103,8 @@ class Cell(Holder):
         if self.scheduler.observers:
             self.scheduler.emit(self, Event.STARTED, type(self.actor).__name__)
         self.parent.child_up(self)
-        self._look()
+        if not self.empty or self.stop_asked is not None:
+            self.wake()
 
     def step(self, budget: int) -> bool:
         return self.scheduler.context.copy().run(self._handle_some, budget)
@@ -115,7 +118,7 @@ class Cell(Holder):
             and not self.in_ready
             and not self.suspended
             and self.stop_asked is None
-            and not self.has_mail(system_only=False)
+            and self.empty
         )
 
     def may_be_handed(self) -> bool:
@@ -210,7 +213,7 @@ class Cell(Holder):
 
     def _look(self) -> None:
         """Go on with what has piled up, unless a `step` above does so anyway."""
-        if self.stop_asked is not None or self.has_mail(system_only=self.suspended):
+        if self.stop_asked is not None or not self.empty:
             self.wake()
 
     # --- one piece of the actor's code, sync or async -------------------------
@@ -362,7 +365,7 @@ class Cell(Holder):
     def _over(self, exit_: Exit) -> None:
         self._cancel_brutal_timer()
         if self.actor is not None:
-            self.scheduler.tally.went(self.actor)
+            self.scheduler.tally.went(self.actor.__class__)
         self.actor = self.asking = self.doom = self.stop_asked = None
         self.busy = self._free = False
         self.state = WAITING

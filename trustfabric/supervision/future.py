@@ -17,17 +17,58 @@ T = TypeVar("T")
 _ExcInfo = tuple[type[BaseException] | None, BaseException | None, TracebackType | None]
 
 
-class LoopReply(asyncio.Future[Any]):
-    """An answer awaited on the runtime's own loop."""
+class LoopReply:
+    """An answer awaited on the runtime's own loop.
+
+    Most come before anybody has to wait: only who does costs one of asyncio's futures.
+    """
+
+    __slots__ = ("_done", "_error", "_loop", "_value", "_wake")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._done = False
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._wake: asyncio.Future[None] | None = None
+
+    def done(self) -> bool:
+        return self._done
 
     def resolve(self, value: Any) -> None:
-        if not self.done():
-            self.set_result(value)
+        if not self._done:
+            self._done, self._value = True, value
+            if self._wake is not None:
+                self._wake_up(self._wake)
 
     def reject(self, error: BaseException) -> None:
-        if not self.done() and not self.get_loop().is_closed():
-            self.set_exception(_raisable(error))
-            self.exception()  # an asker that gave up is no reason for a warning
+        if not self._done and not self._loop.is_closed():
+            self._done, self._error = True, _raisable(error)
+            if self._wake is not None:
+                self._wake_up(self._wake)
+
+    def result(self) -> Any:
+        """Return the answer, or raise it, once there is one."""
+        if self._error is None:
+            return self._value
+        try:
+            raise self._error
+        finally:
+            del self  # its traceback would keep it, and it its traceback
+
+    def leave(self) -> None:
+        """Want it no more; whatever would answer sees that it is done."""
+        self._done = True
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        if not self._done:
+            self._wake = self._loop.create_future()
+            yield from self._wake
+        return self.result()
+
+    def _wake_up(self, wake: asyncio.Future[None]) -> None:
+        if not wake.done():  # else its asker was cancelled
+            wake.set_result(None)
 
 
 class ThreadFuture(pykka.Future[T]):

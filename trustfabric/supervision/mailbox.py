@@ -138,10 +138,9 @@ class Mailbox:
     def full(self) -> bool:
         return self.user_depth >= self.policy.limit
 
-    def has_mail(self, *, system_only: bool) -> bool:
-        if self.system is not None:
-            return True
-        return not system_only and (self._out is not None or self._in is not None)
+    @property
+    def empty(self) -> bool:
+        return self._in is None and self._out is None and self.system is None
 
     def keep_system(self, envelope: Envelope) -> None:
         if self.system is None:
@@ -269,7 +268,7 @@ class Mailbox:
 
     def drain(self) -> list[Mail]:
         """Take everything, in order of age within each lane."""
-        if not self.has_mail(system_only=False):
+        if self.empty:
             return []
         mail = [*(self.system or ()), *self.take_all()]
         self.system = None

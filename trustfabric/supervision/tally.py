@@ -1,7 +1,7 @@
 """What a runtime counts as it goes, so that nobody has to walk the tree for it."""
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -41,7 +41,7 @@ class Tally:
     """Belongs to the loop's thread."""
 
     def __init__(self) -> None:
-        self.up: dict[type, int] = {}
+        self.up: defaultdict[type, int] = defaultdict(int)
         """Incarnations there are, by the class of the actor."""
         self.started = 0
         """Incarnations there have been."""
@@ -52,13 +52,12 @@ class Tally:
         self.zombies = 0
         """Coroutines that would not end even when closed by force."""
 
-    def came(self, actor: object) -> None:
-        kind = actor.__class__
-        self.up[kind] = self.up.get(kind, 0) + 1
+    def came(self, kind: type) -> None:
+        self.up[kind] += 1
         self.started += 1
 
-    def went(self, actor: object) -> None:
-        self.up[actor.__class__] -= 1
+    def went(self, kind: type) -> None:
+        self.up[kind] -= 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
