@@ -97,6 +97,7 @@ class Machines(Fabric):
     quarantine_action: Hold = Hold.NONE
     sources: dict[str, EvidenceSource] = field(default_factory=dict)
     settings: attestation.Settings = SETTINGS
+    libvirt: LibvirtSettings = field(default_factory=LibvirtSettings)
     attestation: Address[Attestation] = field(
         default_factory=lambda: Address("attestation")
     )
@@ -155,7 +156,7 @@ class Machines(Fabric):
 
     def _fleet(self) -> Fleet:
         launches = Launches(
-            settings=LibvirtSettings(),
+            settings=self.libvirt,
             provisioner=self.provisioner,
             data_dir="/var/lib/trustfabric",
             runtime_id=self.name,

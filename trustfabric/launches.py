@@ -135,5 +135,8 @@ def _snp(settings: LibvirtSettings, data_dir: str) -> SnpLaunch:
 
 def _gpu(settings: LibvirtSettings) -> GpuPolicy:
     gpu = settings.gpu
-    devices = tuple(GpuDevice(**device.model_dump()) for device in gpu.devices)
+    devices = tuple(
+        GpuDevice(**device.model_dump(exclude={"attestation"}))
+        for device in gpu.devices
+    )
     return GpuPolicy(enabled=gpu.enabled, devices=devices, iommu=gpu.iommu)

@@ -52,9 +52,10 @@ class Guest:
 
         async def look() -> agents.Asked | None:
             async with self.machines.database.reading() as conn:
-                return await agents.get_open(
+                found = await agents.list_open(
                     conn, self.instance.id, self.machines.clock.now()
                 )
+            return found[0] if found else None
 
         return await until(look, "a challenge")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from trustfabric.agent.answers import Sources, UnansweredError, answer
+from trustfabric.agent.answers import Sources, answer
 from trustfabric.agent.main import main
 from trustfabric.agent.tpm import AK_ECC, AK_RSA, Tpm
-from trustfabric.agent.transport import UnreachableError, open_tpm
+from trustfabric.agent.transport import UnansweredError, UnreachableError, open_tpm
 from trustfabric.domain.attestation.appraisal import Expected, unreachable, verify
 from trustfabric.domain.attestation.model import Appraisal, Code
 from trustfabric.domain.attestation.policy import (

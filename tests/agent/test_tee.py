@@ -16,9 +16,9 @@ from tests.agent.fix_tsm import Entry, an_entry
 from tests.domain.evidence.snp_platform import NOW, Platform
 from tests.domain.test_attestation_vectors import CASES, read
 from trustfabric.agent import sev_guest, tsm
-from trustfabric.agent.answers import Sources, UnansweredError, answer
+from trustfabric.agent.answers import Sources, answer
 from trustfabric.agent.main import FAILED, OK, UNREACHABLE, main
-from trustfabric.agent.transport import UnreachableError
+from trustfabric.agent.transport import UnansweredError, UnreachableError
 from trustfabric.domain.evidence import snp, tdx
 from trustfabric.domain.evidence.model import EvidenceKind, Reject
 from trustfabric.domain.evidence.snp_table import parse_table

@@ -13,33 +13,35 @@ from uuid import UUID
 import structlog
 
 from trustfabric.actors.bells import Bells
+from trustfabric.actors.questions import (
+    Question,
+    Subject,
+    kept_basis,
+    scope_of,
+    verdict_of,
+)
 from trustfabric.actors.trust import Applied, ApplyChange, TrustRegistry
 from trustfabric.db import agents, attestations, memory, policies, verdicts, vms
-from trustfabric.db.companions import Companion
 from trustfabric.db.session import Database
 from trustfabric.domain.attestation.appraisal import (
-    Expected,
     no_witness,
     unreachable,
 )
 from trustfabric.domain.attestation.basis import Basis, judge_by
 from trustfabric.domain.attestation.binding import expected_of
-from trustfabric.domain.attestation.memory import Memory, Patience, fresh_clock
+from trustfabric.domain.attestation.memory import Patience, fresh_clock
 from trustfabric.domain.attestation.model import Appraisal, Challenge
 from trustfabric.domain.attestation.policy import AppraisalPolicy
 from trustfabric.domain.attestation.provenance import (
     Exchange,
-    canonical,
     digest,
     provenance,
 )
 from trustfabric.domain.attestation.stored import Inputs
-from trustfabric.domain.attestation.versions import Scope
 from trustfabric.domain.evidence.anchors import Anchors, Collateral
 from trustfabric.domain.evidence.model import EvidenceKind
 from trustfabric.domain.ids import InstanceId
 from trustfabric.domain.trust import AttestationStatus, Change, Lifecycle, Signal
-from trustfabric.domain.vms import PowerState
 from trustfabric.errors import ConflictError
 from trustfabric.supervision import Address
 
@@ -77,32 +79,6 @@ class Settings:
     """Reads what makers publish, by its name; blocks."""
     bells: Bells = field(default_factory=Bells)
     """Rung when a challenge is there to be fetched."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """Who is judged, by what, as it was read at one moment."""
-
-    instance: vms.Instance
-    kind: EvidenceKind
-    inputs: Inputs
-    memory: Memory
-    basis: Basis
-    pushes: bool
-    """Some agent of it has a token to push evidence with."""
-
-    @property
-    def attestable(self) -> bool:
-        return self.instance.power_state is PowerState.RUNNING
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """A challenge that was issued."""
-
-    challenge: Challenge
-    issued: attestations.IssuedChallenge
-    purpose: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,11 +123,17 @@ class Appraiser:
                 pushes=await agents.may_push(conn, instance_id, now),
             )
 
-    async def issue(self, subject: Subject, purpose: str, now: datetime) -> Question:
-        """Issue a challenge that nobody was told of yet."""
-        instance = subject.instance
+    async def issue(
+        self,
+        instance: vms.Instance,
+        kind: EvidenceKind,
+        purpose: str,
+        now: datetime,
+        accelerator_id: str | None = None,
+    ) -> Question:
+        """Issue a challenge that nobody was told of yet, to it or its accelerator."""
         challenge = Challenge(
-            kind=subject.kind,
+            kind=kind,
             instance_id=instance.name,
             boot_id=str(instance.boot_id),
             nonce=self.entropy(NONCE),
@@ -169,6 +151,7 @@ class Appraiser:
                     nonce_digest=hashlib.sha256(challenge.nonce).digest(),
                     issued_at=challenge.issued_at,
                     expires_at=challenge.expires_at,
+                    accelerator_id=accelerator_id,
                 ),
             )
         return Question(challenge=challenge, issued=issued, purpose=purpose)
@@ -183,17 +166,24 @@ class Appraiser:
             return unreachable(
                 challenge.kind, subject.basis.policy, now, "nothing answered"
             )
+        return await self.verify(subject.basis, challenge, raw, subject.inputs, now)
+
+    async def verify(
+        self,
+        basis: Basis,
+        challenge: Challenge,
+        raw: bytes,
+        inputs: Inputs,
+        now: datetime,
+    ) -> Appraisal:
+        """Judge what came by all that is known, off the event loop."""
         work = partial(
             judge_by,
-            subject.basis,
+            basis,
             challenge.kind,
             raw,
-            expected=Expected(
-                binding=expected_of(challenge),
-                last_seen=subject.inputs.last_seen,
-                launch=subject.inputs.launch,
-            ),
-            anchors=subject.inputs.beside(self.settings.anchors),
+            expected=inputs.expected(expected_of(challenge)),
+            anchors=inputs.beside(self.settings.anchors),
             now=now,
         )
         loop = asyncio.get_running_loop()
@@ -230,7 +220,7 @@ class Appraiser:
         self, subject: Subject, question: Question, appraisal: Appraisal
     ) -> datetime | None:
         """Return half of the way to a deadline that the scheduler would overlook."""
-        max_age = self._max_age(subject.basis)
+        max_age = self.max_age(subject.basis)
         if not appraisal.accepted or max_age >= self.settings.max_age:
             return None
         return question.challenge.issued_at + max_age / 2
@@ -266,11 +256,8 @@ class Appraiser:
         issued_at = question.challenge.issued_at
         deadline = None
         if appraisal.accepted:
-            deadline = appraisal.fresh_until(issued_at, self._max_age(subject.basis))
-        kept = subject.basis.document()
-        basis = verdicts.KeepBasis(
-            sha256=hashlib.sha256(canonical(kept)).digest(), document=kept
-        )
+            deadline = appraisal.fresh_until(issued_at, self.max_age(subject.basis))
+        basis = kept_basis(subject.basis)
         document = provenance(
             appraisal,
             Exchange(
@@ -300,7 +287,9 @@ class Appraiser:
                 companions=(
                     basis,
                     *verdicts.keep_collateral(subject.inputs.collateral),
-                    _verdict(subject, question, raw, appraisal, deadline, basis),
+                    verdict_of(
+                        question, subject.inputs, raw, appraisal, deadline, basis
+                    ),
                     self._kept(subject, question.purpose, appraisal, jitter),
                 ),
             ),
@@ -310,7 +299,7 @@ class Appraiser:
     def _kept(
         self, subject: Subject, purpose: str, appraisal: Appraisal, jitter: float
     ) -> memory.KeepClock | memory.KeepSilence:
-        max_age = self._max_age(subject.basis)
+        max_age = self.max_age(subject.basis)
         return memory.keep(
             subject.memory,
             appraisal,
@@ -344,46 +333,9 @@ class Appraiser:
             within_s=ASK_S,
         )
 
-    def _max_age(self, basis: Basis) -> timedelta:
+    def max_age(self, basis: Basis) -> timedelta:
+        """Return for how long evidence that is judged by it holds at most."""
         return min(self.settings.max_age, timedelta(seconds=basis.policy.max_age_s))
-
-
-def scope_of(instance: vms.Instance) -> Scope:
-    return Scope(
-        owner_id=instance.owner_id, image=instance.image, tier=instance.isolation_tier
-    )
-
-
-def _verdict(
-    subject: Subject,
-    question: Question,
-    raw: bytes | None,
-    appraisal: Appraisal,
-    deadline: datetime | None,
-    basis: verdicts.KeepBasis,
-) -> Companion:
-    challenge = question.challenge
-    return attestations.RecordVerdict(
-        challenge=question.issued,
-        kind=appraisal.kind,
-        status=appraisal.status,
-        code=appraisal.code,
-        evidence=raw,
-        claims=appraisal.claims,
-        signer=appraisal.endorsements,
-        nonce_digest=None if raw is None else hashlib.sha256(challenge.nonce).digest(),
-        deadline=deadline,
-        notes=appraisal.notes(),
-        remedies=[appraisal.consequence.remedy] if not appraisal.accepted else [],
-        now=appraisal.verified_at,
-        judged_by=attestations.JudgedBy(
-            policy_id=appraisal.policy_id,
-            policy_version=appraisal.policy_version,
-            basis_sha256=basis.sha256,
-            binding=None if raw is None else expected_of(challenge),
-            inputs=None if raw is None else subject.inputs.document(),
-        ),
-    )
 
 
 def _kind_of(instance: vms.Instance) -> EvidenceKind:

@@ -18,8 +18,9 @@ from typing import Any, assert_never
 
 import structlog
 
-from trustfabric.actors.appraisals import CHALLENGE_TTL, Appraiser, Question, Settings
+from trustfabric.actors.appraisals import CHALLENGE_TTL, Appraiser, Settings
 from trustfabric.actors.inquiries import EvidenceSource, Inquiries, Outcome
+from trustfabric.actors.questions import Question
 from trustfabric.actors.trust import TrustRegistry
 from trustfabric.db import agents, attestations, policies
 from trustfabric.db.session import Database

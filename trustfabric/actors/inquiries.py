@@ -11,7 +11,9 @@ from typing import Protocol
 
 import structlog
 
-from trustfabric.actors.appraisals import Appraiser, Question, Subject
+from trustfabric.actors.accelerators import Accelerators
+from trustfabric.actors.appraisals import Appraiser
+from trustfabric.actors.questions import Question, Subject, question_of
 from trustfabric.db import agents, attestations
 from trustfabric.domain.attestation.appraisal import replayed, unreachable
 from trustfabric.domain.attestation.binding import expected_of
@@ -64,6 +66,7 @@ class Inquiries:
         self._sources = sources
         self._now = now
         self._jitter = jitter
+        self._accelerators = Accelerators(appraiser, now)
 
     async def attest(self, instance_id: InstanceId, purpose: str) -> Outcome:
         """Challenge an instance, and judge what its source answers."""
@@ -72,12 +75,18 @@ class Inquiries:
             return _NOTHING_LEFT
         source = self._sources.get(_source_of(subject))
         if source is None and subject.pushes:
-            return Outcome(waits=await self._open(subject, purpose))
-        question = await self._appraiser.issue(subject, purpose, self._now())
+            waits = await self._open(subject, purpose)
+            await self._accelerators.open(subject.instance, purpose)
+            return Outcome(waits=waits)
+        question = await self._issue(subject, purpose)
         raw = None
         if source is not None:
             raw = await self._collect(source, subject, question.challenge)
         outcome = await self._judged(subject, question, raw)
+        if subject.attestable and outcome.again is None:
+            # Of a guest that is silent its devices are: nobody else asks them.
+            answering = None if raw is None else source
+            await self._accelerators.ask(subject.instance, purpose, answering)
         return replace(outcome, silent=source is not None and raw is None)
 
     async def answered(
@@ -87,7 +96,13 @@ class Inquiries:
         subject = await self._appraiser.read(asked.instance_id, self._now())
         if subject is None:
             return _NOTHING_LEFT
-        return await self._judged(subject, _question(asked, nonce), evidence)
+        question = question_of(asked, nonce)
+        if asked.accelerator_id is not None:
+            await self._accelerators.answered(
+                subject.instance, asked.accelerator_id, question, evidence
+            )
+            return _NOTHING_LEFT
+        return await self._judged(subject, question, evidence)
 
     async def stray(
         self, instance_id: InstanceId, late: agents.Asked | None, why: str
@@ -98,12 +113,18 @@ class Inquiries:
             return _NOTHING_LEFT
         policy, now = subject.basis.policy, self._now()
         if late is None:
-            question = await self._appraiser.issue(subject, "manual", now)
+            question = await self._issue(subject, "manual")
             refused = replayed(subject.kind, policy, now, why)
             return await self._conclude(subject, question, None, refused)
         if not late.used and late.same_boot:
-            missed = unreachable(EvidenceKind(late.kind), policy, now, why)
-            await self._conclude(subject, _question(late, b""), None, missed)
+            question = question_of(late, b"")
+            if late.accelerator_id is not None:
+                await self._accelerators.answered(
+                    subject.instance, late.accelerator_id, question, None
+                )
+            else:
+                missed = unreachable(EvidenceKind(late.kind), policy, now, why)
+                await self._conclude(subject, question, None, missed)
         return Outcome(again="manual")
 
     async def unanswered(self, instance_id: InstanceId, question: Question) -> Outcome:
@@ -122,10 +143,15 @@ class Inquiries:
         After a run it must be a new one: what was asked before proves nothing now.
         """
         async with self._database.reading() as conn:
-            found = await agents.get_open(conn, subject.instance.id, self._now())
-        if found is not None and purpose != "post-run":
-            return _question(found, b"")
-        return await self._appraiser.issue(subject, purpose, self._now())
+            found = await agents.list_open(conn, subject.instance.id, self._now())
+        if purpose != "post-run" and found and found[0].accelerator_id is None:
+            return question_of(found[0], b"")
+        return await self._issue(subject, purpose)
+
+    async def _issue(self, subject: Subject, purpose: str) -> Question:
+        return await self._appraiser.issue(
+            subject.instance, subject.kind, purpose, self._now()
+        )
 
     async def _collect(
         self, source: EvidenceSource, subject: Subject, challenge: Challenge
@@ -187,18 +213,6 @@ class Inquiries:
             )
             return Outcome(again=question.purpose)
         return Outcome(again=left.again, renew_at=left.renew_at)
-
-
-def _question(asked: agents.Asked, nonce: bytes) -> Question:
-    challenge = Challenge(
-        kind=EvidenceKind(asked.kind),
-        instance_id=asked.instance_name,
-        boot_id=str(asked.boot_id),
-        nonce=nonce,
-        issued_at=asked.issued_at,
-        expires_at=asked.expires_at,
-    )
-    return Question(challenge=challenge, issued=asked.issued, purpose=asked.purpose)
 
 
 def _is_asked(subject: Subject, purpose: str) -> bool:

@@ -4,20 +4,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trustfabric.agent import sev_guest, tsm
+from trustfabric.agent import accelerators, sev_guest, tsm
 from trustfabric.agent.evidence import tpm_evidence
 from trustfabric.agent.tpm import AK_ECC, Tpm, TpmError
-from trustfabric.agent.transport import UnreachableError, open_tpm
+from trustfabric.agent.transport import (
+    UnansweredError,
+    UnreachableError,
+    open_tpm,
+)
 from trustfabric.domain.evidence import snp, tdx
 from trustfabric.domain.evidence.certificate import pem_bodies
 from trustfabric.domain.evidence.model import EvidenceKind, Reject
 from trustfabric.domain.evidence.snp_table import parse_table
 
 _TEE_DATA = 64
-
-
-class UnansweredError(Exception):
-    """This guest can't answer, and why: it is told to whoever asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +35,25 @@ class Sources:
     pcrs: Sequence[int] = field(default_factory=lambda: range(9))
     bank: str = "sha256"
     template: bytes = AK_ECC
+    accelerators: Path | None = None
+    """The program that asks this guest's accelerators; None: they are not asked."""
 
 
-def answer(kind: EvidenceKind | None, data: bytes, sources: Sources) -> bytes:
+def answer(
+    kind: EvidenceKind | None,
+    data: bytes,
+    sources: Sources,
+    accelerator: str | None = None,
+) -> bytes:
     """Return the evidence document for a challenge. UnansweredError.
 
     Without a kind its size tells: 64 bytes are for the processor, fewer for the TPM.
+    An `accelerator` answers for itself, by the id that its host has for it.
     """
+    if accelerator is not None:
+        return accelerators.ask(
+            sources.accelerators, accelerator, data, sources.timeout_s
+        )
     if kind is None:
         kind = _kind_for(data, sources)
     try:

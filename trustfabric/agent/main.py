@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trustfabric.agent import push, serve, sev_guest, tsm
-from trustfabric.agent.answers import Sources, UnansweredError, answer
+from trustfabric.agent.answers import Sources, answer
 from trustfabric.agent.tpm import AK_ECC, AK_RSA, Tpm, TpmError
 from trustfabric.agent.transport import (
     TpmUnreachableError,
+    UnansweredError,
     UnreachableError,
     open_tpm,
 )
@@ -122,6 +123,7 @@ def _sources(options: argparse.Namespace) -> Sources:
         pcrs=options.pcrs,
         bank=options.bank,
         template=_TEMPLATES[options.algorithm],
+        accelerators=options.accelerators,
     )
 
 
@@ -216,6 +218,12 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         "--certificate",
         type=Path,
         help="the processor's VCEK or VLEK, where the host hands none over",
+    )
+    parser.add_argument(
+        "--accelerators",
+        type=Path,
+        metavar="PROGRAM",
+        help="prints the evidence of an accelerator: PROGRAM ACCELERATOR NONCE",
     )
     parser.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS")
 

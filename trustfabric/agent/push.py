@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from trustfabric.agent.answers import Sources, UnansweredError, answer
-from trustfabric.agent.transport import UnreachableError
+from trustfabric.agent.answers import Sources, answer
+from trustfabric.agent.transport import UnansweredError, UnreachableError
 from trustfabric.domain.evidence.documents import (
     as_object,
     hex_bytes,
@@ -90,7 +90,7 @@ def push_once(runtime: Runtime, sources: Sources) -> int:
     """Wait for a challenge and answer it; return how many were answered."""
     answered = 0
     for asked in _fetch(runtime):
-        evidence = answer(asked.kind, asked.extra_data, sources)
+        evidence = answer(asked.kind, asked.extra_data, sources, asked.accelerator)
         document = {
             "nonce": asked.nonce.hex(),
             "evidence": base64.b64encode(evidence).decode(),
@@ -118,6 +118,7 @@ class _Asked:
     kind: EvidenceKind
     nonce: bytes
     extra_data: bytes
+    accelerator: str | None
 
 
 def _fetch(runtime: Runtime) -> list[_Asked]:
@@ -136,6 +137,9 @@ def _asked(members: Mapping[str, object]) -> _Asked:
         EvidenceKind(text(members, "kind", "challenge")),
         hex_bytes(members.get("nonce"), "nonce"),
         hex_bytes(members.get("extra_data"), "extra_data"),
+        text(members, "accelerator_id", "challenge")
+        if members.get("accelerator_id") is not None
+        else None,
     )
 
 

@@ -2,8 +2,8 @@
 
 One question a line, one answer a line, both JSON:
 
-    {"extra_data": "<hex>", "kind": "amd-sev-snp"?}  →  {"evidence": "<document>"}
-                                                     or {"refused": "<why>"}
+    {"extra_data": "<hex>", "kind": "amd-sev-snp"?, "accelerator": "<id>"?}
+        →  {"evidence": "<document>"} or {"refused": "<why>"}
 
 Whoever can open the channel may ask anything: an answer is worth nothing to one whose
 challenge it is not about. Questions are answered one at a time.
@@ -20,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
-from trustfabric.agent.answers import Sources, UnansweredError, answer
-from trustfabric.agent.transport import UnreachableError
+from trustfabric.agent.answers import Sources, answer
+from trustfabric.agent.transport import UnansweredError, UnreachableError
 from trustfabric.domain.evidence.documents import (
     hex_bytes,
     only_keys,
@@ -59,24 +59,31 @@ def reply_to(line: bytes, sources: Sources) -> bytes:
     """
     said: dict[str, str] = {}
     try:
-        kind, data = _question(line)
+        kind, data, accelerator = _question(line)
         said["extra_data"] = data.hex()
-        said["evidence"] = answer(kind, data, sources).decode("ascii")
+        shown = answer(kind, data, sources, accelerator)
+        said["evidence"] = shown.decode("ascii")
+    except UnicodeDecodeError:
+        said["refused"] = "the evidence is no document"
     except (Reject, UnansweredError) as error:
         said["refused"] = str(error)[:500]
     return json.dumps(said, separators=(",", ":")).encode() + b"\n"
 
 
-def _question(line: bytes) -> tuple[EvidenceKind | None, bytes]:
+def _question(line: bytes) -> tuple[EvidenceKind | None, bytes, str | None]:
     members = read_object(line, "question", MAX_QUESTION)
-    only_keys(members, "question", frozenset({"extra_data"}), frozenset({"kind"}))
+    optional = frozenset({"kind", "accelerator"})
+    only_keys(members, "question", frozenset({"extra_data"}), optional)
+    accelerator = None
+    if "accelerator" in members:
+        accelerator = text(members, "accelerator", "question")
     data = hex_bytes(members["extra_data"], "question extra_data")
     if not 0 < len(data) <= MAX_DATA:
         raise UnansweredError(f"extra_data has 1 to {MAX_DATA} bytes")
     if "kind" not in members:
-        return None, data
+        return None, data, accelerator
     try:
-        return EvidenceKind(text(members, "kind", "question")), data
+        return EvidenceKind(text(members, "kind", "question")), data, accelerator
     except ValueError:
         raise UnansweredError("no such kind of evidence") from None
 

@@ -14,6 +14,10 @@ _MAX_SOCKET_PATH = 107
 _PAUSE_S = 0.01
 
 
+class UnansweredError(Exception):
+    """This guest can't answer, and why: it is told to whoever asked."""
+
+
 class UnreachableError(Exception):
     """A source of evidence that isn't there, or doesn't answer."""
 

@@ -39,6 +39,15 @@ _INSTANCE_COLUMNS = (
     ("trust_provenance_ref", "PROVENANCE"),
     ("version", "VERSION"),
 )
+_ACCELERATOR_COLUMNS = (
+    ("accelerator_id", "ACCELERATOR"),
+    ("instance_id", "DOMAIN"),
+    ("accelerator_type", "KIND"),
+    ("posture", "POSTURE"),
+    ("fresh_until", "FRESH UNTIL"),
+    ("attestation_id", "ATTESTATION"),
+    ("policy_feedback", "FEEDBACK"),
+)
 _OUTCOME = (
     ("id", "server"),
     ("server_id", "server"),
@@ -208,6 +217,13 @@ async def vm(session: Session, /, server: int, *, as_json: bool) -> None:
     render.record({key: value for key, value in view.items() if key != "instances"})
     if view.get("instances"):
         render.table(view["instances"], _INSTANCE_COLUMNS)
+    accelerators = [
+        {"instance_id": instance["instance_id"], **one}
+        for instance in view.get("instances") or ()
+        for one in instance.get("accelerators") or ()
+    ]
+    if accelerators:
+        render.table(accelerators, _ACCELERATOR_COLUMNS)
 
 
 @servers.command()

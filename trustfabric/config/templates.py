@@ -218,6 +218,8 @@ class GpuDevice(Template):
     bus: Annotated[int, BeforeValidator(_hexadecimal), Field(ge=0, le=0xFF)]
     slot: Annotated[int, BeforeValidator(_hexadecimal), Field(ge=0, le=0x1F)]
     function: Annotated[int, BeforeValidator(_hexadecimal), Field(ge=0, le=7)] = 0
+    attestation: Literal["nvidia-gpu"] | None = None
+    """The kind of the evidence that it gives of itself; absent: it gives none."""
 
     @property
     def address(self) -> str:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import LiteralString
 
@@ -9,13 +10,13 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from trustfabric.db.session import Connection
-from trustfabric.domain.accelerators import Accelerator
-from trustfabric.domain.ids import InstanceId
-from trustfabric.domain.placement import PASSING_POSTURES
+from trustfabric.domain.accelerators import PASSING_POSTURES, Accelerator
+from trustfabric.domain.ids import AttestationId, InstanceId
 
 _LIST_SQL: LiteralString = """
 SELECT runtime_vm_instance_id AS instance_id, accelerator_id, accelerator_type,
-       posture, policy_feedback, metadata
+       posture, policy_feedback, metadata, attestation_id, fresh_until,
+       boot_id
   FROM runtime_vm_accelerator_posture
  WHERE runtime_vm_instance_id = ANY (%(ids)s)
  ORDER BY accelerator_id
@@ -44,7 +45,8 @@ ON CONFLICT ON CONSTRAINT accelerator_per_instance DO UPDATE
    SET accelerator_type = excluded.accelerator_type, posture = excluded.posture,
        policy_feedback = excluded.policy_feedback, metadata = excluded.metadata,
        collected_at = excluded.collected_at
- WHERE NOT excluded.posture = ANY(%(passing)s) OR p.posture = ANY(%(passing)s)
+ WHERE NOT excluded.posture = ANY(%(passing)s)
+    OR (p.posture = ANY(%(passing)s) AND p.attestation_id IS NULL)
 """
 
 
@@ -54,7 +56,10 @@ async def worsen_accelerators(
     accelerators: Sequence[Accelerator],
     now: datetime,
 ) -> None:
-    """Enter what came with an enqueue: a blocking posture is never made to pass."""
+    """Enter what came with an enqueue: a blocking posture is never made to pass.
+
+    Nor does a better word than blocks replace one that evidence made.
+    """
     if not accelerators:
         return
     async with conn.cursor() as cursor:
@@ -74,3 +79,136 @@ async def worsen_accelerators(
                 for one in accelerators
             ],
         )
+
+
+# --- by their own evidence ----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One accelerator of one instance."""
+
+    instance_id: InstanceId
+    accelerator_id: str
+
+
+_DEVICE_SQL: LiteralString = """
+SELECT device FROM runtime_vm_accelerator_posture
+ WHERE runtime_vm_instance_id = %(instance_id)s
+   AND accelerator_id = %(accelerator_id)s
+"""
+
+
+async def get_device(conn: Connection, place: Place) -> str | None:
+    """Return which device an accelerator was found to be; None: none yet."""
+    cursor = await conn.execute(_DEVICE_SQL, _at(place))
+    row = await cursor.fetchone()
+    return None if row is None else row[0]
+
+
+# A device goes with the host's PCI address from VM to VM. Two that run can't both have
+# it: then one of them relays what the other shows.
+_ELSEWHERE_SQL: LiteralString = """
+SELECT EXISTS (
+    SELECT 1 FROM runtime_vm_accelerator_posture p
+      JOIN runtime_vm_instances i ON i.id = p.runtime_vm_instance_id
+     WHERE p.device = %(device)s AND p.fresh_until > %(now)s
+       AND p.posture = ANY(%(passing)s)
+       AND i.terminated_at IS NULL AND i.power_state = 'running'
+       AND p.boot_id IS NOT DISTINCT FROM i.boot_id
+       AND (p.runtime_vm_instance_id, p.accelerator_id)
+           <> (%(instance_id)s, %(accelerator_id)s))
+"""
+
+
+async def stands_elsewhere(
+    conn: Connection, device: str, place: Place, now: datetime
+) -> bool:
+    """Tell whether a device is, by fresh evidence, another accelerator that runs."""
+    cursor = await conn.execute(
+        _ELSEWHERE_SQL,
+        {
+            **_at(place),
+            "device": device,
+            "now": now,
+            "passing": sorted(PASSING_POSTURES),
+        },
+    )
+    row = await cursor.fetchone()
+    return row is not None and bool(row[0])
+
+
+_TURN_SQL: LiteralString = """
+SELECT pg_advisory_xact_lock(hashtextextended(%(device)s, 11))
+"""
+
+
+async def take_turn_of(conn: Connection, device: str) -> None:
+    """Let nobody else record this device until this transaction ends."""
+    await conn.execute(_TURN_SQL, {"device": device})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a verdict makes of a posture."""
+
+    attestation_id: AttestationId
+    kind: str
+    posture: str | None
+    """None: what was known stands; `unknown` where nothing was."""
+    feedback: Sequence[str]
+    fresh_until: datetime | None
+    device: str | None
+    """Which device it is, where it was accepted: the first one stays."""
+    now: datetime
+
+
+_PUT_SQL: LiteralString = """
+INSERT INTO runtime_vm_accelerator_posture AS p
+       (runtime_vm_instance_id, accelerator_id, accelerator_type, posture,
+        policy_feedback, collected_at, attestation_id, boot_id, fresh_until, device)
+SELECT i.id, %(accelerator_id)s, %(kind)s, coalesce(%(posture)s::text, 'unknown'),
+       %(feedback)s, %(now)s, %(attestation_id)s, i.boot_id, %(fresh_until)s,
+       %(device)s
+  FROM runtime_vm_instances i WHERE i.id = %(instance_id)s
+ON CONFLICT ON CONSTRAINT accelerator_per_instance DO UPDATE
+   SET accelerator_type = excluded.accelerator_type,
+       collected_at = excluded.collected_at,
+       posture = coalesce(%(posture)s::text, p.posture),
+       policy_feedback = CASE
+           WHEN %(posture)s::text IS NULL AND p.posture <> 'unknown'
+           THEN p.policy_feedback ELSE excluded.policy_feedback END,
+       attestation_id = CASE
+           WHEN %(posture)s::text IS NULL AND p.posture <> 'unknown'
+           THEN coalesce(p.attestation_id, excluded.attestation_id)
+           ELSE excluded.attestation_id END,
+       boot_id = CASE WHEN %(posture)s::text IS NULL
+           THEN p.boot_id ELSE excluded.boot_id END,
+       fresh_until = CASE WHEN %(posture)s::text IS NULL
+           THEN p.fresh_until ELSE excluded.fresh_until END,
+       device = coalesce(p.device, excluded.device)
+"""
+
+
+async def put_posture(conn: Connection, place: Place, verdict: Verdict) -> None:
+    """Enter what a recorded verdict says of an accelerator, in its present boot."""
+    await conn.execute(
+        _PUT_SQL,
+        {
+            **_at(place),
+            "attestation_id": verdict.attestation_id,
+            "kind": verdict.kind,
+            "posture": verdict.posture,
+            "feedback": list(verdict.feedback),
+            "fresh_until": verdict.fresh_until,
+            "device": verdict.device,
+            "now": verdict.now,
+        },
+    )
+
+
+def _at(place: Place) -> dict[str, object]:
+    return {
+        "instance_id": place.instance_id,
+        "accelerator_id": place.accelerator_id,
+    }

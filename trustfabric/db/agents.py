@@ -213,37 +213,41 @@ class Asked:
     outcome: str | None
     same_boot: bool
     """Its instance lives, and is still in the boot that was asked."""
+    accelerator_id: str | None
+    """Which of the instance's accelerators was asked; None: itself."""
 
 
 _ASKED: LiteralString = """
 SELECT c.id, c.attestation_id, c.runtime_vm_instance_id, i.instance_id AS name, c.kind,
        c.purpose, c.boot_id, c.issued_at, c.expires_at, c.used_at IS NOT NULL AS used,
-       c.outcome,
+       c.outcome, c.accelerator_id,
        i.terminated_at IS NULL AND i.boot_id IS NOT DISTINCT FROM c.boot_id AS same_boot
   FROM attestation_challenges c
   JOIN runtime_vm_instances i ON i.id = c.runtime_vm_instance_id
 """
 
 _OPEN_SQL: LiteralString = (
-    _ASKED
+    "SELECT DISTINCT ON (accelerator_id) * FROM ("
+    + _ASKED
     + """
  WHERE c.runtime_vm_instance_id = %(id)s AND c.used_at IS NULL
    AND c.expires_at > %(now)s AND i.terminated_at IS NULL
-   AND i.boot_id IS NOT DISTINCT FROM c.boot_id
- ORDER BY c.id DESC
- LIMIT 1
+   AND i.boot_id IS NOT DISTINCT FROM c.boot_id) o
+ ORDER BY accelerator_id NULLS FIRST, id DESC
 """
 )
 
 
-async def get_open(
+async def list_open(
     conn: Connection, instance_id: InstanceId, now: datetime
-) -> Asked | None:
-    """Return the newest challenge of an instance that waits for an answer."""
+) -> list[Asked]:
+    """Return the newest challenges that wait for an answer, one for each asked.
+
+    That of the instance itself is the first, then those of its accelerators by id.
+    """
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(_OPEN_SQL, {"id": instance_id, "now": now})
-        row = await cursor.fetchone()
-    return None if row is None else _asked(row)
+        return [_asked(row) for row in await cursor.fetchall()]
 
 
 _FIND_SQL: LiteralString = (
@@ -327,4 +331,5 @@ def _asked(row: dict[str, Any]) -> Asked:
         used=row["used"],
         outcome=row["outcome"],
         same_boot=row["same_boot"],
+        accelerator_id=row["accelerator_id"],
     )

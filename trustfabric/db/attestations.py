@@ -63,11 +63,11 @@ async def lock_keys(conn: Connection, instance_id: InstanceId) -> list[EnrolledK
 
 _ISSUE_SQL: LiteralString = """
 INSERT INTO attestation_challenges
-       (attestation_id, runtime_vm_instance_id, kind, purpose, boot_id, nonce_digest,
-        issued_at, expires_at)
+       (attestation_id, runtime_vm_instance_id, accelerator_id, kind, purpose, boot_id,
+        nonce_digest, issued_at, expires_at)
 VALUES (nextval(pg_get_serial_sequence('runtime_vm_attestations', 'id')),
-        %(instance_id)s, %(kind)s, %(purpose)s, %(boot_id)s, %(nonce_digest)s,
-        %(issued_at)s, %(expires_at)s)
+        %(instance_id)s, %(accelerator_id)s, %(kind)s, %(purpose)s, %(boot_id)s,
+        %(nonce_digest)s, %(issued_at)s, %(expires_at)s)
 RETURNING id, attestation_id
 """
 
@@ -91,6 +91,8 @@ class NewChallenge:
     nonce_digest: bytes
     issued_at: datetime
     expires_at: datetime
+    accelerator_id: str | None = None
+    """Which of its accelerators is asked; None: itself."""
 
 
 async def issue_challenge(conn: Connection, new: NewChallenge) -> IssuedChallenge:
@@ -99,6 +101,7 @@ async def issue_challenge(conn: Connection, new: NewChallenge) -> IssuedChalleng
         _ISSUE_SQL,
         {
             "instance_id": new.instance_id,
+            "accelerator_id": new.accelerator_id,
             "kind": new.kind,
             "purpose": new.purpose,
             "boot_id": new.boot_id,
@@ -123,14 +126,15 @@ UPDATE attestation_challenges c
 
 _RECORD_SQL: LiteralString = """
 INSERT INTO runtime_vm_attestations
-       (id, runtime_vm_instance_id, attestation_kind, verification_status, raw_quote,
-        parsed_claims, signer_metadata, nonce_digest, freshness_expires_at,
-        verification_notes, remediation_notes, code, challenge_id, policy_id,
-        policy_version, basis_sha256, binding, inputs, verified_at)
-VALUES (%(id)s, %(instance_id)s, %(kind)s, %(status)s, %(raw_quote)s, %(claims)s,
-        %(signer)s, %(nonce_digest)s, %(deadline)s, %(notes)s, %(remedies)s, %(code)s,
-        %(challenge_id)s, %(policy_id)s, %(policy_version)s, %(basis)s, %(binding)s,
-        %(inputs)s, %(now)s)
+       (id, runtime_vm_instance_id, accelerator_id, attestation_kind,
+        verification_status, raw_quote, parsed_claims, signer_metadata, nonce_digest,
+        freshness_expires_at, verification_notes, remediation_notes, code,
+        challenge_id, policy_id, policy_version, basis_sha256, binding, inputs,
+        verified_at)
+VALUES (%(id)s, %(instance_id)s, %(accelerator_id)s, %(kind)s, %(status)s,
+        %(raw_quote)s, %(claims)s, %(signer)s, %(nonce_digest)s, %(deadline)s,
+        %(notes)s, %(remedies)s, %(code)s, %(challenge_id)s, %(policy_id)s,
+        %(policy_version)s, %(basis)s, %(binding)s, %(inputs)s, %(now)s)
 """
 
 _LOG_SQL: LiteralString = """
@@ -173,8 +177,14 @@ class RecordVerdict:
     remedies: Sequence[str]
     now: datetime
     judged_by: JudgedBy | None = None
+    accelerator_id: str | None = None
+    """Which of the instance's accelerators it is about; None: the VM itself."""
 
     async def write(self, conn: Connection, before: Snapshot) -> int:
+        return await self.record(conn, before.instance_id)
+
+    async def record(self, conn: Connection, instance_id: InstanceId) -> int:
+        """Write it where no change of trust goes with it; return its id."""
         consumed = await conn.execute(
             _CONSUME_SQL,
             {
@@ -191,7 +201,8 @@ class RecordVerdict:
             _RECORD_SQL,
             {
                 "id": self.challenge.attestation_id,
-                "instance_id": before.instance_id,
+                "instance_id": instance_id,
+                "accelerator_id": self.accelerator_id,
                 "kind": self.kind,
                 "status": self.status,
                 "raw_quote": self.evidence,
@@ -210,11 +221,17 @@ class RecordVerdict:
         await conn.execute(
             _LOG_SQL,
             {
-                "id": before.instance_id,
-                "payload": Jsonb({"code": self.code, "status": self.status}),
+                "id": instance_id,
+                "payload": Jsonb(self._told()),
             },
         )
         return self.challenge.attestation_id
+
+    def _told(self) -> Mapping[str, str]:
+        told = {"code": self.code, "status": self.status}
+        if self.accelerator_id is not None:
+            told["accelerator_id"] = self.accelerator_id
+        return told
 
 
 def _columns(by: JudgedBy | None) -> dict[str, Any]:
@@ -229,7 +246,8 @@ def _columns(by: JudgedBy | None) -> dict[str, Any]:
 _OPEN_SQL: LiteralString = """
 SELECT c.used_at IS NULL AND NOT EXISTS (
            SELECT 1 FROM attestation_challenges n
-            WHERE n.runtime_vm_instance_id = c.runtime_vm_instance_id AND n.id > c.id)
+            WHERE n.runtime_vm_instance_id = c.runtime_vm_instance_id AND n.id > c.id
+              AND n.accelerator_id IS NULL)
   FROM attestation_challenges c WHERE c.id = %(id)s
 """
 
@@ -245,6 +263,7 @@ _UNKNOWN_SINCE_SQL: LiteralString = """
 SELECT count(*) FROM attestation_challenges c
   JOIN runtime_vm_attestations a ON a.id = c.attestation_id
  WHERE c.runtime_vm_instance_id = %(id)s AND a.verification_status = 'unknown'
+   AND c.accelerator_id IS NULL
    AND c.issued_at > coalesce((
        SELECT max(coalesce(r.completed_at, r.cancelled_at))
          FROM runtime_vm_remediation_runs r
@@ -265,7 +284,7 @@ _UNANSWERED_SQL: LiteralString = """
 SELECT DISTINCT ON (c.runtime_vm_instance_id) c.runtime_vm_instance_id, c.purpose
   FROM attestation_challenges c
   JOIN runtime_vm_instances i ON i.id = c.runtime_vm_instance_id
- WHERE c.used_at IS NULL AND c.expires_at > %(now)s
+ WHERE c.used_at IS NULL AND c.expires_at > %(now)s AND c.accelerator_id IS NULL
    AND i.runtime_owner = %(runtime)s AND i.terminated_at IS NULL
  ORDER BY c.runtime_vm_instance_id, c.id DESC
  LIMIT %(limit)s

@@ -22,6 +22,7 @@ SELECT i.instance_id AS instance, h.provenance, a.verification_status AS status,
            SELECT 1 FROM runtime_vm_attestations later
             WHERE later.runtime_vm_instance_id = i.id AND later.id > a.id
               AND later.verification_status <> 'unknown'
+              AND later.accelerator_id IS NULL
        ) AS newest,
        i.terminated_at IS NULL AND i.boot_id IS NOT DISTINCT FROM c.boot_id
            AS same_boot,

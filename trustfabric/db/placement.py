@@ -55,7 +55,10 @@ SELECT s.released_at, i.id AS instance_id, i.terminated_at,
                      OR o.runtime_vm_instance_id = i.id)
               ORDER BY o.scope, o.id) AS holds,
        (SELECT jsonb_agg(jsonb_build_array(
-                   p.accelerator_id, p.posture, p.policy_feedback)
+                   p.accelerator_id, p.posture, p.policy_feedback,
+                   p.attestation_id IS NOT NULL,
+                   coalesce(p.fresh_until > %(now)s, false)
+                   AND p.boot_id IS NOT DISTINCT FROM i.boot_id)
                    ORDER BY p.accelerator_id)
           FROM runtime_vm_accelerator_posture p
          WHERE p.runtime_vm_instance_id = i.id AND i.terminated_at IS NULL)
@@ -127,8 +130,8 @@ async def read_situation(
         holds=list(dict.fromkeys(scope for scope, _, _ in row["holds"])),
         held_by=[_held_by(*hold) for hold in row["holds"]],
         accelerators=[
-            Accelerator(name, posture, tuple(reasons))
-            for name, posture, reasons in row["accelerators"] or ()
+            Accelerator(name, posture, tuple(reasons), by_evidence, fresh)
+            for name, posture, reasons, by_evidence, fresh in row["accelerators"] or ()
         ],
         inputs=row["inputs"],
     )

@@ -40,7 +40,7 @@ _HERE: LiteralString = """
 _ANSWERS: LiteralString = """
       FROM attestation_challenges q
       JOIN runtime_vm_attestations a ON a.id = q.attestation_id
-     WHERE q.runtime_vm_instance_id = i.id
+     WHERE q.runtime_vm_instance_id = i.id AND q.accelerator_id IS NULL
        AND CASE j.status
            WHEN 'claimed' THEN q.id > j.asked_after
            ELSE q.issued_at > j.not_before AND a.verification_status = 'trusted'

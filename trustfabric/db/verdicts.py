@@ -29,6 +29,9 @@ class KeepBasis:
     document: Mapping[str, Any]
 
     async def write(self, conn: Connection, _before: Snapshot) -> None:
+        await self.keep(conn)
+
+    async def keep(self, conn: Connection) -> None:
         await conn.execute(
             _ADD_BASIS_SQL,
             {"sha256": self.sha256, "document": Jsonb(dict(self.document))},
@@ -49,6 +52,8 @@ class Verdict:
     instance_id: InstanceId
     instance_name: str
     server_id: ServerId
+    accelerator_id: str | None
+    """Which of its accelerators it is about; None: the VM itself."""
     kind: str
     status: str
     code: str | None
@@ -69,9 +74,9 @@ class Verdict:
 
 _COLUMNS: LiteralString = """
     a.id, a.runtime_vm_instance_id AS instance_id, i.instance_id AS instance_name,
-    i.server_id, a.attestation_kind AS kind, a.verification_status AS status, a.code,
-    a.policy_id, a.policy_version, a.parsed_claims AS claims,
-    a.signer_metadata AS signer, a.challenge_id,
+    i.server_id, a.accelerator_id, a.attestation_kind AS kind,
+    a.verification_status AS status, a.code, a.policy_id, a.policy_version,
+    a.parsed_claims AS claims, a.signer_metadata AS signer, a.challenge_id,
     encode(a.nonce_digest, 'hex') AS nonce_sha256, a.freshness_expires_at,
     a.verification_notes AS notes, a.remediation_notes AS remedies,
     length(a.raw_quote) AS evidence_bytes,
@@ -212,7 +217,7 @@ _LAST_SQL: LiteralString = (
   JOIN LATERAL (
        SELECT * FROM runtime_vm_attestations e
         WHERE e.runtime_vm_instance_id = i.id AND e.raw_quote IS NOT NULL
-          AND e.binding IS NOT NULL
+          AND e.binding IS NOT NULL AND e.accelerator_id IS NULL
         ORDER BY e.id DESC LIMIT 1) a ON true
 """
     + _KEPT

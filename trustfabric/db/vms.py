@@ -52,6 +52,8 @@ class Instance:
     terminated_at: datetime | None
     created_at: datetime
     updated_at: datetime
+    gpu: Mapping[str, Any] = field(default_factory=dict)
+    """The policy of GPUs that it was launched with."""
 
     @property
     def attestation(self) -> Mapping[str, Any]:
@@ -69,7 +71,8 @@ _COLUMNS: LiteralString = """
     i.runtime_owner, i.owner_epoch, i.defined_at, i.crashed_at,
     coalesce(i.hypervisor_endpoint, '') AS endpoint,
     i.reboots_heard - i.reboots_noted AS reboots_due,
-    i.terminated_at, i.created_at, i.updated_at
+    i.terminated_at, i.created_at, i.updated_at,
+    coalesce(i.gpu_passthrough_policy, '{}') AS gpu
 """
 
 _INSERT_SQL: LiteralString = """

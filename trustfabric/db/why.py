@@ -41,12 +41,12 @@ SELECT i.terminated_at, s.deleted_at,
        SELECT a.id, a.attestation_kind AS kind, a.verification_status AS status,
               a.created_at AS at, a.verification_notes AS notes
          FROM runtime_vm_attestations a
-        WHERE a.runtime_vm_instance_id = i.id
+        WHERE a.runtime_vm_instance_id = i.id AND a.accelerator_id IS NULL
         ORDER BY a.id DESC LIMIT 1) v ON true
   LEFT JOIN LATERAL (
        SELECT q.issued_at, q.expires_at FROM attestation_challenges q
         WHERE q.runtime_vm_instance_id = i.id AND q.used_at IS NULL
-          AND q.expires_at > %(now)s
+          AND q.expires_at > %(now)s AND q.accelerator_id IS NULL
         ORDER BY q.id DESC LIMIT 1) c ON true
  WHERE i.id = %(instance_id)s
 """

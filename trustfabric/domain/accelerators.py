@@ -1,10 +1,13 @@
-"""Accelerators of an instance: what is known of each, and what a scenario says."""
+"""Accelerators of an instance: what is known of each, and what that counts for."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from trustfabric.domain.evidence.model import EvidenceKind
+from trustfabric.domain.trust import AttestationStatus
 from trustfabric.errors import InvalidError
 
 ID_LIMIT = 200
@@ -23,6 +26,64 @@ def check_vouches_for_vm(kind: object) -> None:
         )
 
 
+PASSING_POSTURES = frozenset({"trusted", "attested"})
+ATTESTED, UNTRUSTED, UNKNOWN, STALE = "attested", "untrusted", "unknown", "stale"
+
+
+@dataclass(frozen=True, slots=True)
+class Attester:
+    """An accelerator that gives evidence of itself, and of which kind."""
+
+    id: str
+    """Its PCI address on the host."""
+    kind: EvidenceKind
+
+
+def attesters(gpu_policy: Mapping[str, Any]) -> tuple[Attester, ...]:
+    """Return those of an instance, by the policy it was launched with."""
+    if not gpu_policy.get("enabled"):
+        return ()
+    return tuple(
+        Attester(_address(device), EvidenceKind(device["attestation"]))
+        for device in gpu_policy.get("devices") or ()
+        if device.get("attestation")
+    )
+
+
+def _address(device: Mapping[str, Any]) -> str:
+    return (
+        f"{device['domain']:04x}:{device['bus']:02x}:{device['slot']:02x}"
+        f".{device['function']:x}"
+    )
+
+
+def posture_by(status: AttestationStatus) -> str | None:
+    """Return the posture that a verdict makes; None: it changes none.
+
+    Silence clears no failure, and takes no evidence away before that runs out.
+    """
+    match status:
+        case AttestationStatus.TRUSTED:
+            return ATTESTED
+        case AttestationStatus.UNTRUSTED:
+            return UNTRUSTED
+        case _:
+            return None
+
+
+def posture_now(posture: str, *, by_evidence: bool, fresh: bool, running: bool) -> str:
+    """Return what a stored posture counts for now.
+
+    Evidence is of one boot, and for a time. A device that is off can't give any: all
+    that then stands against it is a failure.
+    """
+    if not by_evidence or posture not in PASSING_POSTURES | {UNKNOWN}:
+        return posture
+    if not running:
+        return ATTESTED
+    return STALE if posture in PASSING_POSTURES and not fresh else posture
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accelerator:
     """One accelerator's posture, as stored or as it comes with a run's metadata."""
@@ -33,6 +94,24 @@ class Accelerator:
     """An open set of words: `trusted` and `attested` pass, every other blocks."""
     policy_feedback: Sequence[str] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    attestation_id: int | None = None
+    """The last verdict on its own evidence."""
+    fresh_until: datetime | None = None
+    """When that evidence runs out."""
+    boot_id: UUID | None = None
+    """The boot of its VM that it was given in."""
+
+    def posture_now(self, boot_id: UUID | None, now: datetime, *, running: bool) -> str:
+        """Return what its posture counts for, as its VM is."""
+        fresh = self.boot_id == boot_id and (
+            self.fresh_until is not None and self.fresh_until > now
+        )
+        return posture_now(
+            self.posture,
+            by_evidence=self.attestation_id is not None,
+            fresh=fresh,
+            running=running,
+        )
 
 
 def read_accelerators(metadata: Mapping[str, Any]) -> tuple[Accelerator, ...]:

@@ -10,9 +10,9 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
+from trustfabric.domain.accelerators import PASSING_POSTURES
 from trustfabric.domain.failures import FailureClass, classification_of
 from trustfabric.domain.ids import InstanceId, ServerId
-from trustfabric.domain.placement import PASSING_POSTURES
 from trustfabric.domain.times import rfc3339
 from trustfabric.domain.trust import AttestationStatus, Lifecycle, is_stale
 

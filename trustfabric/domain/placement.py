@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from trustfabric.domain.accelerators import PASSING_POSTURES, posture_now
 from trustfabric.domain.failures import classification_of
 from trustfabric.domain.ids import HistoryId, RunId, ServerId
 from trustfabric.domain.servers import ServerStatus
 from trustfabric.domain.times import rfc3339
 from trustfabric.domain.trust import AttestationStatus, Lifecycle, is_stale
 
-PASSING_POSTURES = frozenset({"trusted", "attested"})
 BLOCKING_LIFECYCLES = frozenset({Lifecycle.QUARANTINED, Lifecycle.REMEDIATING})
 
 
@@ -54,6 +54,10 @@ class Accelerator:
     id: str
     posture: str
     reasons: tuple[str, ...]
+    by_evidence: bool = False
+    """A verdict on its own evidence made it so."""
+    fresh: bool = False
+    """That evidence is of the present boot, and has not run out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,7 @@ def decide(
         *_trust_notes(situation, now, repairs=repairs),
         *_run_notes(situation, repairs=repairs),
         *_hold_notes(situation),
-        *_accelerator_notes(situation.accelerators),
+        *_accelerator_notes(situation, repairs=repairs),
     ]
     return Decision(
         allowed=not any(note.blocks for note in notes),
@@ -249,12 +253,19 @@ def _hold_notes(situation: Situation) -> Iterator[_Note]:
                 yield _Note(f"remediation:held-by:{scope}:{hold.by}:until:{ends}")
 
 
-def _accelerator_notes(accelerators: Sequence[Accelerator]) -> Iterator[_Note]:
-    for accelerator in accelerators:
-        if accelerator.posture in PASSING_POSTURES:
+def _accelerator_notes(situation: Situation, *, repairs: bool) -> Iterator[_Note]:
+    # A repair may be what brings the evidence that is missing; not so a failure.
+    running = situation.running and not repairs
+    for accelerator in situation.accelerators:
+        posture = posture_now(
+            accelerator.posture,
+            by_evidence=accelerator.by_evidence,
+            fresh=accelerator.fresh,
+            running=running,
+        )
+        if posture in PASSING_POSTURES:
             continue
         yield _Note(
-            f"policy_hook:accelerator_gate={accelerator.id}:{accelerator.posture}",
-            blocks=True,
+            f"policy_hook:accelerator_gate={accelerator.id}:{posture}", blocks=True
         )
         yield from map(_Note, accelerator.reasons)

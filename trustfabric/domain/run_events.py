@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from trustfabric.domain.accelerators import Accelerator
+from trustfabric.domain.accelerators import PASSING_POSTURES, Accelerator
 from trustfabric.domain.documents import plain
 from trustfabric.domain.executors import LogStream, RemediationLogEvent
 from trustfabric.domain.failures import classification_of
-from trustfabric.domain.placement import PASSING_POSTURES
 from trustfabric.domain.runs import ERROR_LIMIT, Run, RunStatus
 from trustfabric.domain.times import rfc3339
 

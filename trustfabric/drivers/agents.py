@@ -7,10 +7,11 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from trustfabric.domain.accelerators import Attester
 from trustfabric.domain.evidence.documents import MAX_EVIDENCE, plain_text, read_object
 from trustfabric.domain.evidence.model import Reject
 from trustfabric.domain.vms import check_instance_name, vm_uuid, vsock_cid
@@ -39,7 +40,16 @@ class AgentSockets:
         check_instance_name(name)
         path = self._root / f"{name}.sock"
         opening = asyncio.open_unix_connection(path, limit=_MAX_ANSWER)
-        return await _ask(name, opening, extra_data)
+        return await _ask(name, opening, {"extra_data": extra_data.hex()})
+
+    async def collect_of(
+        self, name: str, accelerator: Attester, extra_data: bytes
+    ) -> bytes:
+        """As `collect`, of one of its accelerators."""
+        check_instance_name(name)
+        path = self._root / f"{name}.sock"
+        opening = asyncio.open_unix_connection(path, limit=_MAX_ANSWER)
+        return await _ask(name, opening, _about(accelerator, extra_data))
 
 
 class AgentVsock:
@@ -53,7 +63,24 @@ class AgentVsock:
         """As `AgentSockets.collect`."""
         check_instance_name(name)
         cid = vsock_cid(vm_uuid(self._runtime_id, name))
-        return await _ask(name, _open_vsock(cid), extra_data)
+        question = {"extra_data": extra_data.hex()}
+        return await _ask(name, _open_vsock(cid), question)
+
+    async def collect_of(
+        self, name: str, accelerator: Attester, extra_data: bytes
+    ) -> bytes:
+        """As `collect`, of one of its accelerators."""
+        check_instance_name(name)
+        cid = vsock_cid(vm_uuid(self._runtime_id, name))
+        return await _ask(name, _open_vsock(cid), _about(accelerator, extra_data))
+
+
+def _about(accelerator: Attester, extra_data: bytes) -> dict[str, str]:
+    return {
+        "extra_data": extra_data.hex(),
+        "kind": accelerator.kind,
+        "accelerator": accelerator.id,
+    }
 
 
 async def _open_vsock(cid: int) -> Streams:
@@ -68,17 +95,18 @@ async def _open_vsock(cid: int) -> Streams:
         raise
 
 
-async def _ask(name: str, opening: Awaitable[Streams], extra_data: bytes) -> bytes:
+async def _ask(
+    name: str, opening: Awaitable[Streams], question: Mapping[str, str]
+) -> bytes:
     try:
         reader, writer = await opening
     except OSError as error:
         raise UnavailableError(f"agent of {name}: {error.strerror}") from error
     try:
-        question = json.dumps({"extra_data": extra_data.hex()})
-        writer.write(question.encode() + b"\n")
+        writer.write(json.dumps(question).encode() + b"\n")
         await writer.drain()
         line = await reader.readuntil(b"\n")
-        while _answers_another(line, extra_data):
+        while _answers_another(line, question["extra_data"]):
             line = await reader.readuntil(b"\n")
     except asyncio.LimitOverrunError:
         return b"an answer without an end"
@@ -91,13 +119,13 @@ async def _ask(name: str, opening: Awaitable[Streams], extra_data: bytes) -> byt
     return _evidence(name, line)
 
 
-def _answers_another(line: bytes, extra_data: bytes) -> bool:
+def _answers_another(line: bytes, extra_data: str) -> bool:
     """Whether it was asked before, by somebody who did not wait for it."""
     try:
         asked = read_object(line, "answer", _MAX_ANSWER).get("extra_data")
     except Reject:
         return False
-    return asked is not None and asked != extra_data.hex()
+    return asked is not None and asked != extra_data
 
 
 def _evidence(name: str, line: bytes) -> bytes:

@@ -71,23 +71,26 @@ class Pushed(Body):
 
 @routes.get(CHALLENGES)
 async def fetch_challenges(request: web.Request) -> web.Response:
-    """Tell an agent its open challenge, after it waited for one as long as it likes."""
+    """Tell an agent its open challenges, after it waited for one as long as it likes.
+
+    One for the VM itself, and one for each of its accelerators that gives evidence.
+    """
     scope = _agent(request)
     query = Query(request, "wait")
     wait_s = query.integer("wait", maximum=LONGEST_WAIT_S) or 0
     face = request.app[FACE]
-    asked = await _open_challenge(face, scope)
-    if asked is None and wait_s > 0:
+    asked = await _open_challenges(face, scope)
+    if not asked and wait_s > 0:
         with face.bells.hung(scope.instance_id) as bell:
             face.streams.add(bell)
             try:
-                asked = await _open_challenge(face, scope)
-                if asked is None:
+                asked = await _open_challenges(face, scope)
+                if not asked:
                     await bell.wait(wait_s)
-                    asked = await _open_challenge(face, scope)
+                    asked = await _open_challenges(face, scope)
             finally:
                 face.streams.discard(bell)
-    return reply([] if asked is None else [await _tell(face, asked)])
+    return reply([await _tell(face, each) for each in asked])
 
 
 @routes.post(CHALLENGES)
@@ -115,21 +118,19 @@ def _agent(request: web.Request) -> AgentScope:
     return scope
 
 
-async def _open_challenge(face: Face, scope: AgentScope) -> agents.Asked | None:
-    """Return the challenge that is open; where evidence is due, have one issued.
+async def _open_challenges(face: Face, scope: AgentScope) -> list[agents.Asked]:
+    """Return the challenges that are open; where evidence is due, have one issued.
 
     One whose answer is being judged is open still, but answered: told once more, an
     honest agent would answer it a second time.
     """
     in_hand = InHand(scope.instance_id)
     if await face.attestation.ask(in_hand, within_s=ASK_S):
-        return None
+        return []
     now = face.now()
     async with face.database.reading() as conn:
-        asked = await agents.get_open(conn, scope.instance_id, now)
-        due = asked is None and await agents.wants_evidence(
-            conn, scope.instance_id, now
-        )
+        asked = await agents.list_open(conn, scope.instance_id, now)
+        due = not asked and await agents.wants_evidence(conn, scope.instance_id, now)
     if due:
         face.attestation.tell(Attest(scope.instance_id, "manual"))
     return asked
@@ -158,6 +159,7 @@ async def _tell(face: Face, asked: agents.Asked) -> Mapping[str, Any]:
     return {
         "challenge_id": asked.issued.id,
         "kind": asked.kind,
+        "accelerator_id": asked.accelerator_id,
         "vm_instance_id": asked.instance_id,
         "instance_id": asked.instance_name,
         "boot_id": asked.boot_id,

@@ -108,6 +108,7 @@ def _verdict_view(row: verdicts.Verdict) -> Mapping[str, Any]:
         "runtime_vm_instance_id": row.instance_id,
         "instance_id": row.instance_name,
         "server_id": row.server_id,
+        "accelerator_id": row.accelerator_id,
         "attestation_kind": row.kind,
         "verification_status": row.status,
         "code": row.code,

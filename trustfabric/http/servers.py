@@ -17,7 +17,7 @@ from trustfabric.actors.servers import (
     StopServer,
     Verb,
 )
-from trustfabric.db import runs, servers, trust, trust_events, vms
+from trustfabric.db import accelerators, runs, servers, trust, trust_events, vms
 from trustfabric.domain.accelerators import check_vouches_for_vm
 from trustfabric.domain.ids import ServerId
 from trustfabric.domain.seeds import NETWORK_MAX, USER_DATA_MAX, read_seed
@@ -29,7 +29,12 @@ from trustfabric.http.face import ASK_S, FACE
 from trustfabric.http.parse import Body, Query, path_id, read_body, read_nothing
 from trustfabric.http.reply import page, reply
 from trustfabric.http.tokens import Role
-from trustfabric.http.views import history_view, instance_view, server_view
+from trustfabric.http.views import (
+    accelerator_view,
+    history_view,
+    instance_view,
+    server_view,
+)
 
 routes = web.RouteTableDef()
 
@@ -229,6 +234,11 @@ async def get_vm(request: web.Request) -> web.Response:
                 "status": active.status,
                 "approval_state": active.approval_state,
             }
+            found = await accelerators.list_accelerators(conn, [instance.id])
+            view["accelerators"] = [
+                accelerator_view(one, instance, face.now())
+                for one in found.get(instance.id, ())
+            ]
             view["trust_history"] = [history_view(event) for event in history]
             view["events"] = [
                 {"event_type": kind, "payload": payload, "created_at": at}

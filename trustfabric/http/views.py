@@ -9,6 +9,7 @@ from trustfabric.db.evaluations import Standing
 from trustfabric.db.intelligence import CapabilityScore
 from trustfabric.db.refreshes import Refresh
 from trustfabric.db.vms import Instance
+from trustfabric.domain.accelerators import Accelerator
 from trustfabric.domain.events import TrustEvent
 from trustfabric.domain.playbooks import Playbook
 from trustfabric.domain.run_events import LogLine
@@ -16,6 +17,7 @@ from trustfabric.domain.runs import Run
 from trustfabric.domain.seeds import without_seed
 from trustfabric.domain.servers import Server
 from trustfabric.domain.trust import Snapshot, is_stale
+from trustfabric.domain.vms import PowerState
 from trustfabric.supervision import ActorReport
 
 View = Mapping[str, Any]
@@ -140,6 +142,19 @@ def instance_view(
         "terminated_at": instance.terminated_at,
         "created_at": instance.created_at,
         "updated_at": instance.updated_at,
+    }
+
+
+def accelerator_view(one: Accelerator, instance: Instance, now: datetime) -> View:
+    """Show an accelerator of an instance, and what it counts for at the gate now."""
+    running = instance.power_state is PowerState.RUNNING
+    return {
+        "accelerator_id": one.accelerator_id,
+        "accelerator_type": one.accelerator_type,
+        "posture": one.posture_now(instance.boot_id, now, running=running),
+        "policy_feedback": one.policy_feedback,
+        "attestation_id": one.attestation_id,
+        "fresh_until": one.fresh_until,
     }
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.domain.evidence.snp_platform import NOW
 from tests.domain.test_attestation_vectors import CASES, read
 from trustfabric.agent import serve
-from trustfabric.agent.answers import UnansweredError
+from trustfabric.agent.transport import UnansweredError
 from trustfabric.domain.attestation.appraisal import Expected, judge, verify
 from trustfabric.domain.attestation.case_kinds import QUESTIONS
 from trustfabric.domain.attestation.casefile import Case

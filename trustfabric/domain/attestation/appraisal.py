@@ -48,6 +48,10 @@ class Expected:
     """The launch digest that was derived from what the guest was launched with."""
     references: Sequence[ReferenceSet] = ()
     """What it may measure beside what the policy itself allows."""
+    device: str | None = None
+    """Which device the accelerator was before, as `Appraisal.device` names it."""
+    elsewhere: bool = False
+    """That device, or the one that answers, is another accelerator at the same time."""
 
 
 def verify(
@@ -106,6 +110,7 @@ def judge(
         ),
         references=settled.matched,
         region_sha256=judged.authenticated.region_sha256,
+        device=judged.device,
         policy_id=policy.id,
         policy_version=policy.version,
         verified_at=now,
@@ -180,7 +185,11 @@ def _judge(
             )
         case nvidia.NvidiaEvidence():
             return judge_nvidia(
-                nvidia.authenticate(evidence, anchors, now), kinds.nvidia_gpu, binding
+                nvidia.authenticate(evidence, anchors, now),
+                kinds.nvidia_gpu,
+                binding,
+                expected.device,
+                elsewhere=expected.elsewhere,
             )
         case ear.EarToken():
             return judge_ear(

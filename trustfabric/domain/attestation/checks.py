@@ -21,6 +21,8 @@ class Judged:
     advisories: tuple[str, ...] = ()
     until: datetime | None = None
     """How long the policy accepts it; None: as long as its endorsements hold."""
+    device: str | None = None
+    """Which piece of hardware an accelerator is; it is shown to nobody."""
 
 
 def check(

@@ -271,6 +271,8 @@ class Appraisal:
     references: tuple[Mapping[str, JsonValue], ...] = ()
     """The sets that its measurements stand in: id, name, version, state, check."""
     region_sha256: str | None = None
+    device: str | None = field(default=None, repr=False)
+    """Which piece of hardware an accelerator is; it is shown to nobody."""
     policy_id: str
     policy_version: int
     verified_at: datetime

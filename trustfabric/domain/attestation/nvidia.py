@@ -12,13 +12,38 @@ _NONCE = 32
 
 
 def judge_nvidia(
-    measured_by: Authenticated[NvidiaClaims], policy: NvidiaPolicy, nonce: bytes
+    measured_by: Authenticated[NvidiaClaims],
+    policy: NvidiaPolicy,
+    nonce: bytes,
+    device: str | None = None,
+    *,
+    elsewhere: bool = False,
 ) -> Judged:
+    """Check a device's claims; `device` is the one that stood there before.
+
+    It is refused where it stands `elsewhere` too: one device is one accelerator.
+    """
     claims = measured_by.claims
     return Judged(
         authenticated=measured_by,
+        device=claims.identity,
         checks=(
             nonce_check(nonce, claims.nonce, _NONCE),
+            Check(
+                name="device",
+                passed=device in (None, claims.identity),
+                code=Code.ENDORSEMENT_MISMATCH,
+                expected=device or claims.identity,
+                actual=claims.identity,
+                identity=True,
+            ),
+            check(
+                "device-once",
+                Code.ENDORSEMENT_MISMATCH,
+                passed=not elsewhere,
+                expected="one accelerator",
+                actual="another one, too" if elsewhere else "one accelerator",
+            ),
             *_measurements(claims, policy),
         ),
         claims={

@@ -44,10 +44,24 @@ class Inputs:
     launch: LaunchDigest | None = None
     collateral: Collateral | None = None
     """Kept apart, once for all that were judged with it; here stands its digest."""
+    device: str | None = None
+    """Which device an accelerator was before."""
+    elsewhere: bool = False
+    """Whether that which answers is another accelerator, too."""
 
     def beside(self, anchors: Anchors) -> Anchors:
         """Return the roots with what counts for this attester only."""
         return replace(anchors, keys=tuple(self.keys), collateral=self.collateral)
+
+    def expected(self, binding: bytes) -> Expected:
+        """Return what evidence that carries `binding` is held to."""
+        return Expected(
+            binding=binding,
+            last_seen=self.last_seen,
+            launch=self.launch,
+            device=self.device,
+            elsewhere=self.elsewhere,
+        )
 
     def document(self) -> dict[str, JsonValue]:
         launch: Any = None
@@ -61,7 +75,13 @@ class Inputs:
             "collateral": None
             if self.collateral is None
             else digest_of(self.collateral).hex(),
+            **self._of_accelerator(),
         }
+
+    def _of_accelerator(self) -> dict[str, JsonValue]:
+        if self.device is None and not self.elsewhere:
+            return {}
+        return {"device": self.device, "elsewhere": self.elsewhere}
 
     @classmethod
     def from_document(
@@ -80,6 +100,8 @@ class Inputs:
             last_seen=None if seen is None else TpmClock(**seen),
             launch=launch,
             collateral=_collateral(document.get("collateral"), collateral),
+            device=document.get("device"),
+            elsewhere=bool(document.get("elsewhere")),
         )
 
 
@@ -206,11 +228,7 @@ def judge_again(
         basis or stored.basis,
         stored.kind,
         stored.evidence,
-        expected=Expected(
-            binding=stored.binding,
-            last_seen=stored.inputs.last_seen,
-            launch=stored.inputs.launch,
-        ),
+        expected=stored.inputs.expected(stored.binding),
         anchors=stored.inputs.beside(anchors),
         now=stored.verified_at,
     )

@@ -65,6 +65,9 @@ class NvidiaClaims:
     """What the device vouches for."""
 
     device: str
+    identity: str
+    """SHA-256, hexadecimal, of the key that the device was born with: whatever firmware
+    it runs, it is the same, and no other device's."""
     nonce: bytes
     measurements: Mapping[int, bytes]
     driver: str
@@ -162,6 +165,7 @@ def authenticate(
         kind=EvidenceKind.NVIDIA_GPU,
         claims=NvidiaClaims(
             device=leaf.subject_cn,
+            identity=_identity(evidence.chain),
             nonce=evidence.nonce,
             measurements=evidence.measurements,
             driver=_printable(evidence.opaque.get(_OPAQUE_DRIVER, b"")),
@@ -172,6 +176,12 @@ def authenticate(
         endorsed_until=min(each.not_after for each in evidence.chain),
         token=_AUTHENTICATOR,
     )
+
+
+def _identity(chain: Sequence[Certificate]) -> str:
+    """Name the device: the leaf's key is made anew for each firmware by its issuer."""
+    own = chain[1] if len(chain) > len(("leaf", "root")) else chain[0]
+    return hashlib.sha256(own.spki).hexdigest()
 
 
 def _require_chain(
