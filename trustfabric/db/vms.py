@@ -52,7 +52,7 @@ class Instance:
     terminated_at: datetime | None
     created_at: datetime
     updated_at: datetime
-    gpu: Mapping[str, Any] = field(default_factory=dict)
+    gpu: Mapping[str, Any]
     """The policy of GPUs that it was launched with."""
 
     @property
@@ -383,4 +383,5 @@ def _instance(row: Mapping[str, Any]) -> Instance:
         terminated_at=row["terminated_at"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        gpu=row["gpu"],
     )
