@@ -40,7 +40,7 @@ TAMPERED = {**BLOCKS, 1: b"\xee" * 48}
 
 
 @dataclass
-class Guest:
+class Agent:
     """A guest with a software TPM, whose GPUs are asked through its agent."""
 
     tpms: SoftTpms
@@ -69,7 +69,7 @@ class Guest:
 @dataclass
 class Scene:
     machines: Machines
-    guest: Guest
+    guest: Agent
     instance: Instance
 
     async def attest(self, purpose: str = "manual") -> None:
@@ -119,7 +119,7 @@ def with_tpm() -> AppraisalPolicy:
 @pytest_asyncio.fixture
 async def scene(machines: Machines) -> Scene:
     """A running VM that is trusted, and whose two GPUs have been asked once."""
-    guest = Guest(machines.tpms, {FIRST: Device(), SECOND: Device()})
+    guest = Agent(machines.tpms, {FIRST: Device(), SECOND: Device()})
     machines.sources["swtpm"] = guest
     await machines.kill("fabric/attestation")
     instance = await machines.restored()
@@ -204,7 +204,7 @@ async def test_evidence_of_a_silent_gpu_holds_until_it_runs_out(scene: Scene) ->
 async def test_a_gpu_that_never_answered_blocks_while_its_vm_runs(
     machines: Machines,
 ) -> None:
-    guest = Guest(machines.tpms, {FIRST: Device(), SECOND: None})
+    guest = Agent(machines.tpms, {FIRST: Device(), SECOND: None})
     machines.sources["swtpm"] = guest
     await machines.kill("fabric/attestation")
     instance = await machines.restored()
@@ -250,7 +250,7 @@ async def test_an_accelerator_stays_the_device_it_was_first(scene: Scene) -> Non
 
 async def test_one_device_is_not_two_accelerators(machines: Machines) -> None:
     device = Device()
-    guest = Guest(machines.tpms, {FIRST: device, SECOND: device})
+    guest = Agent(machines.tpms, {FIRST: device, SECOND: device})
     machines.sources["swtpm"] = guest
     await machines.kill("fabric/attestation")
     instance = await machines.restored()

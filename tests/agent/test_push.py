@@ -106,6 +106,20 @@ def test_a_challenge_is_fetched_and_answered(
 
 
 @pytest.mark.skipif(shutil.which("swtpm") is None, reason="needs swtpm")
+def test_a_challenge_that_can_t_be_answered_keeps_no_other_from_it(
+    runtime: Runtime, token: Path, path: Path
+) -> None:
+    gpu = {**ASKED, "kind": "nvidia-gpu", "accelerator_id": "0000:65:00.0"}
+    runtime.gets = [(200, [gpu, ASKED]), (200, [gpu])]
+    runtime.posts = [(202, {})]
+
+    assert push_once(runtime, token, path) == OK
+    assert push_once(runtime, token, path) == FAILED
+
+    assert [each[0] for each in runtime.sent] == ["GET", "POST", "GET"]
+
+
+@pytest.mark.skipif(shutil.which("swtpm") is None, reason="needs swtpm")
 def test_only_what_was_not_taken_is_sent_again(
     runtime: Runtime,
     token: Path,

@@ -120,6 +120,11 @@ def test_pci_numbers_are_hexadecimal_where_they_are_strings() -> None:
         ("VOLUME_TEMPLATE", {"size_gib": 0}, "greater than or equal to 1"),
         ("GPU_POLICY", {"enabled": True}, "enabled without any devices"),
         ("GPU_POLICY", {"devices": {}}, "is not a list"),
+        (
+            "GPU_POLICY",
+            {"devices": [{"bus": 1, "slot": 1, "attestation": "tpm"}]},
+            "$.devices[0].attestation",
+        ),
         ("GPU_POLICY", {"devices": [{"slot": 1}]}, "$.devices[0].bus: is required"),
         (
             "GPU_POLICY",

@@ -109,6 +109,48 @@ async def test_the_vm_of_a_running_server_is_shown_with_its_badges(
     assert logs["why_empty"]
 
 
+async def test_a_vm_s_accelerators_are_shown_with_what_they_count_for(
+    alice: Caller, vm: Still
+) -> None:
+    vm.runtime.rows(
+        """
+        INSERT INTO runtime_vm_attestations
+               (id, runtime_vm_instance_id, accelerator_id, attestation_kind,
+                verification_status)
+        VALUES (%s, %s, '0000:65:00.0', 'nvidia-gpu', 'trusted')
+        """,
+        *(10**9 + vm.id, vm.id),
+    )
+    vm.runtime.rows(
+        """
+        INSERT INTO runtime_vm_accelerator_posture
+               (runtime_vm_instance_id, accelerator_id, accelerator_type, posture,
+                attestation_id, boot_id, fresh_until)
+        SELECT i.id, '0000:65:00.0', 'nvidia-gpu', 'attested', %s, i.boot_id,
+               '2020-01-01'
+          FROM runtime_vm_instances i WHERE i.id = %s
+        """,
+        *(10**9 + vm.id, vm.id),
+    )
+    vm.runtime.rows(
+        "UPDATE runtime_vm_instances SET power_state = 'running' WHERE id = %s", vm.id
+    )
+
+    shown = (await alice.get(f"{PATH}/{vm.server_id}/vm")).json()
+    verdict = (await alice.get(f"/api/attestation/{10**9 + vm.id}")).json()
+
+    (accelerator,) = shown["instances"][0]["accelerators"]
+    assert accelerator == {
+        "accelerator_id": "0000:65:00.0",
+        "accelerator_type": "nvidia-gpu",
+        "posture": "stale",
+        "policy_feedback": [],
+        "attestation_id": 10**9 + vm.id,
+        "fresh_until": "2020-01-01T00:00:00Z",
+    }
+    assert verdict["accelerator_id"] == "0000:65:00.0"
+
+
 @pytest.mark.libvirt
 async def test_a_server_is_stopped_redeployed_and_deleted(
     alice: Caller, launched: Json

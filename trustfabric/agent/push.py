@@ -87,16 +87,25 @@ def push_for_ever(runtime: Runtime, sources: Sources) -> None:
 
 
 def push_once(runtime: Runtime, sources: Sources) -> int:
-    """Wait for a challenge and answer it; return how many were answered."""
-    answered = 0
+    """Wait for challenges and answer them; return how many were answered.
+
+    UnansweredError where none could be: what keeps one from it keeps no other.
+    """
+    answered, refused = 0, None
     for asked in _fetch(runtime):
-        evidence = answer(asked.kind, asked.extra_data, sources, asked.accelerator)
+        try:
+            evidence = answer(asked.kind, asked.extra_data, sources, asked.accelerator)
+        except UnansweredError as error:
+            refused = error
+            continue
         document = {
             "nonce": asked.nonce.hex(),
             "evidence": base64.b64encode(evidence).decode(),
         }
         _push(runtime, json.dumps(document).encode())
         answered += 1
+    if refused is not None and not answered:
+        raise refused
     return answered
 
 

@@ -90,7 +90,10 @@ async def fetch_challenges(request: web.Request) -> web.Response:
                     asked = await _open_challenges(face, scope)
             finally:
                 face.streams.discard(bell)
-    return reply([await _tell(face, each) for each in asked])
+    told = [view for each in asked if (view := await _tell(face, each)) is not None]
+    if asked and not told:
+        raise BusyError("the challenge was fetched too often: wait for the next one")
+    return reply(told)
 
 
 @routes.post(CHALLENGES)
@@ -136,7 +139,8 @@ async def _open_challenges(face: Face, scope: AgentScope) -> list[agents.Asked]:
     return asked
 
 
-async def _tell(face: Face, asked: agents.Asked) -> Mapping[str, Any]:
+async def _tell(face: Face, asked: agents.Asked) -> Mapping[str, Any] | None:
+    """Return a challenge with a nonce of its own; None: it was told often enough."""
     nonce = secrets.token_bytes(NONCE_BYTES)
     async with face.database.writing() as conn:
         told = await agents.tell(
@@ -147,7 +151,7 @@ async def _tell(face: Face, asked: agents.Asked) -> Mapping[str, Any]:
             most=TELLINGS,
         )
     if not told:
-        raise BusyError("the challenge was fetched too often: wait for the next one")
+        return None
     challenge = Challenge(
         kind=EvidenceKind(asked.kind),
         instance_id=asked.instance_name,
