@@ -1,5 +1,6 @@
 """Accelerators that give evidence of themselves: what each verdict makes of them."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -16,7 +17,7 @@ from tests.fix_machines import Machines, some_machines
 from trustfabric.actors.attestation import Attest
 from trustfabric.actors.placement import explain
 from trustfabric.config import LibvirtSettings
-from trustfabric.db.accelerators import list_accelerators
+from trustfabric.db.accelerators import list_accelerators, worsen_accelerators
 from trustfabric.db.session import Database
 from trustfabric.db.vms import Instance
 from trustfabric.domain.accelerators import Accelerator, Attester
@@ -49,6 +50,7 @@ class Agent:
     asked: list[tuple[str, bytes]] = field(default_factory=list)
     replay: bool = False
     silent: bool = False
+    hangs: str | None = None
 
     async def collect(self, name: str, extra_data: bytes) -> bytes:
         if self.silent:
@@ -59,6 +61,8 @@ class Agent:
         self, _name: str, accelerator: Attester, extra_data: bytes
     ) -> bytes:
         self.asked.append((accelerator.id, extra_data))
+        if accelerator.id == self.hangs:
+            await asyncio.Event().wait()
         device = self.devices[accelerator.id]
         if device is None:
             raise UnavailableError("no such device here")
@@ -213,6 +217,64 @@ async def test_a_gpu_that_never_answered_blocks_while_its_vm_runs(
 
     assert await scene.postures() == {FIRST: "attested", SECOND: "unknown"}
     assert await scene.gate() == [f"policy_hook:accelerator_gate={SECOND}:unknown"]
+
+
+async def test_once_a_gpu_says_nothing_no_other_is_waited_for(
+    machines: Machines,
+) -> None:
+    """A guest that lets each run out of time would hold up all others."""
+    guest = Agent(machines.tpms, {FIRST: Device(), SECOND: Device()})
+    machines.sources["swtpm"] = guest
+    machines.settings = replace(machines.settings, timeout_s=0.3)
+    await machines.kill("fabric/attestation")
+    instance = await machines.restored()
+    await idle(machines)
+    scene = Scene(machines, guest, instance)
+
+    guest.hangs = FIRST
+    asked = len(guest.asked)
+    machines.clock.advance(1)
+    await scene.attest()
+    first = [name for name, _ in guest.asked[asked:]]
+    machines.clock.advance(1)
+    await scene.attest()
+    then = [name for name, _ in guest.asked[asked + len(first) :]]
+
+    assert first[-1] == then[-1] == FIRST
+    assert then == [SECOND, FIRST]
+    known = await scene.known()
+    assert known[SECOND].fresh_until == machines.clock.now() + timedelta(seconds=300)
+
+
+async def test_one_that_was_not_waited_for_is_unknown(machines: Machines) -> None:
+    guest = Agent(machines.tpms, {FIRST: Device(), SECOND: Device()}, hangs=FIRST)
+    machines.sources["swtpm"] = guest
+    machines.settings = replace(machines.settings, timeout_s=0.3)
+    await machines.kill("fabric/attestation")
+    instance = await machines.restored()
+    await idle(machines)
+
+    scene = Scene(machines, guest, instance)
+    assert await scene.postures() == {FIRST: "unknown", SECOND: "unknown"}
+
+
+async def test_what_a_run_says_never_makes_a_gpu_better(scene: Scene) -> None:
+    def said(posture: str) -> Accelerator:
+        return Accelerator(
+            accelerator_id=FIRST, accelerator_type="gpu", posture=posture
+        )
+
+    async def say(posture: str) -> str:
+        async with scene.machines.database.writing() as conn:
+            now = scene.machines.clock.now()
+            await worsen_accelerators(conn, scene.instance.id, [said(posture)], now)
+        return (await scene.postures())[FIRST]
+
+    assert await say("trusted") == "attested"
+    assert await say("tampered") == "tampered"
+    assert await say("trusted") == "tampered"
+    await scene.attest()
+    assert (await scene.postures())[FIRST] == "attested"
 
 
 async def test_of_a_silent_guest_no_gpu_is_asked(scene: Scene) -> None:

@@ -70,6 +70,22 @@ async def test_an_agent_is_told_a_challenge_for_each_and_pushes_its_evidence(
     assert row.attestation_status is AttestationStatus.TRUSTED
 
 
+async def test_one_that_is_never_answered_blocks_while_its_vm_runs(
+    guest: Guest,  # noqa: F811
+) -> None:
+    scene = Scene(guest.machines, Agent(guest.machines.tpms, {}), guest.instance)
+    async with guest.machines.database.writing() as conn:
+        await conn.execute("DELETE FROM runtime_vm_accelerator_posture")
+    guest.tell("manual")
+    await guest.idle()
+
+    assert await scene.postures() == {FIRST: "unknown", SECOND: "unknown"}
+    assert await scene.gate() == [
+        f"policy_hook:accelerator_gate={FIRST}:unknown",
+        f"policy_hook:accelerator_gate={SECOND}:unknown",
+    ]
+
+
 async def test_a_challenge_that_waits_is_not_issued_twice(
     guest: Guest,  # noqa: F811
 ) -> None:

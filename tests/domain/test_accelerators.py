@@ -97,6 +97,7 @@ def test_evidence_is_of_one_boot_and_for_a_time(
         accelerator_id="gpu",
         accelerator_type="nvidia-gpu",
         posture="attested",
+        asked_at=NOW,
         attestation_id=1,
         fresh_until=NOW + timedelta(seconds=left_s),
         boot_id=BOOT,

@@ -125,9 +125,9 @@ async def test_a_vm_s_accelerators_are_shown_with_what_they_count_for(
         """
         INSERT INTO runtime_vm_accelerator_posture
                (runtime_vm_instance_id, accelerator_id, accelerator_type, posture,
-                attestation_id, boot_id, fresh_until)
-        SELECT i.id, '0000:65:00.0', 'nvidia-gpu', 'attested', %s, i.boot_id,
-               '2020-01-01'
+                asked_at, attestation_id, boot_id, fresh_until)
+        SELECT i.id, '0000:65:00.0', 'nvidia-gpu', 'attested', '2020-01-01', %s,
+               i.boot_id, '2020-01-01'
           FROM runtime_vm_instances i WHERE i.id = %s
         """,
         *(10**9 + vm.id, vm.id),

@@ -1,4 +1,10 @@
 import asyncio
+import gc
+from collections import Counter as Tally
+from contextlib import suppress
+from dataclasses import dataclass
+from random import Random
+from typing import Any, assert_never
 
 import pytest
 
@@ -14,14 +20,26 @@ from tests.supervision.actors import (
     state,
 )
 from trustfabric.supervision import (
+    Actor,
     ActorDeadError,
+    ActorKilledError,
+    Address,
+    AskError,
+    ChildSpec,
+    Down,
     DynamicAddress,
     DynamicSpec,
     ManualClock,
+    Notice,
+    Request,
     Restart,
     Runtime,
+    Simulation,
     State,
+    SupervisorSpec,
+    simulate,
 )
+from trustfabric.supervision.exits import Exit
 
 
 async def keyed(
@@ -174,6 +192,126 @@ async def test_stop_child_waits_for_the_message_in_hand() -> None:
     await runtime.stop()
 
 
+async def test_who_is_started_while_it_is_being_stopped_starts_after_it_has() -> None:
+    runtime, book = await keyed()
+    gate = Gate()
+    one = await book.start_child("1", Counter)
+    held = asyncio.ensure_future(one.ask(Do(gate), within_s=9.0))
+    await gate.begun.wait()
+
+    stopping = asyncio.ensure_future(book.stop_child("1"))
+    await runtime.quiet()
+    starting = [asyncio.ensure_future(book.start_child("1", Counter)) for _ in "ab"]
+    await runtime.quiet()
+    early = [each.done() for each in starting]
+    gate.go.set()
+    other, same = [await each for each in starting]
+
+    assert early == [False, False]
+    assert await held == "passed"
+    assert stopping.done()
+    assert state(one) is State.DEAD
+    assert other is same is not one
+    assert await other.ask(Count(), within_s=1.0) == 1
+    assert dict(book.children()) == {"1": other}
+    await runtime.stop()
+
+
+async def test_a_start_that_waits_for_a_stop_outlives_its_supervisors_fall() -> None:
+    runtime, book = await keyed()
+    gate = Gate()
+    one = await book.start_child("1", Counter)
+    held = asyncio.ensure_future(one.ask(Do(gate), within_s=9.0))
+    await gate.begun.wait()
+
+    stopping = asyncio.ensure_future(book.stop_child("1"))
+    starting = asyncio.ensure_future(book.start_child("1", Counter))
+    await runtime.quiet()
+    await runtime.kill("root/many")
+    await runtime.quiet()
+
+    await stopping
+    with suppress(ActorDeadError):  # while its supervisor is down
+        await starting
+    with pytest.raises(ActorKilledError):
+        await held
+    other = await book.start_child("1", Counter)
+    assert other is not one
+    assert await other.ask(Count(), within_s=1.0) == 1
+    await runtime.stop()
+
+
+async def keys_in_turmoil(simulation: Simulation) -> int:
+    """Start, stop and kill the same few keys from several tasks at once."""
+    runtime, chance = simulation.runtime, simulation.random
+    book = DynamicAddress[Lone]("many")
+    spec = DynamicSpec(address=book, max_restarts=10_000, max_restarts_total=10_000)
+    await runtime.start(SupervisorSpec(name="root", children=(spec,)))
+    await simulation.record()
+    living: dict[str, object] = {}
+    served = 0
+
+    async def turmoil(order: Random) -> None:
+        nonlocal served
+        for _ in range(60):
+            key = order.choice("abc")
+            match order.choice(["start", "start", "stop", "kill"]):
+                case "start":
+                    one = await book.start_child(key, lambda: Lone(living))
+                    with suppress(AskError):
+                        served += await one.ask(Wait(order.random()), within_s=9.0)
+                case "stop":
+                    await book.stop_child(key)
+                case _:
+                    if (child := book.child(key)) is not None:
+                        child.kill()
+            await asyncio.sleep(order.random())
+
+    await asyncio.gather(*(turmoil(Random(chance.random())) for _ in range(6)))
+    for key in "abc":
+        one = await book.start_child(key, lambda: Lone(living))
+        assert await one.ask(Wait(0.0), within_s=9.0) == 1
+        assert book.child(key) is one
+    assert len(living) == 3
+    await runtime.stop()
+    return served
+
+
+@dataclass(frozen=True, slots=True)
+class Wait(Request["Lone", int]):
+    for_s: float
+
+
+class Lone(Actor):
+    """Notices where it isn't the only one at its path."""
+
+    def __init__(self, living: dict[str, object]) -> None:
+        super().__init__()
+        self.living = living
+
+    async def on_start(self) -> None:
+        await self.sleep(self.random.random() / 10)
+        assert self.living.setdefault(self.address.path, self) is self
+
+    async def on_stop(self) -> None:
+        await self.sleep(self.random.random() / 10)
+
+    def on_death(self, exit_: Exit) -> None:
+        super().on_death(exit_)
+        if self.living.get(self.address.path) is self:
+            del self.living[self.address.path]
+
+    async def handle(self, message: Wait) -> int:
+        await self.sleep(message.for_s)
+        assert self.living[self.address.path] is self
+        return 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_key_that_many_start_and_stop_has_one_child_at_a_time(seed: int) -> None:
+    assert simulate(keys_in_turmoil, seed).result > 20
+
+
 async def test_a_child_cannot_be_started_while_its_supervisor_is_down() -> None:
     runtime, book = await keyed()
     await runtime.stop()
@@ -218,4 +356,90 @@ async def test_a_kill_finds_children_in_backoff_and_they_return() -> None:
     await runtime.kill("root/many")
 
     assert await one.ask(Count(), within_s=1.0) == 1
+    await runtime.stop()
+
+
+# --- what they leave behind -----------------------------------------------------
+
+
+PACKAGES = "trustfabric.supervision", "tests.supervision"
+
+
+def ours() -> Tally[str]:
+    """Return how many objects of the package, and of its actors, there are."""
+    gc.collect()
+    return Tally(
+        type(each).__name__
+        for each in gc.get_objects()
+        if str(type(each).__module__).startswith(PACKAGES)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Gone(Notice["Watcher"]):
+    down: Down
+
+
+@dataclass(frozen=True, slots=True)
+class WatchAll(Request["Watcher", None]):
+    them: tuple[Address[Counter], ...]
+
+
+class Watcher(Actor):
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = 0
+
+    def handle(self, message: Gone | WatchAll) -> None:
+        match message:
+            case Gone():
+                self.told += 1
+            case WatchAll(them):
+                for one in them:
+                    self.watch(one, Gone)
+            case _:
+                assert_never(message)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["stopped", "killed", "crashed", "supervisor killed"])
+async def test_a_hundred_thousand_that_have_ended_leave_nothing_behind(
+    end: str, events: list[Any]
+) -> None:
+    count = 100_000
+    book, watcher = DynamicAddress[Counter]("many"), Address[Watcher]("watcher")
+    runtime = await started(
+        Runtime(watchdog_s=0.0),
+        ChildSpec(address=watcher, start=Watcher),
+        DynamicSpec(address=book, restart=Restart.TEMPORARY),
+    )
+    base = ours()
+
+    them = [await book.start_child(str(n), Counter) for n in range(count)]
+    for one in them:
+        one.tell(Bump())
+    await runtime.quiet()
+    await watcher.ask(WatchAll(tuple(them)), within_s=60.0)
+    assert ours()["Counter"] == count
+    match end:
+        case "stopped":
+            for n in range(count):
+                await book.stop_child(str(n))
+        case "killed":
+            for one in them:
+                one.kill()
+        case "crashed":
+            for one in them:
+                one.tell(Crash())
+        case _:
+            await runtime.kill("root/many")
+    await runtime.quiet()
+    del them, one
+    events.clear()  # they name what was raised
+
+    left = ours() - base
+    assert left.pop("Exit", 0) <= 3  # each reason is kept once
+    assert left == Tally()
+    actor: Any = watcher.cell.actor
+    assert actor.told == count
     await runtime.stop()

@@ -31,6 +31,7 @@ from trustfabric.supervision import (
     State,
     Strategy,
     SupervisorSpec,
+    exits,
 )
 
 NO_WAIT = Backoff(min_s=0.0, jitter=0.0)
@@ -90,18 +91,26 @@ def kill(runtime: Runtime, a: Address[Counter]) -> Any:
     a.kill()
 
 
+def shut_down(runtime: Runtime, a: Address[Counter]) -> Any:
+    """As its supervisor ends it, though it is not leaving."""
+    a.cell.request_stop(exits.shutdown())
+
+
 @pytest.mark.parametrize(
     ("restart", "fall", "returns"),
     [
         (Restart.PERMANENT, quit_, True),
         (Restart.PERMANENT, crash, True),
         (Restart.PERMANENT, kill, True),
+        (Restart.PERMANENT, shut_down, True),
         (Restart.TRANSIENT, quit_, False),
         (Restart.TRANSIENT, crash, True),
         (Restart.TRANSIENT, kill, True),
+        (Restart.TRANSIENT, shut_down, False),
         (Restart.TEMPORARY, quit_, False),
         (Restart.TEMPORARY, crash, False),
         (Restart.TEMPORARY, kill, False),
+        (Restart.TEMPORARY, shut_down, False),
     ],
 )
 async def test_the_restart_matrix(

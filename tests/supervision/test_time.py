@@ -126,6 +126,23 @@ async def test_a_deadline_passes_by_the_runtimes_clock() -> None:
     await runtime.stop()
 
 
+def test_dead_letters_of_ever_new_paths_take_no_more_room() -> None:
+    letters = DeadLetters(ManualClock(NOON), paths=3)
+
+    letters.add("root/often", "x", "mailbox full")
+    for n in range(100):
+        letters.add(f"root/many/{n}", "x", "ended: killed")
+        letters.add("root/often", "x", "mailbox full")
+
+    assert letters.by_path() == {
+        "root/many/98": 1,
+        "root/many/99": 1,
+        "root/often": 101,
+    }
+    assert letters.by_reason() == {"mailbox full": 101, "ended: killed": 100}
+    assert letters.total == 201
+
+
 def test_dead_letters_are_counted_in_full_and_sampled() -> None:
     letters = DeadLetters(ManualClock(NOON), keep=2)
 

@@ -21,9 +21,13 @@ from trustfabric.domain.attestation.basis import Basis
 from trustfabric.domain.attestation.binding import expected_of
 from trustfabric.domain.attestation.model import Appraisal
 from trustfabric.domain.attestation.stored import Inputs
+from trustfabric.domain.ids import InstanceId
 from trustfabric.errors import ConflictError, FabricError, UnavailableError
 
 log = structlog.get_logger(__name__)
+
+KNOWN = 10_000
+"""Accelerators that are remembered to have hung."""
 
 
 @runtime_checkable
@@ -38,6 +42,16 @@ class AcceleratorSource(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """What became of those that were asked."""
+
+    silent: bool = False
+    """One of them let its time run out."""
+    renew_at: datetime | None = None
+    """When to ask again, where a policy wants that sooner than the scheduler."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Known:
     """What one accelerator is judged with, as it was read at one moment."""
 
@@ -46,20 +60,36 @@ class _Known:
 
 
 class Accelerators:
-    """Does each step for those of one instance; holds nothing between two of them."""
+    """Does each step for those of one instance."""
 
     def __init__(self, appraiser: Appraiser, now: Callable[[], datetime]) -> None:
         self._appraiser = appraiser
         self._database = appraiser.database
         self._now = now
+        self._hung: set[tuple[InstanceId, str]] = set()
+        """Those that let their time run out when they were asked last."""
 
     async def ask(
         self, instance: vms.Instance, purpose: str, source: object | None
-    ) -> None:
-        """Challenge each, and judge what the source has of it; None: it is silent."""
-        for attester in attesters(instance.gpu):
+    ) -> Answered:
+        """Challenge each, and judge what the source has of it; None: it is silent.
+
+        Once one let its time run out no other is waited for: others are to be asked.
+        """
+        silent, renewals = False, []
+        for attester in self._in_turn(instance):
             try:
-                await self._ask_one(instance, attester, purpose, source)
+                question = await self._issue(instance, attester, purpose)
+                if silent:
+                    continue  # it counts as unknown where it never answered
+                raw = None
+                if isinstance(source, AcceleratorSource):
+                    try:
+                        raw = await self._collect(source, instance, attester, question)
+                    except TimeoutError:
+                        silent = True
+                self._note(instance, attester, hung=silent)
+                renewals.append(await self._conclude(instance, attester, question, raw))
             except FabricError as error:
                 # Its evidence runs out, where it has any: the gate closes by itself.
                 log.warning(
@@ -68,6 +98,8 @@ class Accelerators:
                     accelerator_id=attester.id,
                     error=str(error),
                 )
+        soonest = min((each for each in renewals if each is not None), default=None)
+        return Answered(silent=silent, renew_at=soonest)
 
     async def open(self, instance: vms.Instance, purpose: str) -> None:
         """Have a challenge there for each, for the instance's agent to fetch."""
@@ -88,35 +120,53 @@ class Accelerators:
         question: Question,
         raw: bytes | None,
     ) -> None:
-        """Judge what an agent pushed; None: it came too late to be judged.
-
-        ConflictError: the challenge was answered meanwhile, or its boot is over.
-        """
+        """Judge what an agent pushed; None: it came too late to be judged."""
         attester = Attester(accelerator_id, question.challenge.kind)
-        await self._conclude(instance, attester, question, raw)
+        try:
+            await self._conclude(instance, attester, question, raw)
+        except ConflictError as error:
+            # It was answered meanwhile, or its boot is over: the next one counts.
+            log.info(
+                "accelerator.late",
+                instance_id=instance.id,
+                accelerator_id=accelerator_id,
+                error=str(error),
+            )
 
-    async def _ask_one(
+    def _in_turn(self, instance: vms.Instance) -> list[Attester]:
+        """Return whom to ask: those that let their time run out come last."""
+        return sorted(
+            attesters(instance.gpu), key=lambda one: (instance.id, one.id) in self._hung
+        )
+
+    def _note(self, instance: vms.Instance, attester: Attester, *, hung: bool) -> None:
+        place = instance.id, attester.id
+        self._hung.discard(place)
+        if hung and len(self._hung) < KNOWN:
+            self._hung.add(place)
+
+    async def _collect(
         self,
+        source: AcceleratorSource,
         instance: vms.Instance,
         attester: Attester,
-        purpose: str,
-        source: object | None,
-    ) -> None:
-        question = await self._issue(instance, attester, purpose)
-        raw = None
-        if isinstance(source, AcceleratorSource):
-            extra_data = expected_of(question.challenge)
-            try:
-                async with asyncio.timeout(self._appraiser.settings.timeout_s):
-                    raw = await source.collect_of(instance.name, attester, extra_data)
-            except (UnavailableError, TimeoutError) as error:
-                log.info(
-                    "accelerator.unreachable",
-                    instance_id=instance.id,
-                    accelerator_id=attester.id,
-                    error=str(error),
-                )
-        await self._conclude(instance, attester, question, raw)
+        question: Question,
+    ) -> bytes | None:
+        """Return what it shows; None: it can't. TimeoutError: it says nothing."""
+        extra_data = expected_of(question.challenge)
+        try:
+            async with asyncio.timeout(self._appraiser.settings.timeout_s):
+                return await source.collect_of(instance.name, attester, extra_data)
+        except (UnavailableError, TimeoutError) as error:
+            log.info(
+                "accelerator.unreachable",
+                instance_id=instance.id,
+                accelerator_id=attester.id,
+                error=str(error),
+            )
+            if isinstance(error, TimeoutError):
+                raise
+            return None
 
     async def _issue(
         self, instance: vms.Instance, attester: Attester, purpose: str
@@ -131,7 +181,8 @@ class Accelerators:
         attester: Attester,
         question: Question,
         raw: bytes | None,
-    ) -> None:
+    ) -> datetime | None:
+        """Record a verdict; return when to ask again, where that is soon."""
         known = await self._read(instance, attester)
         inputs = Inputs(device=known.device)
         appraisal = await self._judged(known.basis, question, raw, inputs)
@@ -145,6 +196,7 @@ class Accelerators:
                 inputs = Inputs(device=known.device, elsewhere=True)
                 appraisal = await self._judged(known.basis, question, raw, inputs)
         await self._record(place, question, raw, inputs, appraisal, known.basis)
+        return self._appraiser.renew_at(known.basis, question, appraisal)
 
     async def _read(self, instance: vms.Instance, attester: Attester) -> _Known:
         async with self._database.reading() as conn:

@@ -21,7 +21,16 @@ from trustfabric.actors.questions import (
     verdict_of,
 )
 from trustfabric.actors.trust import Applied, ApplyChange, TrustRegistry
-from trustfabric.db import agents, attestations, memory, policies, verdicts, vms
+from trustfabric.db import (
+    accelerators,
+    agents,
+    attestations,
+    memory,
+    placement,
+    policies,
+    verdicts,
+    vms,
+)
 from trustfabric.db.session import Database
 from trustfabric.domain.attestation.appraisal import (
     no_witness,
@@ -141,6 +150,11 @@ class Appraiser:
             expires_at=now + CHALLENGE_TTL,
         )
         async with self.database.writing() as conn:
+            if accelerator_id is not None:
+                # Until it answers the gate knows no good of it.
+                await placement.take_turn(conn)
+                place = accelerators.Place(instance.id, accelerator_id)
+                await accelerators.note_asked(conn, place, kind, now)
             issued = await attestations.issue_challenge(
                 conn,
                 attestations.NewChallenge(
@@ -214,13 +228,13 @@ class Appraiser:
             await self._give_up_after_retries(
                 subject.instance.id, applied.after.version
             )
-        return Concluded(renew_at=self._renew_at(subject, question, appraisal))
+        return Concluded(renew_at=self.renew_at(subject.basis, question, appraisal))
 
-    def _renew_at(
-        self, subject: Subject, question: Question, appraisal: Appraisal
+    def renew_at(
+        self, basis: Basis, question: Question, appraisal: Appraisal
     ) -> datetime | None:
         """Return half of the way to a deadline that the scheduler would overlook."""
-        max_age = self.max_age(subject.basis)
+        max_age = self.max_age(basis)
         if not appraisal.accepted or max_age >= self.settings.max_age:
             return None
         return question.challenge.issued_at + max_age / 2

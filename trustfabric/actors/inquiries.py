@@ -86,8 +86,14 @@ class Inquiries:
         if subject.attestable and outcome.again is None:
             # Of a guest that is silent its devices are: nobody else asks them.
             answering = None if raw is None else source
-            await self._accelerators.ask(subject.instance, purpose, answering)
-        return replace(outcome, silent=source is not None and raw is None)
+            devices = await self._accelerators.ask(subject.instance, purpose, answering)
+            renewals = (outcome.renew_at, devices.renew_at)
+            soonest = min((each for each in renewals if each is not None), default=None)
+            silent = source is not None and devices.silent
+            outcome = replace(outcome, renew_at=soonest, silent=silent)
+        if source is not None and raw is None:
+            return replace(outcome, silent=True)
+        return outcome
 
     async def answered(
         self, asked: agents.Asked, nonce: bytes, evidence: bytes

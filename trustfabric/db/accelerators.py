@@ -15,7 +15,7 @@ from trustfabric.domain.ids import AttestationId, InstanceId
 
 _LIST_SQL: LiteralString = """
 SELECT runtime_vm_instance_id AS instance_id, accelerator_id, accelerator_type,
-       posture, policy_feedback, metadata, attestation_id, fresh_until,
+       posture, policy_feedback, metadata, asked_at, attestation_id, fresh_until,
        boot_id
   FROM runtime_vm_accelerator_posture
  WHERE runtime_vm_instance_id = ANY (%(ids)s)
@@ -46,7 +46,7 @@ ON CONFLICT ON CONSTRAINT accelerator_per_instance DO UPDATE
        policy_feedback = excluded.policy_feedback, metadata = excluded.metadata,
        collected_at = excluded.collected_at
  WHERE NOT excluded.posture = ANY(%(passing)s)
-    OR (p.posture = ANY(%(passing)s) AND p.attestation_id IS NULL)
+    OR (p.posture = ANY(%(passing)s) AND p.asked_at IS NULL)
 """
 
 
@@ -90,6 +90,21 @@ class Place:
 
     instance_id: InstanceId
     accelerator_id: str
+
+
+_ASKED_SQL: LiteralString = """
+INSERT INTO runtime_vm_accelerator_posture AS p
+       (runtime_vm_instance_id, accelerator_id, accelerator_type, posture,
+        collected_at, asked_at)
+VALUES (%(instance_id)s, %(accelerator_id)s, %(kind)s, 'unknown', %(now)s, %(now)s)
+ON CONFLICT ON CONSTRAINT accelerator_per_instance DO UPDATE
+   SET asked_at = coalesce(p.asked_at, excluded.asked_at)
+"""
+
+
+async def note_asked(conn: Connection, place: Place, kind: str, now: datetime) -> None:
+    """Remember that it is asked for evidence: unknown, where it never gave any."""
+    await conn.execute(_ASKED_SQL, {**_at(place), "kind": kind, "now": now})
 
 
 _DEVICE_SQL: LiteralString = """

@@ -56,7 +56,7 @@ SELECT s.released_at, i.id AS instance_id, i.terminated_at,
               ORDER BY o.scope, o.id) AS holds,
        (SELECT jsonb_agg(jsonb_build_array(
                    p.accelerator_id, p.posture, p.policy_feedback,
-                   p.attestation_id IS NOT NULL,
+                   p.asked_at IS NOT NULL,
                    coalesce(p.fresh_until > %(now)s, false)
                    AND p.boot_id IS NOT DISTINCT FROM i.boot_id)
                    ORDER BY p.accelerator_id)

@@ -94,8 +94,10 @@ class Accelerator:
     """An open set of words: `trusted` and `attested` pass, every other blocks."""
     policy_feedback: Sequence[str] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    asked_at: datetime | None = None
+    """Since when it is asked for evidence of itself; None: it never was."""
     attestation_id: int | None = None
-    """The last verdict on its own evidence."""
+    """The verdict that its posture rests on."""
     fresh_until: datetime | None = None
     """When that evidence runs out."""
     boot_id: UUID | None = None
@@ -108,7 +110,7 @@ class Accelerator:
         )
         return posture_now(
             self.posture,
-            by_evidence=self.attestation_id is not None,
+            by_evidence=self.asked_at is not None,
             fresh=fresh,
             running=running,
         )

@@ -55,7 +55,7 @@ class Accelerator:
     posture: str
     reasons: tuple[str, ...]
     by_evidence: bool = False
-    """A verdict on its own evidence made it so."""
+    """It is asked for evidence of itself."""
     fresh: bool = False
     """That evidence is of the present boot, and has not run out."""
 

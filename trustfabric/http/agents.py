@@ -133,7 +133,8 @@ async def _open_challenges(face: Face, scope: AgentScope) -> list[agents.Asked]:
     now = face.now()
     async with face.database.reading() as conn:
         asked = await agents.list_open(conn, scope.instance_id, now)
-        due = not asked and await agents.wants_evidence(conn, scope.instance_id, now)
+        itself = any(one.accelerator_id is None for one in asked)
+        due = not itself and await agents.wants_evidence(conn, scope.instance_id, now)
     if due:
         face.attestation.tell(Attest(scope.instance_id, "manual"))
     return asked

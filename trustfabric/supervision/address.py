@@ -242,10 +242,12 @@ class Address(pykka.ActorRef[Any], Generic[A]):
 class Place:
     """A keyed child: what its supervisor's next incarnation starts again."""
 
-    __slots__ = ("cell", "construct")
+    __slots__ = ("cell", "construct", "leaving")
 
     cell: Cell
     construct: Callable[[], Any]
+    leaving: bool
+    """It has been asked to end for good, and hasn't yet."""
 
 
 class Keeper(Protocol):
@@ -275,11 +277,15 @@ class DynamicAddress(Generic[A]):
         """Start a child, or return the one that has the key.
 
         Returns once the child has its place: mail sent from now on is kept until it
-        is up. Raise ActorDeadError while this supervisor itself is down.
+        is up. One that is being stopped ends first. Raise ActorDeadError while this
+        supervisor itself is down.
         """
         place = self.places.get(key)
-        if place is not None and place.cell.address.is_alive():
-            return cast("Address[A]", place.cell.address)
+        while place is not None and place.cell.address.is_alive():
+            if not place.leaving:
+                return cast("Address[A]", place.cell.address)
+            await self._keeper().remove(key)
+            place = self.places.get(key)
         return self._keeper().place(key, start)
 
     async def stop_child(self, key: str) -> None:

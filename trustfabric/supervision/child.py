@@ -22,7 +22,7 @@ KEPT_RESTARTS = 20
 
 class Child(Place):
     __slots__ = (
-        "attempts", "booted", "budget", "gone", "leaving", "terms", "timer", "up_since",
+        "attempts", "booted", "budget", "gone", "terms", "timer", "up_since",
     )  # fmt: skip
 
     def __init__(self, cell: Cell, construct: Callable[[], Any], terms: Terms) -> None:
@@ -32,7 +32,6 @@ class Child(Place):
         self.booted = False
         """Has been up once."""
         self.leaving = False
-        """Is to be down before anything is started."""
         self.gone = False
         """Is not to be started again."""
         self.budget: Intensity | None = None

@@ -20,21 +20,31 @@ class DeadLetter:
     reason: str
 
 
-class DeadLetters:
-    """The counts are exact; of the letters themselves the newest are kept."""
+PATHS = 10_000
+"""So many paths, with a reason each, are counted by themselves: those hit last.
+Actors come and go by key, and each has a path of its own."""
 
-    def __init__(self, clock: Clock, *, keep: int = 100) -> None:
+
+class DeadLetters:
+    """The totals are exact; of the letters themselves the newest are kept."""
+
+    def __init__(self, clock: Clock, *, keep: int = 100, paths: int = PATHS) -> None:
         self._clock = clock
         self._lock = Lock()
-        self._counts: Counter[tuple[str, str]] = Counter()
+        self._paths = paths
+        self._counts: dict[tuple[str, str], int] = {}
+        self._reasons: Counter[str] = Counter()
         self._sample: deque[DeadLetter] = deque(maxlen=keep)
         self.total = 0
 
     def add(self, path: str, message: object, reason: str) -> None:
         with self._lock:  # other threads' mail bounces on their threads
             self.total += 1
-            self._counts[path, reason] += 1
-            seen = self._counts[path, reason]
+            self._reasons[reason] += 1
+            seen = self._counts.pop((path, reason), 0) + 1
+            self._counts[path, reason] = seen  # the last, as it was hit last
+            if len(self._counts) > self._paths:
+                del self._counts[next(iter(self._counts))]
             self._sample.append(DeadLetter(self._clock.now(), path, message, reason))
         if (
             seen & (seen - 1) == 0
@@ -48,16 +58,14 @@ class DeadLetters:
             )
 
     def by_path(self) -> dict[str, int]:
+        """Count those of the paths that were hit last."""
         totals: Counter[str] = Counter()
         for (path, _), seen in list(self._counts.items()):
             totals[path] += seen
         return dict(totals)
 
     def by_reason(self) -> dict[str, int]:
-        totals: Counter[str] = Counter()
-        for (_, reason), seen in list(self._counts.items()):
-            totals[reason] += seen
-        return dict(totals)
+        return dict(self._reasons)
 
     def recent(self, path: str | None = None) -> list[DeadLetter]:
         """Return the letters kept, oldest first; of one path if named."""
