@@ -18,7 +18,7 @@ from benchmarks.frame import By, Figure, Part, Sample, percentile
 from trustfabric import log
 from trustfabric.actors.attestation import Attestation
 from trustfabric.actors.equipment import Equipment
-from trustfabric.actors.hypervisor import Hypervisor
+from trustfabric.actors.hypervisor import Hypervisor, hypervisor_maker
 from trustfabric.actors.trust import TrustRegistry
 from trustfabric.actors.vms import Vm, settled_as, vm_maker
 from trustfabric.config import LibvirtSettings
@@ -230,7 +230,7 @@ def _tree(host: Host) -> SupervisorSpec:
             ),
             ChildSpec(
                 address=host.hypervisor,
-                start=lambda: Hypervisor(host.provisioner, write),
+                start=hypervisor_maker(host.provisioner, write),
             ),
             DynamicSpec(address=host.vms, max_restarts=10),
         ),

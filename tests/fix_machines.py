@@ -22,7 +22,7 @@ from trustfabric.actors import attestation, hypervisor
 from trustfabric.actors.attestation import Attestation, EvidenceSource
 from trustfabric.actors.equipment import Equipment
 from trustfabric.actors.evaluations import Cadence, Scheduler
-from trustfabric.actors.hypervisor import Hypervisor
+from trustfabric.actors.hypervisor import Hypervisor, hypervisor_maker
 from trustfabric.actors.launcher import Caller, Fleet
 from trustfabric.actors.servers import (
     CreateServer,
@@ -118,7 +118,7 @@ class Machines(Fabric):
                 ChildSpec(address=self.attestation, start=self._attestation),
                 ChildSpec(
                     address=self.hypervisor,
-                    start=lambda: Hypervisor(self.provisioner, self._add_reboots),
+                    start=hypervisor_maker(self.provisioner, self._add_reboots),
                 ),
                 DynamicSpec(
                     address=self.vms, restart=Restart.TRANSIENT, max_restarts=100

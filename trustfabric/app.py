@@ -22,7 +22,7 @@ from trustfabric.actors.dispatch import Dispatcher
 from trustfabric.actors.equipment import Equipment
 from trustfabric.actors.evaluations import Cadence, Scheduler
 from trustfabric.actors.holds import Holds
-from trustfabric.actors.hypervisor import Hypervisor, Renew
+from trustfabric.actors.hypervisor import Renew, hypervisor_maker
 from trustfabric.actors.intelligence import Scorer
 from trustfabric.actors.launcher import Fleet
 from trustfabric.actors.ledger import Ledger
@@ -192,7 +192,7 @@ def _makers(use: Resources, runtime: Runtime, at: Addresses) -> Makers:
         policies=lambda: Policies(
             database, at.attestation, use.attestation, use.verifying
         ),
-        hypervisor=lambda: Hypervisor(use.provisioner, partial(_add_reboots, database)),
+        hypervisor=hypervisor_maker(use.provisioner, partial(_add_reboots, database)),
         servers=lambda: Servers(fleet),
         scheduler=lambda: Scheduler(
             database, at.trust, at.attestation, _cadence(settings), use.runtime_id

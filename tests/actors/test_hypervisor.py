@@ -1,5 +1,6 @@
 """The link to the hypervisor: its loss says nothing, its return sees everything."""
 
+import re
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from trustfabric.actors.hypervisor import PowerOf, Renew, Unwatch, Watcher
 from trustfabric.actors.vms import Look
 from trustfabric.db.vms import Instance
 from trustfabric.domain.vms import PowerState
+from trustfabric.drivers.libvirt_link import Link, Listeners
+from trustfabric.drivers.libvirt_xml import NAMESPACE, PREFIX
 from trustfabric.errors import UnavailableError
 from trustfabric.supervision import Address
 from trustfabric.supervision.trace import Event
@@ -205,3 +208,103 @@ async def test_refused_credentials_are_not_tried_in_a_loop(
     monkeypatch.setattr(machines.provisioner, "open", opening)
     machines.hypervisor.tell(Renew())
     assert await power_of(machines, "nobody") is None
+
+
+# --- links that come back late, or go untold ----------------------------------------
+
+
+async def pass_time(machines: Machines, seconds: float) -> None:
+    for _ in range(int(seconds * 4)):
+        machines.clock.advance(0.25)
+        await machines.runtime.quiet()
+
+
+@pytest.mark.parametrize("outage_s", [3, 8, 25, 60])
+async def test_however_long_it_was_away_the_link_comes_back(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch, outage_s: int
+) -> None:
+    """Also where the outage outlasts the next look."""
+    instance = await machines.started()
+    opening = machines.provisioner.open
+
+    async def refuse(*_: Any) -> None:
+        await machines.provisioner.close()
+        raise UnavailableError("nobody listens")
+
+    monkeypatch.setattr(machines.provisioner, "open", refuse)
+    machines.hypervisor.tell(hypervisor._Lost("cut"))
+    await pass_time(machines, outage_s)
+    with pytest.raises(UnavailableError):
+        await power_of(machines, instance.name)
+    monkeypatch.setattr(machines.provisioner, "open", opening)
+    await pass_time(machines, 3 * hypervisor.RECONNECT_S[1])
+
+    assert await power_of(machines, instance.name) is PowerState.RUNNING
+
+
+async def test_who_watched_before_the_link_was_killed_is_told_afterwards(
+    machines: Machines, operator: Any
+) -> None:
+    instance = await machines.started()
+    await pass_time(machines, 2 * hypervisor.RECONCILE_S)
+
+    await machines.kill(LINK)
+    await pass_time(machines, 1)
+    operator.lookupByName(instance.name).destroy()
+    await pass_time(machines, hypervisor.RECONCILE_S)
+
+    await booted_again(machines, instance)
+    assert "crashed" in await machines.log(instance.id)
+
+
+async def test_a_link_that_is_lost_while_it_is_opened_is_opened_again(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance = await machines.started()
+    listen, times = Link._listen, 0
+
+    def dying(link: Link, listeners: Listeners) -> None:
+        nonlocal times
+        listen(link, listeners)
+        times += 1
+        if times == 1:
+            link.lose("connection closed: end of file")
+
+    monkeypatch.setattr(Link, "_listen", dying)
+    machines.hypervisor.tell(hypervisor._Lost("cut"))
+    await pass_time(machines, 20)
+
+    assert times == 2
+    assert await power_of(machines, instance.name) is PowerState.RUNNING
+
+
+async def test_a_link_of_whose_loss_nobody_told_is_opened_again(
+    machines: Machines,
+) -> None:
+    instance = await machines.started()
+    link = machines.provisioner._link
+    link._listeners = None
+    link.lose("untold")
+
+    await pass_time(machines, hypervisor.RECONCILE_S * (hypervisor.UNOBSERVED + 1))
+
+    assert machines.provisioner._link is not link
+    assert await power_of(machines, instance.name) is PowerState.RUNNING
+
+
+async def test_a_mark_that_somebody_wrote_over_says_nothing_and_harms_nobody(
+    machines: Machines, operator: Any
+) -> None:
+    instance, other = await machines.started(), await machines.started()
+    domain = operator.lookupByName(instance.name)
+    text = domain.metadata(2, NAMESPACE, 1)
+    garbled = re.sub(r'boot="[^"]*"', f'boot="{domain.ID()}:junk"', text)
+    assert garbled != text
+    domain.setMetadata(2, garbled, PREFIX, NAMESPACE, 1)
+
+    assert await power_of(machines, instance.name, afresh=True) is PowerState.RUNNING
+    await pass_time(machines, hypervisor.RECONCILE_S)
+
+    report = {one.path: one for one in machines.runtime.report()}
+    assert report[LINK].restart_count == 0
+    assert (await machines.read(other.id)).boot_id == other.boot_id

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 
 import pytest
@@ -297,6 +297,21 @@ async def test_a_silent_console_is_heard_from_all_the_same(
         silent = [await anext(batches) for _ in range(3)]
 
     assert silent[-1] == ()
+
+
+async def test_a_console_whose_stream_does_not_begin_is_given_up() -> None:
+    async def never(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    async with await asyncio.start_server(never, "127.0.0.1", 0) as mute:
+        port = mute.sockets[0].getsockname()[1]
+        driver = HttpProvisioner(f"http://127.0.0.1:{port}", timeout_s=0.1)
+        with suppress(UnavailableError):
+            await driver.open(lambda _: None, lambda _: None)
+        with pytest.raises(UnavailableError, match="no answer in time"):
+            async with aclosing(driver.console_follow("vm")) as batches:
+                await anext(batches)
+        await driver.close()
 
 
 async def test_stopping_what_the_hypervisor_forgot_is_not_found(

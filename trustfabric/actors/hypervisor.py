@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 RECONCILE_S = 10.0
 RECONNECT_S = (0.05, 5.0)
+UNOBSERVED = 2
+"""Snapshots that come to nothing: then the link is opened anew."""
 WRITE_AGAIN_S = 1.0
 REFUSED_S = 60.0
 """Until the same credentials are tried again: servers lock accounts out."""
@@ -100,19 +102,24 @@ class Hypervisor(Actor):
         self,
         provisioner: Provisioner,
         write_reboots: Callable[[Mapping[str, int]], Coroutine[Any, Any, None]],
+        watchers: "dict[str, Watcher]",
     ) -> None:
         """`write_reboots` keeps how often guests, by name, rebooted.
 
         Their watchers are told afterwards, so that none is told of what may be lost.
+        They outlive each incarnation: who watches doesn't hear that one fell.
         """
         super().__init__()
         self._provisioner = provisioner
         self._write = write_reboots
         self._writing = False
-        self._watchers: dict[str, Watcher] = {}
+        self._watchers = watchers
         self._reboots: dict[str, int] = {}
         self._seen: dict[str, Seen] | None = None
+        self._linked = False
         self._next: Timer | None = None
+        self._unobserved = 0
+        """Snapshots that came to nothing, one after the other."""
 
     @property
     def watched(self) -> int:
@@ -121,6 +128,7 @@ class Hypervisor(Actor):
 
     async def on_start(self) -> None:
         await self._open(0)
+        self._tell_all_unheard()  # what the one before should have told
 
     async def on_stop(self) -> None:
         await self._provisioner.close()
@@ -150,12 +158,12 @@ class Hypervisor(Actor):
                 self._happened(event)
             case _Lost(reason):
                 log.warning("hypervisor.lost", reason=reason)
-                self._seen = None
+                self._seen, self._linked = None, False
                 self._tell_all_unheard()
                 await self._open(0)
             case _Reconcile():
-                await self._reconcile()
-                self._reconcile_later()
+                if self._linked:  # else it came late: opening is what is next
+                    await self._reconcile()
             case _:
                 assert_never(message)
 
@@ -179,10 +187,11 @@ class Hypervisor(Actor):
                 lambda reason: _told(me.tell(_Lost(reason))),
             )
         except FabricError as error:
+            self._linked = False
             self._open_later(error, attempt)
             return
+        self._linked = True
         await self._reconcile()
-        self._reconcile_later()
 
     def _open_later(self, error: FabricError, attempt: int) -> None:
         low, high = RECONNECT_S
@@ -193,12 +202,10 @@ class Hypervisor(Actor):
             delay = REFUSED_S
         else:
             log.warning("hypervisor.unreachable", error=str(error), attempt=attempt)
-        self._next = self.after(delay, _Open(min(attempt + 1, 16)))
+        self._next_is(delay, _Open(min(attempt + 1, 16)))
 
     async def _renew(self) -> None:
         if self._seen is None:
-            if self._next is not None:
-                self._next.cancel()
             await self._open(0)
             return
         try:
@@ -209,17 +216,25 @@ class Hypervisor(Actor):
         log.info("hypervisor.renewed")
         await self._reconcile()
 
-    def _reconcile_later(self) -> None:
+    def _next_is(self, delay_s: float, message: _Open | _Reconcile) -> None:
+        """Do that next, and nothing else that was to be next."""
         if self._next is not None:
             self._next.cancel()
-        self._next = self.after(RECONCILE_S, _Reconcile())
+        self._next = self.after(delay_s, message)
 
     async def _reconcile(self) -> None:
+        """Take a snapshot; a link that gives none time and again is lost, untold."""
+        self._next_is(RECONCILE_S, _Reconcile())
         try:
             seen = dict(await self._provisioner.observe())
         except UnavailableError as error:
             log.warning("hypervisor.unobserved", error=str(error))
+            self._unobserved += 1
+            if self._unobserved >= UNOBSERVED:
+                self._unobserved = 0
+                self.address.tell(_Lost(str(error)))
             return
+        self._unobserved = 0
         before, self._seen = self._seen, seen
         for name, watcher in self._watchers.items():
             if before is None or before.get(name) != seen.get(name):
@@ -269,6 +284,15 @@ class Hypervisor(Actor):
     def _tell_all_unheard(self) -> None:
         for watcher in self._watchers.values():
             watcher.address.tell(watcher.unheard)
+
+
+def hypervisor_maker(
+    provisioner: Provisioner,
+    write_reboots: Callable[[Mapping[str, int]], Coroutine[Any, Any, None]],
+) -> Callable[[], Hypervisor]:
+    """Return what makes its actor, each incarnation with the watchers of the last."""
+    watchers: dict[str, Watcher] = {}
+    return lambda: Hypervisor(provisioner, write_reboots, watchers)
 
 
 def _written(reboots: Mapping[str, int], result: object) -> _Written:

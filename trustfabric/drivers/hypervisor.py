@@ -281,9 +281,8 @@ class HttpProvisioner:
         options: dict[str, Any] = {"json": json, "headers": headers}
         if within_s is not None:
             options["timeout"] = aiohttp.ClientTimeout(total=within_s)
-        attempts = _ATTEMPTS if again else 1
-        for attempt in range(attempts):
-            last = attempt == attempts - 1
+        for attempt in range(_ATTEMPTS if again else 1):
+            last = not again or attempt == _ATTEMPTS - 1
             try:
                 answer = await self._ask(method, path, options)
             except UnavailableError as error:
@@ -298,7 +297,7 @@ class HttpProvisioner:
         raise AssertionError("the last attempt returns or raises")
 
     async def _ask(self, method: str, path: str, options: dict[str, Any]) -> Answer:
-        async with self._request(method, path, options) as response:
+        async with self._request(method, path, options, None) as response:
             return Answer(response.status, await read_body(response))
 
     @asynccontextmanager
@@ -306,23 +305,28 @@ class HttpProvisioner:
         self, path: str, within_s: float | None
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
         timeout = aiohttp.ClientTimeout(total=within_s, sock_connect=self._timeout_s)
-        async with self._request("GET", path, {"timeout": timeout}) as response:
+        options = {"timeout": timeout}
+        async with self._request("GET", path, options, self._timeout_s) as response:
             if response.status >= REDIRECT:
                 raise_for(response.status, await read_body(response), f"GET {path}")
             yield response
 
     @asynccontextmanager
     async def _request(
-        self, method: str, path: str, options: dict[str, Any]
+        self, method: str, path: str, options: dict[str, Any], begins_s: float | None
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
         """Translate what the network does; redirects are not followed."""
         if self._session is None or self._lost is not None:
             raise UnavailableError(f"{method} {path}: the link is down: {self._lost}")
         url = self._base + path
         try:
-            async with self._session.request(
-                method, url, allow_redirects=False, **options
-            ) as response:
+            async with (
+                asyncio.timeout(begins_s) as patience,
+                self._session.request(
+                    method, url, allow_redirects=False, **options
+                ) as response,
+            ):
+                patience.reschedule(None)
                 yield response
         except TimeoutError as error:
             raise UnavailableError(

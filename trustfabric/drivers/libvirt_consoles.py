@@ -1,10 +1,11 @@
 """The consoles of one hypervisor's guests: opened, read, followed, kept in files."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -18,8 +19,14 @@ from trustfabric.drivers.libvirt_link import Link
 from trustfabric.drivers.libvirt_ours import Ours
 from trustfabric.errors import UnavailableError
 
+T = TypeVar("T")
+
 log = structlog.get_logger(__name__)
 
+AT_ONCE: Final = 50
+"""Consoles that are opened in one call: over a network each takes tens of ms."""
+OPENING_S: Final = 5.0
+"""How long one look goes on opening consoles."""
 NEW_BOOT: Final = "a new boot"
 REBOOTED: Final = "the guest rebooted"
 OPENED_AGAIN: Final = "the console was opened again: lines between may be missing"
@@ -77,15 +84,18 @@ class Consoles:
             for name, uuid in running.items()
             if name not in known or not known[name].attached
         }
-        if closed:
+        until = self._events.time() + OPENING_S
+        for batch in batched(closed.items(), AT_ONCE):
             try:
-                await self.open(link, closed)
+                await self.open(link, dict(batch))
             except UnavailableError:
                 return  # the next look tries again
+            if self._events.time() > until:
+                break  # it goes on from here
         self._compare(running)
 
     async def open(self, link: Link, uuids: Mapping[str, str]) -> None:
-        """Open those, by name, that aren't open."""
+        """Open those, by name, that aren't open; a few, as others wait meanwhile."""
 
         def attach(conn: Any) -> None:
             for name, uuid in uuids.items():
@@ -121,7 +131,7 @@ class Consoles:
 
     def drop(self) -> None:
         """Forget the streams of a lost link."""
-        for console in self._consoles.values():
+        for console in tuple(self._consoles.values()):  # threads make new ones
             console.drop()
 
     def remove(self, name: str) -> None:
@@ -170,6 +180,13 @@ class Consoles:
 
     def _file(self, name: str) -> ConsoleFile | None:
         return None if self._folder is None else ConsoleFile(self._folder / name)
+
+
+def batched(items: Iterable[T], most: int) -> Iterator[tuple[T, ...]]:
+    """Cut into pieces; as itertools has it from Python 3.12 on."""
+    left = iter(items)
+    while piece := tuple(islice(left, most)):
+        yield piece
 
 
 def _why_empty(console: Console, wanted: ConsoleSource | None) -> str:

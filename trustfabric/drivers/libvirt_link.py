@@ -105,6 +105,8 @@ class Link:
                     for n in others
                 )
             )
+        if self._lost is not None:  # meanwhile: nobody was told of a link yet
+            raise self._down(self._lost)
         return self._connections[_WATCH]
 
     async def call(

@@ -118,8 +118,16 @@ def _as_tagged(domain: Any, power: PowerState, tag: Tag | None) -> Ours:
     run, boot = domain.ID(), None
     if tag is not None and tag.boot is not None and power.active:
         marked_run, _, text = tag.boot.partition(":")
-        boot = UUID(text) if marked_run == str(run) else None
+        boot = _boot(text) if marked_run == str(run) else None
     return Ours(domain.UUIDString(), domain.name(), Seen(power, boot), run)
+
+
+def _boot(text: str) -> UUID | None:
+    """Read a mark that somebody may have written over; None: it says nothing."""
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
 
 
 def find_ours(host: Host, conn: Any, name: str) -> Any | None:
