@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
@@ -300,14 +300,18 @@ async def test_a_silent_console_is_heard_from_all_the_same(
 
 
 async def test_a_console_whose_stream_does_not_begin_is_given_up() -> None:
-    async def never(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
-        await asyncio.Event().wait()
+    async def mostly_mute(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        while b"GET / " in await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await reader.read()
+        writer.close()
 
-    async with await asyncio.start_server(never, "127.0.0.1", 0) as mute:
+    async with await asyncio.start_server(mostly_mute, "127.0.0.1", 0) as mute:
         port = mute.sockets[0].getsockname()[1]
         driver = HttpProvisioner(f"http://127.0.0.1:{port}", timeout_s=0.1)
-        with suppress(UnavailableError):
-            await driver.open(lambda _: None, lambda _: None)
+        await driver.open(lambda _: None, lambda _: None)
         with pytest.raises(UnavailableError, match="no answer in time"):
             async with aclosing(driver.console_follow("vm")) as batches:
                 await anext(batches)
