@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 
 import pytest
@@ -300,13 +300,16 @@ async def test_a_silent_console_is_heard_from_all_the_same(
 
 
 async def test_a_console_whose_stream_does_not_begin_is_given_up() -> None:
+    served: list[asyncio.StreamWriter] = []
+
     async def mostly_mute(
         reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        while b"GET / " in await reader.readuntil(b"\r\n\r\n"):
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-        await reader.read()
-        writer.close()
+        served.append(writer)
+        with suppress(asyncio.IncompleteReadError):
+            while b"GET / " in await reader.readuntil(b"\r\n\r\n"):
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            await reader.read()
 
     async with await asyncio.start_server(mostly_mute, "127.0.0.1", 0) as mute:
         port = mute.sockets[0].getsockname()[1]
@@ -316,6 +319,9 @@ async def test_a_console_whose_stream_does_not_begin_is_given_up() -> None:
             async with aclosing(driver.console_follow("vm")) as batches:
                 await anext(batches)
         await driver.close()
+        for writer in served:
+            writer.close()
+            await writer.wait_closed()
 
 
 async def test_stopping_what_the_hypervisor_forgot_is_not_found(
