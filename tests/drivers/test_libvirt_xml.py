@@ -344,6 +344,13 @@ def add(path: str, tag: str) -> Callable[[Element], None]:
     return change
 
 
+def say(path: str, text: str) -> Callable[[Element], None]:
+    def change(root: Element) -> None:
+        at(root, path).text = text
+
+    return change
+
+
 def weaken(root: Element) -> None:
     at(root, "launchSecurity/policy").text = "0x0001"
 
@@ -365,6 +372,16 @@ def weaken(root: Element) -> None:
         (put("devices/interface/source", "bridge", "br1"), "interface"),
         (drop("devices", "iommu"), "iommu"),
         (put("devices/serial", "type", "pty"), "serial"),
+        (add("devices", "filesystem"), "filesystem"),
+        (add("devices", "shmem"), "shmem"),
+        (add("devices", "redirdev"), "redirdev"),
+        (add("devices", "channel"), "channel"),
+        (add("devices", "graphics"), "graphics"),
+        (add("", "{http://libvirt.org/schemas/domain/qemu/1.0}commandline"), "qemu"),
+        (say("memory", "1"), "memory"),
+        (put("memory", "unit", "KiB"), "memory"),
+        (drop("", "memory"), "memory"),
+        (say("vcpu", "1"), "vcpu"),
     ],
 )
 def test_a_silent_downgrade_is_noticed(

@@ -1,8 +1,9 @@
 """What a hypervisor left out of, or added to, the domain that was asked for.
 
-libvirt drops what it doesn't know without a word, so what it made is compared with
-what was asked before anything of it runs. It may add details (addresses, aliases);
-it may neither lose one nor add a disk, a host device or another isolation.
+libvirt drops what it doesn't know without a word, and people change definitions, so
+what was made is compared with what was asked before anything of it runs. libvirt may
+add details (addresses, aliases) and what every machine has; nobody may take anything
+away, or add a disk, a share of the host, any other device or another isolation.
 """
 
 from collections import Counter
@@ -11,8 +12,12 @@ from copy import deepcopy
 from typing import Final
 from xml.etree.ElementTree import Element
 
-_WHOLE: Final = ("os", "launchSecurity")
-_DEVICES: Final = ("disk", "interface", "serial", "tpm", "hostdev", "iommu")
+_WHOLE: Final = ("os", "launchSecurity", "vcpu", "memoryBacking")
+_OF_EVERY_MACHINE: Final = frozenset(
+    ("emulator", "controller", "input", "console", "audio", "watchdog", "memballoon")
+)
+"""Devices that libvirt adds by itself."""
+_UNITS: Final = {"KiB": 1, "MiB": 1 << 10, "GiB": 1 << 20}
 _UNSTABLE: Final = {"machine"}
 """`q35` comes back as the version that it stands for."""
 
@@ -26,7 +31,7 @@ def differences(
     """
     if defined is not None:
         made = _with_choice(made, defined)
-    return (*_whole(wanted, made), *_devices(wanted, made))
+    return (*_whole(wanted, made), *_beside(wanted, made), *_devices(wanted, made))
 
 
 def _with_choice(live: Element, defined: Element) -> Element:
@@ -57,10 +62,25 @@ def _whole(wanted: Element, made: Element) -> Iterable[str]:
             yield f"{tag} is not as asked"
 
 
+def _beside(wanted: Element, made: Element) -> Iterable[str]:
+    if _kibibytes(wanted) != _kibibytes(made):
+        yield "memory is not as asked"
+    # Such as arguments for QEMU itself: they can be anything.
+    yield from (f"{each.tag} was added" for each in made if each.tag.startswith("{"))
+
+
+def _kibibytes(domain: Element) -> int | None:
+    memory = domain.find("memory")
+    if memory is None or memory.text is None:
+        return None
+    unit, size = memory.get("unit", "KiB"), _number(memory.text.strip())
+    return None if size is None or unit not in _UNITS else size * _UNITS[unit]
+
+
 def _devices(wanted: Element, made: Element) -> Iterable[str]:
     asked = Counter(device.tag for device in wanted.findall("devices/*"))
     got = Counter(device.tag for device in made.findall("devices/*"))
-    for tag in _DEVICES:
+    for tag in sorted((asked.keys() | got.keys()) - _OF_EVERY_MACHINE):
         if asked[tag] != got[tag]:
             yield f"{got[tag]} {tag} instead of {asked[tag]}"
         elif not _all_covered(
