@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from tests.drivers.private_libvirtd import PrivateLibvirtd, missing
 from tests.drivers.reference_hypervisor import ReferenceHypervisor
-from tests.fix_fabric import held, until
+from tests.fix_fabric import count, held, until
 from tests.fix_machines import CALLER, Machines, some_machines
 from trustfabric.actors import hypervisor
 from trustfabric.actors.servers import DeleteServer, StartServer, StopServer
@@ -315,6 +315,38 @@ async def test_what_ended_while_we_were_away_is_seen_when_it_is_adopted(
             return bool((await after.read(runs_on.id)).crashes) or None
 
         await until(crashed, "its crash")
+
+
+@pytest.mark.usefixtures("operator")
+async def test_what_ran_on_while_we_were_away_is_attested_when_it_is_adopted(
+    uri: str, database: Database, database_url: str, tpm_dir: Path
+) -> None:
+    """Its guest may have rebooted meanwhile, and nobody would have told."""
+    parts = {"name": "one", "uri": uri}
+    async with some_machines(database, database_url, tpm_dir, **parts) as before:  # type: ignore[arg-type]
+        instance = await before.started(attestation={"kind": "tpm", "source": "agent"})
+        await before.until_posture(instance.id, attestation_status="unknown")
+
+    async with some_machines(
+        database,
+        database_url,
+        tpm_dir,
+        **parts,  # type: ignore[arg-type]
+        epoch=2,
+    ) as after:
+
+        async def asked() -> bool | None:
+            purposes = await count(
+                database,
+                "SELECT count(*) FROM attestation_challenges"
+                " WHERE runtime_vm_instance_id = %s AND purpose = 'scheduled'",
+                instance.id,
+            )
+            return purposes == 1 or None
+
+        await until(asked, "its challenge")
+        row = await after.read(instance.id)
+        assert (row.power_state, row.boot_id) == ("running", instance.boot_id)
 
 
 class TestBehindHttp:

@@ -118,6 +118,9 @@ class Vm(Actor):
             return
         if seen != row.seen:
             await self._look()
+        elif row.seen.power is PowerState.RUNNING:
+            # Its guest may have rebooted while nobody listened: its TPM tells.
+            self._use.attestation.tell(Attest(self._id, "scheduled"))
 
     async def _look(self) -> None:
         if self._busy is not None:
