@@ -1,9 +1,15 @@
 """What keeps a console from being read is said, with what to do about it."""
 
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 
 from trustfabric.domain.vms import ConsoleKind, ConsoleSource
-from trustfabric.drivers.console_readers import why_unreadable
+from trustfabric.drivers.console_readers import open_reader, why_unreadable
 
 FILE = ConsoleSource(kind=ConsoleKind.FILE, path="/var/log/x.log")
 UNIX = ConsoleSource(kind=ConsoleKind.UNIX, path="/run/x.sock")
@@ -32,3 +38,44 @@ def test_a_reason_names_the_place_and_the_remedy(
 
     for each in said:
         assert each in why
+
+
+class Deaf:
+    """Hears nothing: the console of this test is never opened."""
+
+    def feed(self, data: bytes) -> None:
+        raise AssertionError(data)
+
+    def skip(self, why: str) -> None:
+        raise AssertionError(why)
+
+    def end(self) -> None:
+        raise AssertionError
+
+
+@contextmanager
+def as_somebody_else() -> Iterator[None]:
+    """Where tests run as root: who owns nothing here."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_log_that_only_its_writer_may_read_says_so() -> None:
+    """As virtlogd makes them, mode 0600 and root's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "console.log"
+        log.write_bytes(b"GUEST-UP\n")
+        log.chmod(0o600 if os.geteuid() == 0 else 0)
+        Path(folder).chmod(0o755)
+        source = ConsoleSource(kind=ConsoleKind.FILE, path=str(log))
+
+        with as_somebody_else(), pytest.raises(PermissionError) as refused:
+            open_reader(None, source, Deaf(), from_start=True)
+
+    assert f"may not read {log}" in why_unreadable(source, refused.value)

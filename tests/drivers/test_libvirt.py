@@ -375,3 +375,32 @@ async def test_two_thousand_vms_start_and_every_event_comes(
     assert clock() - before < 5
     assert set(seen.values()) == {PowerState.RUNNING}
     assert len(seen) == len(specs)
+
+
+async def test_an_event_of_an_earlier_link_that_comes_late_is_dropped(
+    make: MakeDriver, heard: Heard
+) -> None:
+    driver = make()
+    await driver.open(heard.on_event, heard.on_lost)
+    spec = a_spec()
+    await driver.define(spec)
+    await driver.start(spec.name, BOOT)
+    await heard.until_heard(spec.name, PowerChange.STARTED)
+    link = driver._link
+    assert link is not None
+    earlier = link._listeners
+    assert earlier is not None
+    again = Heard()
+    await driver.open(again.on_event, again.on_lost)
+    await driver.observe()
+
+    stopped, failed = 5, 5
+    earlier.lifecycle(str(spec.uuid), spec.name, stopped, failed)
+    earlier.rebooted(str(spec.uuid), spec.name)
+    earlier.lost("end of file")
+    await driver.stop(spec.name, grace_s=0.0)
+    await again.until_heard(spec.name, PowerChange.DESTROYED)
+
+    assert again.changes(spec.name) == [PowerChange.DESTROYED]
+    assert again.lost == []
+    await driver.undefine(spec.name)

@@ -1,7 +1,7 @@
 """Consoles of real QEMU guests, and those that say nothing."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
@@ -237,6 +237,36 @@ async def test_a_console_that_another_holds_says_so(
     stream.abort()
     operator.close()
     await heir.close()
+
+
+async def test_a_console_that_is_taken_by_force_is_read_again_once_it_is_free(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd
+) -> None:
+    spec = await a_running_vm(qemu_driver, host)
+    console = qemu_driver._consoles.of(spec.name)
+    operator = libvirt.open(host.uri)
+    stream = operator.newStream(libvirt.VIR_STREAM_NONBLOCK)
+    operator.lookupByName(spec.name).openConsole(
+        None, stream, libvirt.VIR_DOMAIN_CONSOLE_FORCE
+    )
+    await until(lambda: not console.attached)
+
+    await powers(qemu_driver)  # the next look finds it held
+    held = console.why_not
+    stream.abort()
+    operator.close()
+    await powers(qemu_driver)
+    type_into(host, spec.name, b"f")
+
+    assert held == "another client holds its console"
+    await until_printed(qemu_driver, spec.name, "FLOOD-DONE")
+    assert console.why_not is None
+
+
+async def until(met: Callable[[], bool], within_s: float = 20.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not met():
+            await asyncio.sleep(0.02)
 
 
 async def test_a_console_that_goes_elsewhere_names_the_setting(
