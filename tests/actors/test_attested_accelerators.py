@@ -120,15 +120,20 @@ def with_tpm() -> AppraisalPolicy:
     return DEMO_POLICY.model_copy(update={"kinds": kinds})
 
 
-@pytest_asyncio.fixture
-async def scene(machines: Machines) -> Scene:
-    """A running VM that is trusted, and whose two GPUs have been asked once."""
-    guest = Agent(machines.tpms, {FIRST: Device(), SECOND: Device()})
+async def played(machines: Machines, guest: Agent) -> Scene:
+    """Start a VM that is trusted, whose GPUs `guest` has been asked for once."""
     machines.sources["swtpm"] = guest
     await machines.kill("fabric/attestation")
     instance = await machines.restored()
     await idle(machines)
     return Scene(machines, guest, instance)
+
+
+@pytest_asyncio.fixture
+async def scene(machines: Machines) -> Scene:
+    """A running VM that is trusted, and whose two GPUs have been asked once."""
+    guest = Agent(machines.tpms, {FIRST: Device(), SECOND: Device()})
+    return await played(machines, guest)
 
 
 async def test_each_gpu_is_asked_by_itself_and_attested(scene: Scene) -> None:
@@ -209,11 +214,7 @@ async def test_a_gpu_that_never_answered_blocks_while_its_vm_runs(
     machines: Machines,
 ) -> None:
     guest = Agent(machines.tpms, {FIRST: Device(), SECOND: None})
-    machines.sources["swtpm"] = guest
-    await machines.kill("fabric/attestation")
-    instance = await machines.restored()
-    await idle(machines)
-    scene = Scene(machines, guest, instance)
+    scene = await played(machines, guest)
 
     assert await scene.postures() == {FIRST: "attested", SECOND: "unknown"}
     assert await scene.gate() == [f"policy_hook:accelerator_gate={SECOND}:unknown"]
@@ -224,12 +225,8 @@ async def test_once_a_gpu_says_nothing_no_other_is_waited_for(
 ) -> None:
     """A guest that lets each run out of time would hold up all others."""
     guest = Agent(machines.tpms, {FIRST: Device(), SECOND: Device()})
-    machines.sources["swtpm"] = guest
     machines.settings = replace(machines.settings, timeout_s=0.3)
-    await machines.kill("fabric/attestation")
-    instance = await machines.restored()
-    await idle(machines)
-    scene = Scene(machines, guest, instance)
+    scene = await played(machines, guest)
 
     guest.hangs = FIRST
     asked = len(guest.asked)
@@ -248,13 +245,8 @@ async def test_once_a_gpu_says_nothing_no_other_is_waited_for(
 
 async def test_one_that_was_not_waited_for_is_unknown(machines: Machines) -> None:
     guest = Agent(machines.tpms, {FIRST: Device(), SECOND: Device()}, hangs=FIRST)
-    machines.sources["swtpm"] = guest
     machines.settings = replace(machines.settings, timeout_s=0.3)
-    await machines.kill("fabric/attestation")
-    instance = await machines.restored()
-    await idle(machines)
-
-    scene = Scene(machines, guest, instance)
+    scene = await played(machines, guest)
     assert await scene.postures() == {FIRST: "unknown", SECOND: "unknown"}
 
 
@@ -313,11 +305,7 @@ async def test_an_accelerator_stays_the_device_it_was_first(scene: Scene) -> Non
 async def test_one_device_is_not_two_accelerators(machines: Machines) -> None:
     device = Device()
     guest = Agent(machines.tpms, {FIRST: device, SECOND: device})
-    machines.sources["swtpm"] = guest
-    await machines.kill("fabric/attestation")
-    instance = await machines.restored()
-    await idle(machines)
-    scene = Scene(machines, guest, instance)
+    scene = await played(machines, guest)
 
     assert await scene.postures() == {FIRST: "attested", SECOND: "untrusted"}
     known = await scene.known()

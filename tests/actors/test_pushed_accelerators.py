@@ -11,6 +11,8 @@ from tests.actors.test_attested_accelerators import (  # noqa: F401  # one is a 
 )
 from tests.actors.test_pushed import Guest, guest  # noqa: F401  # a fixture
 from tests.domain.evidence.nvidia_devices import Device
+from tests.fix_fabric import count
+from trustfabric.actors.attestation import Stray
 from trustfabric.db import agents
 from trustfabric.domain.attestation.binding import expected_of
 from trustfabric.domain.attestation.model import Challenge
@@ -127,3 +129,34 @@ async def test_a_challenge_is_answered_once(
     await shown(guest, asked[FIRST], Device())
 
     assert (await guest.codes()).count("ok") == before.count("ok") == 1
+
+
+async def test_an_answer_that_comes_too_late_is_unknown_and_asked_for_again(
+    guest: Guest,  # noqa: F811
+) -> None:
+    guest.tell("manual")
+    await guest.idle()
+    late = (await challenges(guest))[FIRST]
+    before = await guest.machines.posture(guest.instance.id)
+    guest.machines.clock.advance(91)
+    await guest.idle()
+
+    await guest.ask(Stray(guest.instance.id, late, "the answer came too late"))
+    await guest.idle()
+
+    scene = Scene(guest.machines, Agent(guest.machines.tpms, {}), guest.instance)
+    assert (await scene.postures())[FIRST] == "unknown"
+    again = await challenges(guest)
+    assert again[FIRST].issued.id > late.issued.id
+    row = await guest.machines.posture(guest.instance.id)
+    assert row.attestation_status is before.attestation_status
+    recorded = await count(
+        guest.machines.database,
+        """
+        SELECT count(*) FROM runtime_vm_attestations
+         WHERE id = %s AND accelerator_id = %s AND code = 'unreachable'
+        """,
+        late.issued.attestation_id,
+        FIRST,
+    )
+    assert recorded == 1

@@ -383,6 +383,16 @@ def test_a_hold_is_told_with_who_and_until_to_both() -> None:
         assert reason.next[0].command == "mcpctl trust release-hold 9"
 
 
+@pytest.mark.parametrize("name", ["gpu-0", "0000:65:00.0"])
+def test_an_accelerator_is_told_by_its_whole_name(name: str) -> None:
+    facts = facts_of(a_snapshot(), accelerators=(Accelerator(name, "untrusted", ()),))
+
+    (reason,) = told(facts).reasons
+
+    assert reason.code == "gate-accelerator"
+    assert reason.text == f"accelerator {name} is untrusted, which does not pass"
+
+
 def test_the_breaker_is_told_and_stands_in_no_launchs_way() -> None:
     facts = facts_of(a_snapshot(), holds=(BREAKERS,))
 

@@ -43,8 +43,9 @@ def _explained(facts: Facts, note: str) -> Reason:
             return _trust(facts, plain, word, rest)
         case ["policy_hook", hook, *rest]:
             gate, _, word = hook.partition("=")
-            if gate == "accelerator_gate":
-                text = f"accelerator {word} is {':'.join(rest)}, which does not pass"
+            if gate == "accelerator_gate":  # its id may be a PCI address: 0000:65:00.0
+                name, _, posture = ":".join((word, *rest)).rpartition(":")
+                text = f"accelerator {name} is {posture}, which does not pass"
                 return replace(plain, code="gate-accelerator", text=text)
             return _remediation(facts, replace(plain, code=f"gate-{word}"), word, rest)
         case _:

@@ -57,6 +57,7 @@ class Consoles:
         self._new = new
         self._consoles: dict[str, Console] = {}
         self._making = Lock()
+        self._tried = 0
 
     def get(self, name: str) -> Console | None:
         return self._consoles.get(name)
@@ -85,14 +86,20 @@ class Consoles:
             if name not in known or not known[name].attached
         }
         until = self._events.time() + OPENING_S
-        for batch in batched(closed.items(), AT_ONCE):
+        for batch in batched(self._in_turn(list(closed)), AT_ONCE):
             try:
-                await self.open(link, dict(batch))
+                await self.open(link, {name: closed[name] for name in batch})
             except UnavailableError:
                 return  # the next look tries again
+            self._tried += len(batch)
             if self._events.time() > until:
-                break  # it goes on from here
+                return  # the next look goes on
         self._compare(running)
+
+    def _in_turn(self, names: list[str]) -> list[str]:
+        """Begin where the last look left off: some may never open."""
+        first = self._tried % (len(names) or 1)
+        return names[first:] + names[:first]
 
     async def open(self, link: Link, uuids: Mapping[str, str]) -> None:
         """Open those, by name, that aren't open; a few, as others wait meanwhile."""
