@@ -6,7 +6,7 @@ import json
 import os
 import pty
 import shutil
-import socket
+import stat
 import threading
 import tty
 from collections.abc import AsyncIterator, Iterator
@@ -101,10 +101,7 @@ def in_background(work: Any, *arguments: Any) -> None:
 
 def listening(path: Path, sources: Sources) -> None:
     """Serve on a socket, as the host's end of a port looks."""
-    server = socket.socket(socket.AF_UNIX)
-    server.bind(str(path))
-    server.listen()
-    in_background(serve_socket, server, sources)
+    in_background(serve_socket, serve.listen_unix(path), sources)
 
 
 @needs_swtpm
@@ -176,6 +173,23 @@ async def test_a_serial_port_is_answered_on() -> None:
 def test_a_port_that_is_not_there_is_unreachable(tmp_path: Path) -> None:
     with pytest.raises(UnreachableError):
         serve_port(tmp_path / "none", NOWHERE)
+
+
+def test_a_socket_is_its_owner_s_alone_and_makes_room_for_the_next(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "s"
+    for _ in range(2):
+        with serve.listen_unix(path):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_what_is_no_socket_stays_and_no_place_is_unreachable(tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("kept")
+    for path in (tmp_path / "s", tmp_path / "none" / "s", tmp_path / ("x" * 200)):
+        with pytest.raises(UnreachableError):
+            serve.listen_unix(path)
+    assert (tmp_path / "s").read_text() == "kept"
 
 
 def test_vsock_listens_where_there_is_one() -> None:

@@ -187,6 +187,38 @@ async def test_a_dead_tpm_is_unavailable(tpms: SoftTpms, tmp_path: Path) -> None
     assert await tpms.collect("alpha", bytes(32))
 
 
+async def test_the_evidence_is_the_guest_agent_s(
+    tpms: SoftTpms, tmp_path: Path
+) -> None:
+    """Without the program `trustfabric-agent` a TPM that is well shows nothing."""
+    await tpms.start("alpha")
+    key = await tpms.enroll("alpha")
+    assert (await attested(tpms, key)).accepted
+
+    os.kill(pid_of(tmp_path / "tpms" / "alpha", "trustfabric.agent"), signal.SIGKILL)
+
+    with pytest.raises(UnavailableError, match="agent of alpha"):
+        await tpms.collect("alpha", bytes(32))
+    assert await tpms.enroll("alpha") == key
+    await tpms.start("alpha")
+    assert (await attested(tpms, key)).accepted
+
+
+async def test_nothing_of_our_environment_is_handed_on(
+    tpms: SoftTpms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:hidden@h/d")
+    folder = tmp_path / "tpms" / "alpha"
+
+    await tpms.start("alpha")
+
+    assert len(pids_of(folder)) == 2
+    for pid in pids_of(folder):
+        given = Path(f"/proc/{pid}/environ").read_bytes().strip(b"\0").split(b"\0")
+        names = {entry.split(b"=")[0] for entry in given}
+        assert names <= {b"PATH", b"TRUSTFABRIC_BESIDE", b"LC_CTYPE"}
+
+
 @pytest.mark.slow
 async def test_a_tpm_that_hangs_is_unavailable_in_time(
     tpms: SoftTpms, tmp_path: Path, executor: ThreadPoolExecutor
@@ -220,12 +252,14 @@ async def test_one_left_over_by_an_earlier_runtime_is_killed_at_the_start(
     await tpms.start("alpha")
     key = await tpms.enroll("alpha")
     await tpms.extend("alpha", 8, TAMPERED)
-    left_over = pid_of(tmp_path / "tpms" / "alpha")
+    left_over = pids_of(tmp_path / "tpms" / "alpha")
 
     later = SoftTpms(tmp_path / "tpms", executor)
     await later.start("alpha")
 
-    assert pid_of(tmp_path / "tpms" / "alpha") != left_over
+    running = pids_of(tmp_path / "tpms" / "alpha")
+    assert len(left_over) == len(running) == 2
+    assert not {*left_over} & {*running}
     assert (await attested(later, key)).accepted
     await later.close()
 
@@ -348,16 +382,21 @@ async def test_tpm2_checkquote_agrees(tpms: SoftTpms, tmp_path: Path) -> None:
 
 
 def pids_of(folder: Path) -> list[int]:
-    found = []
+    return [*programs_of(folder).values()]
+
+
+def pid_of(folder: Path, word: str = "swtpm") -> int:
+    """Return the process in that folder whose command line has the word."""
+    (pid,) = (pid for line, pid in programs_of(folder).items() if word in line)
+    return pid
+
+
+def programs_of(folder: Path) -> dict[str, int]:
+    found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 alive = (entry / "stat").read_text().split(") ")[1][0] != "Z"
                 if alive and (entry / "cwd").readlink() == folder.resolve():
-                    found.append(int(entry.name))
+                    found[(entry / "cmdline").read_text()] = int(entry.name)
     return found
-
-
-def pid_of(folder: Path) -> int:
-    (pid,) = pids_of(folder)
-    return pid

@@ -64,6 +64,8 @@ def _serve(options: argparse.Namespace) -> str:
     sources = _sources(options)
     if options.virtio is not None:
         serve.serve_port(options.virtio, sources)
+    if options.socket is not None:
+        serve.serve_socket(serve.listen_unix(options.socket), sources)
     serve.serve_socket(serve.listen_vsock(options.vsock), sources)
     return ""
 
@@ -146,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     quote.set_defaults(run=_quote)
 
-    served = commands.add_parser("serve", help="answer over vsock or virtio-serial")
+    served = commands.add_parser("serve", help="answer whoever asks from outside")
     where = served.add_mutually_exclusive_group()
     where.add_argument("--vsock", type=_port, default=serve.PORT, metavar="PORT")
     where.add_argument(
@@ -157,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DEVICE",
         help=f"a virtio-serial port (default: {serve.VIRTIO_PORT})",
     )
+    where.add_argument("--socket", type=Path, metavar="PATH", help="a unix socket")
     served.set_defaults(run=_serve)
 
     pushed = commands.add_parser("push", help="fetch challenges and push answers")

@@ -1,4 +1,4 @@
-"""Answers whoever asks from outside the guest: over vsock or a virtio-serial port.
+"""Answers whoever asks from outside the guest: vsock, a virtio-serial port, a socket.
 
 One question a line, one answer a line, both JSON:
 
@@ -37,7 +37,8 @@ VIRTIO_PORT: Final = Path("/dev/virtio-ports") / VIRTIO_NAME
 
 MAX_QUESTION = 4096
 MAX_DATA = 64
-_TALKERS = 4
+_WAITING = 128
+"""Connections in line; one is answered at a time."""
 _IDLE_S = 60.0
 """A connection that asks nothing that long is closed."""
 _ABSENT_S = 0.5
@@ -142,9 +143,30 @@ def listen_vsock(port: int) -> socket.socket:
     try:
         listening = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
         listening.bind((socket.VMADDR_CID_ANY, port))
-        listening.listen(_TALKERS)
+        listening.listen(_WAITING)
     except OSError as error:
         raise UnreachableError(f"vsock: {error.strerror}") from error
+    return listening
+
+
+def listen_unix(path: Path) -> socket.socket:
+    """Listen on a socket of the file system, for its owner alone. UnreachableError.
+
+    For a VMM whose vsock ends in one, and for an agent that stands beside its VM. A
+    socket that is there already is an earlier agent's, and makes room.
+    """
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        if path.is_socket():
+            path.unlink()
+        listening.bind(os.fspath(path))
+        listening.listen(_WAITING)
+    except OSError as error:
+        listening.close()
+        raise UnreachableError(f"{path}: {error.strerror or error}") from error
+    finally:
+        os.umask(before)
     return listening
 
 

@@ -6,6 +6,7 @@ A question and its answer are a line of JSON each: see `trustfabric.agent.serve`
 import asyncio
 import contextlib
 import json
+import os
 import socket
 from collections.abc import Awaitable, Mapping
 from pathlib import Path
@@ -37,19 +38,18 @@ class AgentSockets:
 
         What is no answer at all is returned as it came: it is judged, and refused.
         """
-        check_instance_name(name)
-        path = self._root / f"{name}.sock"
-        opening = asyncio.open_unix_connection(path, limit=_MAX_ANSWER)
-        return await _ask(name, opening, {"extra_data": extra_data.hex()})
+        return await ask_at(name, self._path(name), extra_data)
 
     async def collect_of(
         self, name: str, accelerator: Attester, extra_data: bytes
     ) -> bytes:
         """As `collect`, of one of its accelerators."""
+        question = _about(accelerator, extra_data)
+        return await _ask(name, _open_socket(self._path(name)), question)
+
+    def _path(self, name: str) -> Path:
         check_instance_name(name)
-        path = self._root / f"{name}.sock"
-        opening = asyncio.open_unix_connection(path, limit=_MAX_ANSWER)
-        return await _ask(name, opening, _about(accelerator, extra_data))
+        return self._root / f"{name}.sock"
 
 
 class AgentVsock:
@@ -75,12 +75,38 @@ class AgentVsock:
         return await _ask(name, _open_vsock(cid), _about(accelerator, extra_data))
 
 
+async def ask_at(name: str, path: Path, extra_data: bytes) -> bytes:
+    """As `AgentSockets.collect`, of the agent that answers at this socket."""
+    return await _ask(name, _open_socket(path), {"extra_data": extra_data.hex()})
+
+
+async def listens(path: Path) -> bool:
+    """Tell whether somebody answers at this socket."""
+    try:
+        _, writer = await _open_socket(path)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
 def _about(accelerator: Attester, extra_data: bytes) -> dict[str, str]:
     return {
         "extra_data": extra_data.hex(),
         "kind": accelerator.kind,
         "accelerator": accelerator.id,
     }
+
+
+async def _open_socket(path: Path) -> Streams:
+    """Connect, also where the path is longer than a socket address may be."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return await asyncio.open_unix_connection(
+            f"/proc/self/fd/{folder}/{path.name}", limit=_MAX_ANSWER
+        )
+    finally:
+        os.close(folder)
 
 
 async def _open_vsock(cid: int) -> Streams:

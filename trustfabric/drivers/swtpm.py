@@ -1,35 +1,34 @@
-"""Software TPMs of the demo fleet: one swtpm process per VM, on one state folder each.
+"""Software TPMs of the demo fleet: one swtpm per VM, and the guest agent that asks it.
 
 A start is a boot: registers begin at zero, while the seeds (so the attestation key)
-stay. The processes die with the runtime; one that survived it is found by its state
-folder at the next start and killed.
+stay. The evidence comes from `trustfabric-agent`, as it would from inside a guest;
+only the key's enrolment is the host's own work, as it is with a real vTPM.
 """
 
 import asyncio
-import contextlib
-import os
 import re
-import select
 import shutil
-import signal
-from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Callable, Sequence
+import sys
+from asyncio.subprocess import Process
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TypeVar
 
-from trustfabric.agent.evidence import tpm_evidence
 from trustfabric.agent.tpm import Tpm, TpmError
 from trustfabric.agent.transport import TpmUnreachableError, open_tpm
 from trustfabric.domain.evidence.keys import EnrolledKey
 from trustfabric.domain.evidence.model import Reject
+from trustfabric.drivers import companions
+from trustfabric.drivers.agents import ask_at, listens
 from trustfabric.errors import InvalidError, UnavailableError, UnsupportedError
 
 ENDORSER = "swtpm"
-QUOTED = tuple(range(9))
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _SOCKET = "tpm.sock"
+_CONTROL = "ctrl.sock"
+_AGENT_SOCKET = "agent.sock"
 _ARGUMENTS = (
     "socket",
     "--tpm2",
@@ -38,7 +37,7 @@ _ARGUMENTS = (
     "--server",
     f"type=unixio,path={_SOCKET},mode=0600",
     "--ctrl",
-    "type=unixio,path=ctrl.sock,mode=0600",
+    f"type=unixio,path={_CONTROL},mode=0600",
     "--flags",
     "not-need-init,startup-clear",
     "--log",
@@ -47,7 +46,6 @@ _ARGUMENTS = (
 """Paths are relative to the state folder: socket addresses must be short."""
 _READY_S = 5.0
 _POLL_S = 0.01
-_GRACE_S = 2.0
 
 Answer = TypeVar("Answer")
 
@@ -60,7 +58,7 @@ class SoftTpms:
         self._root = root
         self._executor = executor
         self._within_s = within_s
-        self._processes: dict[str, Process] = {}
+        self._processes: dict[str, list[Process]] = {}
         self._changing: dict[str, asyncio.Lock] = {}
         self._asking: dict[str, asyncio.Lock] = {}
 
@@ -71,19 +69,15 @@ class SoftTpms:
         async with self._lock(name):
             await self._end(name)
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for leftover in (_SOCKET, "ctrl.sock"):
+            for leftover in (_SOCKET, _CONTROL, _AGENT_SOCKET):
                 (folder / leftover).unlink(missing_ok=True)
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                cwd=folder,
-                env={"PATH": os.defpath},
-                stdin=DEVNULL,
-                stdout=DEVNULL,
-                stderr=DEVNULL,
-                start_new_session=True,
+            running = self._processes[name] = []
+            running.append(await companions.start(command, folder))
+            await self._ready(name, running[-1], lambda: self._starts_up(name))
+            running.append(await companions.start(self._agent(), folder))
+            await self._ready(
+                name, running[-1], lambda: listens(folder / _AGENT_SOCKET)
             )
-            self._processes[name] = process
-            await self._ready(name, process)
 
     async def stop(self, name: str) -> None:
         """Switch it off; fine when it was."""
@@ -104,8 +98,8 @@ class SoftTpms:
             await self.stop(name)
 
     def running(self, name: str) -> bool:
-        process = self._processes.get(name)
-        return process is not None and process.returncode is None
+        processes = self._processes.get(name, [])
+        return bool(processes) and all(one.returncode is None for one in processes)
 
     async def enroll(self, name: str) -> EnrolledKey:
         """Return the public half of its attestation key; the TPM must be running."""
@@ -116,11 +110,14 @@ class SoftTpms:
 
         return await self._ask(name, derive)
 
-    async def collect(
-        self, name: str, extra_data: bytes, pcrs: Sequence[int] = QUOTED
-    ) -> bytes:
-        """Return the evidence document of a quote; UnavailableError: none came."""
-        return await self._ask(name, lambda tpm: tpm_evidence(tpm, extra_data, pcrs))
+    async def collect(self, name: str, extra_data: bytes) -> bytes:
+        """Return what its agent shows; UnavailableError: nothing."""
+        path = self._folder(name) / _AGENT_SOCKET
+        try:
+            async with asyncio.timeout(self._within_s):
+                return await ask_at(name, path, extra_data)
+        except TimeoutError:
+            raise UnavailableError(f"agent of {name}: no answer in time") from None
 
     async def extend(self, name: str, index: int, digest: bytes) -> None:
         """Measure something into a register of the sha256 bank."""
@@ -142,15 +139,16 @@ class SoftTpms:
                 f"software TPM {name}: {str(error) or 'no answer in time'}"
             ) from error
 
-    async def _ready(self, name: str, process: Process) -> None:
-        path = self._folder(name) / _SOCKET
+    async def _ready(
+        self, name: str, process: Process, is_up: Callable[[], Awaitable[bool]]
+    ) -> None:
         try:
             async with asyncio.timeout(_READY_S):
-                while not (path.exists() and await self._starts_up(name)):
+                while not await is_up():
                     if process.returncode is not None:
                         raise UnavailableError(
                             f"software TPM {name}: ended with {process.returncode} "
-                            f"at once; see {path.with_name('swtpm.log')}"
+                            f"at once; see the logs in {self._folder(name)}"
                         )
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
@@ -158,6 +156,8 @@ class SoftTpms:
 
     async def _starts_up(self, name: str) -> bool:
         """Tell whether it answers: its socket is there a moment before it listens."""
+        if not (self._folder(name) / _SOCKET).exists():
+            return False
         try:
             await self._ask(name, lambda tpm: tpm.startup())
         except UnavailableError:
@@ -165,11 +165,18 @@ class SoftTpms:
         return True
 
     async def _end(self, name: str) -> None:
-        process = self._processes.pop(name, None)
-        if process is not None:
-            await _terminate(process)
+        for process in reversed(self._processes.pop(name, [])):
+            await companions.end(process)
         folder = self._folder(name)
-        await self._blocking(lambda: _kill_leftovers(folder))
+        await self._blocking(lambda: companions.kill_leftovers(folder))
+
+    def _agent(self) -> list[str]:
+        """Return the command of `trustfabric-agent`, of the installation we run in."""
+        return [
+            *(sys.executable, "-P", "-m", "trustfabric.agent.main"),
+            *("--timeout", str(self._within_s), "--tpm", _SOCKET),
+            *("serve", "--socket", _AGENT_SOCKET),
+        ]
 
     async def _blocking(self, work: Callable[[], Answer]) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
@@ -184,56 +191,9 @@ class SoftTpms:
 
 
 def _command() -> list[str]:
-    """Let the kernel end it with us, where setpriv is there to ask for that."""
     swtpm = shutil.which("swtpm")
     if swtpm is None:
         raise UnsupportedError(
             "software TPMs need swtpm: install the Debian package swtpm"
         )
-    setpriv = shutil.which("setpriv")
-    prefix = [] if setpriv is None else [setpriv, "--pdeathsig", "KILL", "--"]
-    return [*prefix, swtpm, *_ARGUMENTS]
-
-
-async def _terminate(process: Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-    try:
-        async with asyncio.timeout(_GRACE_S):
-            await process.wait()
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-
-def _kill_leftovers(folder: Path) -> None:
-    """Kill a swtpm that an earlier runtime started on this state."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and _works_in(entry, folder):
-            _kill(int(entry.name), folder)
-
-
-def _works_in(process: Path, folder: Path) -> bool:
-    try:
-        return (process / "comm").read_text().strip() == "swtpm" and (
-            process / "cwd"
-        ).readlink() == folder.resolve()
-    except OSError:
-        return False
-
-
-def _kill(pid: int, folder: Path) -> None:
-    """Hold on to the process first: its number may be another's a moment later."""
-    try:
-        handle = os.pidfd_open(pid)
-    except OSError:
-        return
-    try:
-        if _works_in(Path("/proc") / str(pid), folder):
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
-            select.select([handle], [], [], _GRACE_S)
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(handle)
+    return [swtpm, *_ARGUMENTS]
