@@ -86,7 +86,9 @@ class Scene:
 
     async def known(self) -> dict[str, Accelerator]:
         async with self.machines.database.reading() as conn:
-            found = await list_accelerators(conn, [self.instance.id])
+            found = await list_accelerators(
+                conn, [self.instance.id], self.machines.clock.now()
+            )
         return {one.accelerator_id: one for one in found[self.instance.id]}
 
     async def gate(self) -> list[str]:

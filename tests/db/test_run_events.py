@@ -7,11 +7,13 @@ import psycopg
 import pytest
 
 from tests.db.fix_runs import NOON, add_instance, add_playbook, add_run
-from trustfabric.db import run_events, runs
+from trustfabric.db import placement, run_events, runs
 from trustfabric.db.run_writes import tell_breach
 from trustfabric.db.session import Database
+from trustfabric.domain.accelerators import PASSING_POSTURES
 from trustfabric.domain.events import Position
 from trustfabric.domain.executors import LogStream, RemediationLogEvent
+from trustfabric.domain.placement import decide
 from trustfabric.domain.run_events import log_event
 from trustfabric.domain.runs import Run
 
@@ -102,3 +104,63 @@ async def test_what_was_written_is_never_changed(database: Database, run: Run) -
     with pytest.raises(psycopg.errors.RestrictViolation):
         async with database.writing() as conn:
             await conn.execute("UPDATE runtime_vm_remediation_events SET message = ''")
+
+
+@pytest.mark.parametrize(
+    ("power", "asked", "left_s", "same_boot", "says"),
+    [
+        ("running", True, 9, True, "attested"),
+        ("running", True, 0, True, "stale"),
+        ("running", True, 9, False, "stale"),
+        ("paused", True, 0, True, "stale"),
+        ("stopped", True, 0, True, "attested"),
+        ("running", False, 0, False, "attested"),
+    ],
+)
+async def test_an_accelerator_is_to_a_run_what_it_is_to_the_gate(
+    database: Database,
+    run: Run,
+    power: str,
+    says: str,
+    *,
+    asked: bool,
+    left_s: int,
+    same_boot: bool,
+) -> None:
+    async with database.writing() as conn:
+        await conn.execute(
+            """
+            UPDATE runtime_vm_instances
+               SET power_state = %s, boot_id = gen_random_uuid() WHERE id = %s
+            """,
+            [power, run.instance_id],
+        )
+        await conn.execute(
+            """
+            INSERT INTO runtime_vm_accelerator_posture
+                   (runtime_vm_instance_id, accelerator_id, accelerator_type, posture,
+                    asked_at, fresh_until, boot_id)
+            SELECT id, 'gpu', 'nvidia-gpu', 'attested', %s, %s,
+                   CASE WHEN %s THEN boot_id ELSE gen_random_uuid() END
+              FROM runtime_vm_instances WHERE id = %s
+            """,
+            [
+                NOON if asked else None,
+                NOON + timedelta(seconds=left_s),
+                same_boot,
+                run.instance_id,
+            ],
+        )
+    await say(database, run, "hello")
+
+    async with database.reading() as conn:
+        *_, line = await run_events.events_after(conn, Position.FIRST, limit=9)
+        situation = await placement.read_situation(conn, run.server_id, NOON)
+    (told,) = line.payload["accelerators"]
+    gates = line.payload["policy_gate"]["accelerator_gates"]
+    vetoes = [
+        note for note in decide(situation, NOON).blocking if "accelerator_gate" in note
+    ]
+    assert told["posture"] == says
+    assert [hook for gate in gates for hook in gate["hooks"]] == vetoes
+    assert bool(vetoes) == (says not in PASSING_POSTURES)

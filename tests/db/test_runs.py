@@ -167,7 +167,7 @@ async def test_posture_that_comes_with_an_enqueue_may_only_worsen(
             database, instance, CancelActiveRun(by="t", reason="next", now=NOON)
         )
         async with database.reading() as conn:
-            found = await accelerators.list_accelerators(conn, [run.instance_id])
+            found = await accelerators.list_accelerators(conn, [run.instance_id], NOON)
             (one,) = found[run.instance_id]
         return one.posture
 

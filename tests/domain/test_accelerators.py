@@ -1,6 +1,6 @@
 """What a policy of GPUs and a verdict make of an accelerator."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -8,7 +8,6 @@ import pytest
 
 from trustfabric.config import GpuPolicy
 from trustfabric.domain.accelerators import (
-    Accelerator,
     Attester,
     attesters,
     posture_by,
@@ -84,23 +83,3 @@ def test_what_a_posture_counts_for(
     )
 
     assert counted == now
-
-
-@pytest.mark.parametrize(
-    ("boot", "left_s", "now"),
-    [(BOOT, 1, "attested"), (BOOT, 0, "stale"), (ANOTHER, 1, "stale")],
-)
-def test_evidence_is_of_one_boot_and_for_a_time(
-    boot: UUID, left_s: int, now: str
-) -> None:
-    one = Accelerator(
-        accelerator_id="gpu",
-        accelerator_type="nvidia-gpu",
-        posture="attested",
-        asked_at=NOW,
-        attestation_id=1,
-        fresh_until=NOW + timedelta(seconds=left_s),
-        boot_id=BOOT,
-    )
-
-    assert one.posture_now(boot, NOW, running=True) == now

@@ -12,24 +12,36 @@ from psycopg.types.json import Jsonb
 from trustfabric.db.session import Connection
 from trustfabric.domain.accelerators import PASSING_POSTURES, Accelerator
 from trustfabric.domain.ids import AttestationId, InstanceId
+from trustfabric.domain.vms import ACTIVE
 
-_LIST_SQL: LiteralString = """
-SELECT runtime_vm_instance_id AS instance_id, accelerator_id, accelerator_type,
-       posture, policy_feedback, metadata, asked_at, attestation_id, fresh_until,
-       boot_id
-  FROM runtime_vm_accelerator_posture
- WHERE runtime_vm_instance_id = ANY (%(ids)s)
- ORDER BY accelerator_id
+# Of a posture `p` and its instance `i`: one truth for the gate, the views, the streams.
+IS_FRESH: LiteralString = """
+    coalesce(p.fresh_until > %(now)s, false)
+        AND p.boot_id IS NOT DISTINCT FROM i.boot_id
+"""
+IS_RUNNING: LiteralString = "coalesce(i.power_state = ANY (%(active)s), false)"
+
+_LIST_SQL: LiteralString = f"""
+SELECT p.runtime_vm_instance_id AS instance_id, p.accelerator_id, p.accelerator_type,
+       p.posture, p.policy_feedback, p.metadata, p.asked_at, p.attestation_id,
+       p.fresh_until,
+       {IS_FRESH} AS fresh, {IS_RUNNING} AS running
+  FROM runtime_vm_accelerator_posture p
+  JOIN runtime_vm_instances i ON i.id = p.runtime_vm_instance_id
+ WHERE p.runtime_vm_instance_id = ANY (%(ids)s)
+ ORDER BY p.accelerator_id
 """
 
 
 async def list_accelerators(
-    conn: Connection, ids: Iterable[InstanceId]
+    conn: Connection, ids: Iterable[InstanceId], now: datetime
 ) -> Mapping[InstanceId, Sequence[Accelerator]]:
     """Return the accelerators of each instance that has any, by their id."""
     found: defaultdict[InstanceId, list[Accelerator]] = defaultdict(list)
     async with conn.cursor(row_factory=dict_row) as cursor:
-        await cursor.execute(_LIST_SQL, {"ids": list(ids)})
+        await cursor.execute(
+            _LIST_SQL, {"ids": list(ids), "now": now, "active": sorted(ACTIVE)}
+        )
         for row in await cursor.fetchall():
             found[InstanceId(row.pop("instance_id"))].append(Accelerator(**row))
     return found

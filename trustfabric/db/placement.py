@@ -11,6 +11,7 @@ from typing import Any, LiteralString
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from trustfabric.db.accelerators import IS_FRESH, IS_RUNNING
 from trustfabric.db.session import Connection
 from trustfabric.domain.failures import CALLED_OFF
 from trustfabric.domain.ids import HistoryId, RunId, ServerId
@@ -23,9 +24,10 @@ from trustfabric.domain.placement import (
     Trust,
 )
 from trustfabric.domain.trust import AttestationStatus, Lifecycle
+from trustfabric.domain.vms import ACTIVE
 from trustfabric.errors import NotFoundError, UnavailableError
 
-_READ_SQL: LiteralString = """
+_READ_SQL: LiteralString = f"""
 SELECT s.released_at, i.id AS instance_id, i.terminated_at,
        jsonb_strip_nulls(jsonb_build_object(
            'vm_instance_id', i.id, 'registry_version', r.version,
@@ -41,8 +43,7 @@ SELECT s.released_at, i.id AS instance_id, i.terminated_at,
                  FROM runtime_vm_accelerator_posture p
                 WHERE p.runtime_vm_instance_id = i.id
                   AND i.terminated_at IS NULL))) AS inputs,
-       coalesce(i.power_state IN ('starting', 'running', 'paused', 'stopping'), false)
-           AS is_running,
+       {IS_RUNNING} AS is_running,
        r.attestation_status, r.lifecycle_state, r.remediation_state,
        r.remediation_attempts, r.freshness_deadline, r.provenance_ref,
        h.id AS event_id, h.transition_reason, h.previous_lifecycle_state,
@@ -57,8 +58,7 @@ SELECT s.released_at, i.id AS instance_id, i.terminated_at,
        (SELECT jsonb_agg(jsonb_build_array(
                    p.accelerator_id, p.posture, p.policy_feedback,
                    p.asked_at IS NOT NULL,
-                   coalesce(p.fresh_until > %(now)s, false)
-                   AND p.boot_id IS NOT DISTINCT FROM i.boot_id)
+                   {IS_FRESH})
                    ORDER BY p.accelerator_id)
           FROM runtime_vm_accelerator_posture p
          WHERE p.runtime_vm_instance_id = i.id AND i.terminated_at IS NULL)
@@ -114,7 +114,12 @@ async def read_situation(
     async with conn.cursor(row_factory=dict_row) as cursor:
         await cursor.execute(
             _READ_SQL,
-            {"server_id": server_id, "now": now, "called_off": CALLED_OFF},
+            {
+                "server_id": server_id,
+                "now": now,
+                "called_off": CALLED_OFF,
+                "active": sorted(ACTIVE),
+            },
         )
         row = await cursor.fetchone()
     if row is None:

@@ -49,17 +49,21 @@ async def append(
     if not told:
         return {}
     last = await _last_numbers(conn, {run.id for run, _ in told})
-    accelerators = await list_accelerators(conn, {run.instance_id for run, _ in told})
+    times = [one.at for _, events in told for one in events]
+    if not times:
+        return last
+    accelerators = await list_accelerators(
+        conn, {run.instance_id for run, _ in told}, max(times)
+    )
     rows: list[Mapping[str, Any]] = []
     for run, events in told:
         about = context(run, accelerators.get(run.instance_id, ()))
         for seq, one in enumerate(events, last[run.id] + 1):
             rows.append(_row(run, seq, one, about))
         last[run.id] += len(events)
-    if rows:
-        with storable():
-            text = orjson.dumps(rows).decode()
-            await conn.execute(_APPEND_SQL, {"batch": text})
+    with storable():
+        text = orjson.dumps(rows).decode()
+        await conn.execute(_APPEND_SQL, {"batch": text})
     return last
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 from trustfabric.domain.evidence.model import EvidenceKind
 from trustfabric.domain.trust import AttestationStatus
@@ -100,19 +99,19 @@ class Accelerator:
     """The verdict that its posture rests on."""
     fresh_until: datetime | None = None
     """When that evidence runs out."""
-    boot_id: UUID | None = None
-    """The boot of its VM that it was given in."""
+    fresh: bool = False
+    """Whether it is of its VM's present boot, and has not run out."""
+    running: bool = False
+    """Whether its VM is on."""
 
-    def posture_now(self, boot_id: UUID | None, now: datetime, *, running: bool) -> str:
-        """Return what its posture counts for, as its VM is."""
-        fresh = self.boot_id == boot_id and (
-            self.fresh_until is not None and self.fresh_until > now
-        )
+    @property
+    def posture_now(self) -> str:
+        """What its posture counts for, as its VM is."""
         return posture_now(
             self.posture,
             by_evidence=self.asked_at is not None,
-            fresh=fresh,
-            running=running,
+            fresh=self.fresh,
+            running=self.running,
         )
 
 

@@ -202,8 +202,9 @@ def _accelerator_gates(
                 _texts(entry.get("reasons")),
             )
     for one in accelerators:
-        if one.posture not in PASSING_POSTURES:
-            hook = f"policy_hook:accelerator_gate={one.accelerator_id}:{one.posture}"
+        posture = one.posture_now
+        if posture not in PASSING_POSTURES:
+            hook = f"policy_hook:accelerator_gate={one.accelerator_id}:{posture}"
             add(one.accelerator_id, [hook], one.policy_feedback)
     return [{"accelerator_id": name, **gate} for name, gate in gates.items()]
 
@@ -235,7 +236,7 @@ def _enriched(one: Accelerator, told: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "accelerator_id": one.accelerator_id,
         "accelerator_type": one.accelerator_type,
-        "posture": one.posture,
+        "posture": one.posture_now,
         "policy_feedback": _unique(
             one.policy_feedback, _texts(told.get("policy_feedback"))
         ),

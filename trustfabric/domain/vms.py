@@ -59,10 +59,10 @@ class PowerState(StrEnum):
     @property
     def active(self) -> bool:
         """Guest code may be running, or goes on when resumed."""
-        return self in _ACTIVE
+        return self in ACTIVE
 
 
-_ACTIVE: Final = frozenset(
+ACTIVE: Final = frozenset(
     {
         PowerState.STARTING,
         PowerState.RUNNING,

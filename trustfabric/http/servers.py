@@ -234,10 +234,11 @@ async def get_vm(request: web.Request) -> web.Response:
                 "status": active.status,
                 "approval_state": active.approval_state,
             }
-            found = await accelerators.list_accelerators(conn, [instance.id])
+            found = await accelerators.list_accelerators(
+                conn, [instance.id], face.now()
+            )
             view["accelerators"] = [
-                accelerator_view(one, instance, face.now())
-                for one in found.get(instance.id, ())
+                accelerator_view(one) for one in found.get(instance.id, ())
             ]
             view["trust_history"] = [history_view(event) for event in history]
             view["events"] = [

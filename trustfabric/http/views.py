@@ -17,7 +17,6 @@ from trustfabric.domain.runs import Run
 from trustfabric.domain.seeds import without_seed
 from trustfabric.domain.servers import Server
 from trustfabric.domain.trust import Snapshot, is_stale
-from trustfabric.domain.vms import PowerState
 from trustfabric.supervision import ActorReport
 
 View = Mapping[str, Any]
@@ -145,13 +144,12 @@ def instance_view(
     }
 
 
-def accelerator_view(one: Accelerator, instance: Instance, now: datetime) -> View:
+def accelerator_view(one: Accelerator) -> View:
     """Show an accelerator of an instance, and what it counts for at the gate now."""
-    running = instance.power_state is PowerState.RUNNING
     return {
         "accelerator_id": one.accelerator_id,
         "accelerator_type": one.accelerator_type,
-        "posture": one.posture_now(instance.boot_id, now, running=running),
+        "posture": one.posture_now,
         "policy_feedback": one.policy_feedback,
         "attestation_id": one.attestation_id,
         "fresh_until": one.fresh_until,
