@@ -7,7 +7,8 @@ import pytest
 
 from tests.actors.fix_remediation import SETTINGS, Fabric, a_fabric
 from tests.db.fix_runs import add_playbook
-from trustfabric.db import run_events
+from trustfabric.db import run_events, servers
+from trustfabric.db.placement import read_situation
 from trustfabric.db.session import Database
 from trustfabric.domain.events import Position
 from trustfabric.domain.executors import (
@@ -20,6 +21,7 @@ from trustfabric.domain.executors import (
 )
 from trustfabric.domain.failures import FailureReason
 from trustfabric.domain.ids import RunId
+from trustfabric.domain.placement import decide
 from trustfabric.domain.runs import Run, RunStatus
 from trustfabric.domain.trust import Lifecycle, Tag
 from trustfabric.supervision import ManualClock
@@ -91,6 +93,40 @@ async def test_waiting_for_approval_ends(fabric: Fabric, clock: ManualClock) -> 
     )
     posture = await fabric.posture(run.instance_id)
     assert posture.lifecycle is Lifecycle.QUARANTINED
+
+
+async def test_waiting_for_a_vm_that_is_gone_ends(
+    fabric: Fabric, clock: ManualClock
+) -> None:
+    """Else its server could never launch again: an active run stands in the way."""
+    await add_playbook(fabric.database, approval_required=True)
+    run, other = await staged(fabric), await staged(fabric)
+    async with fabric.database.writing() as conn:
+        await conn.execute(
+            "UPDATE runtime_vm_instances SET terminated_at = %s WHERE id = %s",
+            [clock.now(), run.instance_id],
+        )
+
+    clock.advance(HOUR.tick_s)
+    await fabric.quiet()
+
+    after = await fabric.read(run.id)
+    assert (after.status, after.failure_reason) == (
+        RunStatus.CANCELLED,
+        FailureReason.CANCELLED,
+    )
+    assert "its VM is gone" in (after.cancellation_reason or "")
+    assert (await fabric.posture(run.instance_id)).lifecycle is Lifecycle.QUARANTINED
+    assert (await fabric.read(other.id)).status is RunStatus.PENDING
+    async with fabric.database.writing() as conn:
+        situation = await read_situation(conn, run.server_id, clock.now())
+        assert not decide(situation, clock.now()).allowed
+        clock.advance(1)
+        await servers.release_server(
+            conn, run.server_id, by="user:7", reason="seen to", now=clock.now()
+        )
+        situation = await read_situation(conn, run.server_id, clock.now())
+        assert decide(situation, clock.now()).allowed
 
 
 async def test_waiting_in_the_queue_ends(

@@ -307,12 +307,15 @@ class Dispatcher(Actor):
 
     async def _call_off_mended(self, among: Collection[InstanceId] | None) -> None:
         for run in await self._upkeep.mended(among):
-            await settled(self._upkeep.spare(run, self.now()))
+            why = "the evidence was found good meanwhile"
+            await settled(self._upkeep.spare(run, why, self.now()))
 
     async def _tend(self) -> None:
         """See to what only the clock can tell, and to what events did not."""
         now = self.now()
         await self._call_off_mended(None)
+        for run in await self._upkeep.forsaken():
+            await settled(self._upkeep.spare(run, "its VM is gone", now))
         for run in await self._upkeep.overdue(now):
             await settled(self._upkeep.call_off(run, now))
         await self._upkeep.tell_breaches(now)

@@ -98,9 +98,14 @@ class Upkeep:
         async with self.desk.database.reading() as conn:
             return await dispatch.list_mended(conn, among, limit=BATCH)
 
-    async def spare(self, run: Run, now: datetime) -> None:
+    async def forsaken(self) -> list[Run]:
+        """Return runs that wait for a VM that is gone for good."""
+        async with self.desk.database.reading() as conn:
+            return await dispatch.list_forsaken(conn, limit=BATCH)
+
+    async def spare(self, run: Run, why: str, now: datetime) -> None:
         """End a run that nobody needs any more."""
-        text = "not needed any more: the evidence was found good meanwhile"
+        text = f"not needed any more: {why}"
         decided = called_off(run, FailureReason.CANCELLED, text)
         await orders.end_run(self.desk, run, decided, DISPATCHER, now)
 

@@ -321,6 +321,26 @@ async def list_mended(
         return [read_run(row) for row in await cursor.fetchall()]
 
 
+_FORSAKEN_SQL: LiteralString = (
+    "SELECT"
+    + RUN_COLUMNS
+    + RUN_TABLES
+    + """
+  JOIN runtime_vm_trust_registry g ON g.runtime_vm_instance_id = i.id
+ WHERE r.status = 'pending' AND g.ended AND g.lifecycle_state = 'remediating'
+ ORDER BY r.id
+ LIMIT %(limit)s
+"""
+)
+
+
+async def list_forsaken(conn: Connection, *, limit: int) -> list[Run]:
+    """Return waiting runs whose instance is terminated."""
+    async with conn.cursor(row_factory=dict_row) as cursor:
+        await cursor.execute(_FORSAKEN_SQL, {"limit": limit})
+        return [read_run(row) for row in await cursor.fetchall()]
+
+
 _BREACHED_SQL: LiteralString = """
 SELECT r.id FROM runtime_vm_remediation_runs r
  WHERE r.status IN ('pending', 'running') AND r.sla_breached_at IS NULL

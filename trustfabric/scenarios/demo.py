@@ -22,6 +22,7 @@ from trustfabric.config import load_settings
 from trustfabric.domain.runs import ApprovalState, RunStatus
 from trustfabric.domain.trust import Lifecycle
 from trustfabric.errors import FabricError, UnavailableError
+from trustfabric.scenarios.client import RefusedError
 from trustfabric.scenarios.hypervisor import private_hypervisor
 from trustfabric.scenarios.runtime import Runtime
 from trustfabric.scenarios.steps import (
@@ -43,6 +44,10 @@ SETTINGS: Mapping[str, str] = {
     # A fleet of five that is tampered with by turns is no storm.
     "REMEDIATION_BREAKER_MINIMUM": "1000",
 }
+SETTLES_S = 20.0
+"""Within that a VM that boots, or is challenged, is trusted again."""
+REASON = "the demo goes on"
+"""Of what only an operator may decide."""
 _FAILED = 1
 
 
@@ -158,7 +163,7 @@ async def _turn(story: Story, pace: Pace) -> None:
 async def _go_on(story: Story, pace: Pace) -> None:
     instance = await _instance(story)
     if instance is None:
-        await story.start()
+        await _launch_anew(story)
         return
     active = instance["active_run"]
     match instance["trust_lifecycle_state"]:
@@ -170,7 +175,8 @@ async def _go_on(story: Story, pace: Pace) -> None:
             await _mend(story, pace)
         case Lifecycle.QUARANTINED:
             await _release(story, instance["version"])
-        case _:
+        case state:
+            _tell(story, f"{state}: waits for evidence")
             await _settled(story)
 
 
@@ -239,13 +245,27 @@ async def _settled(story: Story) -> None:
     """Wait until it is trusted, from now or already."""
     row = await story.tenant.operator.get(f"{REGISTRY}/{story.instance_id}")
     if not restored(row):
-        await story.until_restored()
+        # Its VM may be gone by now, and never will be; another takes its place.
+        await story.until_restored(within_s=SETTLES_S)
     _tell(story, "restored: fresh evidence is good")
+
+
+async def _launch_anew(story: Story) -> None:
+    """Start its next VM; where the last one ended distrusted, as an operator allows."""
+    try:
+        await story.start()
+    except RefusedError as error:
+        if error.slug != "placement-blocked":
+            raise
+        path = f"{SERVERS}/{story.server_id}/release"
+        await story.tenant.operator.post(path, {"reason": REASON})
+        _tell(story, "released, for its last VM ended distrusted; a new one boots")
+        await story.start()
 
 
 async def _release(story: Story, version: int) -> None:
     """Give it another chance, as an operator may: it is challenged at once."""
-    body = {"reason": "the demo goes on", "expected_version": version}
+    body = {"reason": REASON, "expected_version": version}
     await story.tenant.operator.post(f"{REGISTRY}/{story.instance_id}/release", body)
     _tell(story, "released from quarantine; it is challenged at once")
 

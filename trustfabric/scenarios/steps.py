@@ -240,9 +240,9 @@ class Story:
         )
         self._reached(Phase.VERIFY)
 
-    async def until_restored(self) -> None:
+    async def until_restored(self, within_s: float | None = None) -> None:
         """Wait until it is trusted, by whatever comes from `since` on."""
-        await self._trust(f"{self.name} restored", restored)
+        await self._trust(f"{self.name} restored", restored, within_s=within_s)
 
     async def _trust(
         self,
