@@ -144,8 +144,8 @@ class Address(pykka.ActorRef[Any], Generic[A]):
             handed_over = within_s > 0 and cell.may_be_handed()
             if handed_over:
                 cell.handle_now(Envelope(request, reply))
-                if reply.done():
-                    return reply.result()
+                if reply.is_done:
+                    return reply.value if reply.error is None else reply.result()
             return await self._answer(request, reply, within_s, sent=handed_over)
         finally:
             if asking is not None:

@@ -24,6 +24,7 @@ from trustfabric.supervision.mailbox import (
     sealed,
 )
 from trustfabric.supervision.roles import Behaviour
+from trustfabric.supervision.scheduler import DEPTH
 from trustfabric.supervision.states import ALIVE, RUNNING, STARTING, WAITING, State
 from trustfabric.supervision.trace import Event
 from trustfabric.supervision.work import Settle, Work
@@ -123,7 +124,21 @@ class Cell(Holder):
 
     def may_be_handed(self) -> bool:
         """Whether an ask may be handled on its asker's stack."""
-        return self.is_free and not self.gathers and self.scheduler.may_hand_over()
+        scheduler = self.scheduler
+        return (  # whether it `is_free`, the short way, and the scheduler agrees
+            self.state is RUNNING
+            and not self.busy
+            and not self.in_ready
+            and self._in is None
+            and self._out is None
+            and self.system is None
+            and self.stop_asked is None
+            and not self.suspended
+            and not self.gathers
+            and scheduler.depth < DEPTH
+            and (scheduler.hand_overs > 0 or scheduler.has_turned())
+            and (not scheduler.shuffles or scheduler.tosses())
+        )
 
     def handle_now(self, envelope: Envelope) -> None:
         """Handle a request on its asker's stack; only while free."""
@@ -131,13 +146,20 @@ class Cell(Holder):
         before, scheduler.running = scheduler.running, self
         self.in_ready = True
         scheduler.depth += 1
+        scheduler.hand_overs -= 1
         try:
             scheduler.context.copy().run(self._deliver, envelope, envelope.message)
         finally:
             scheduler.depth -= 1
             self.in_ready = False
             scheduler.running = before
-            self._look()
+            if (  # as `_look`, the short way
+                self._in is not None
+                or self._out is not None
+                or self.system is not None
+                or self.stop_asked is not None
+            ):
+                self.wake()
 
     def _handle_some(self, budget: int) -> bool:
         while self.state is RUNNING and not self.busy:

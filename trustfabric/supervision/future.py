@@ -23,45 +23,45 @@ class LoopReply:
     Most come before anybody has to wait: only who does costs one of asyncio's futures.
     """
 
-    __slots__ = ("_done", "_error", "_loop", "_value", "_wake")
+    __slots__ = ("_loop", "_wake", "error", "is_done", "value")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._done = False
-        self._value: Any = None
-        self._error: BaseException | None = None
+        self.is_done = False
+        self.value: Any = None
+        self.error: BaseException | None = None
         self._wake: asyncio.Future[None] | None = None
 
     def done(self) -> bool:
-        return self._done
+        return self.is_done
 
     def resolve(self, value: Any) -> None:
-        if not self._done:
-            self._done, self._value = True, value
+        if not self.is_done:
+            self.is_done, self.value = True, value
             if self._wake is not None:
                 self._wake_up(self._wake)
 
     def reject(self, error: BaseException) -> None:
-        if not self._done and not self._loop.is_closed():
-            self._done, self._error = True, _raisable(error)
+        if not self.is_done and not self._loop.is_closed():
+            self.is_done, self.error = True, _raisable(error)
             if self._wake is not None:
                 self._wake_up(self._wake)
 
     def result(self) -> Any:
         """Return the answer, or raise it, once there is one."""
-        if self._error is None:
-            return self._value
+        if self.error is None:
+            return self.value
         try:
-            raise self._error
+            raise self.error
         finally:
             del self  # its traceback would keep it, and it its traceback
 
     def leave(self) -> None:
         """Want it no more; whatever would answer sees that it is done."""
-        self._done = True
+        self.is_done = True
 
     def __await__(self) -> Generator[Any, None, Any]:
-        if not self._done:
+        if not self.is_done:
             self._wake = self._loop.create_future()
             yield from self._wake
         return self.result()

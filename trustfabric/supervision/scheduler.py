@@ -20,8 +20,11 @@ from trustfabric.supervision.undelivered import bounce
 
 BATCH = 64
 """Messages one actor may handle before the next one's turn."""
-HAND_OVERS = 256
-"""Asks that may be handled on their askers' stacks before the event loop must turn."""
+HAND_OVERS = 257
+"""Asks that may be handled on their askers' stacks before the event loop must turn.
+
+A prime: tasks that ask in turns don't reach the end of it with the same one each time.
+"""
 DEPTH = 16
 """How many hand-overs may stand on one another."""
 INBOUND = 50_000
@@ -72,11 +75,12 @@ class Scheduler:
         self.context = contextvars.Context()
         self.thread = threading.get_ident()
         self._batch = 1 if shuffle else BATCH
-        self._shuffle = shuffle
+        self.shuffles = shuffle
         self._ready: deque[Runnable] = deque()
         self._scheduled = False
         self._handed_to = 0
-        self._hand_overs = 0
+        self.hand_overs = 0
+        """Whoever asks and asks shall let the loop turn now and then."""
         self.depth = 0
         """How many askers' stacks the handler that runs stands on."""
         self._posted: deque[tuple[Runnable, Mail]] = deque()
@@ -104,36 +108,33 @@ class Scheduler:
                     raise
                 self.abandon()
 
-    def may_hand_over(self) -> bool:
-        """Whether an asker may have its request handled on its own stack.
+    def tosses(self) -> bool:
+        """Leave to chance what the simulation may do either way."""
+        return bool(self.random.getrandbits(1))
 
-        Not for ever: whoever asks and asks shall let the loop turn now and then. It
-        has turned when another task asks.
+    def has_turned(self) -> bool:
+        """Whether the loop has turned since the hand-overs ran out; then there are more.
+
+        It has when another task asks.
         """
-        self._hand_overs -= 1
-        if self.depth >= DEPTH or (self._hand_overs < 0 and not self._has_turned()):
-            return False
-        return not self._shuffle or bool(self.random.getrandbits(1))
-
-    def _has_turned(self) -> bool:
         task = id(asyncio.current_task(self.loop))
         if task == self._handed_to:
             return False
-        self._handed_to, self._hand_overs = task, HAND_OVERS
+        self._handed_to, self.hand_overs = task, HAND_OVERS
         return True
 
     def _pump(self) -> None:
-        self._hand_overs = HAND_OVERS
+        self.hand_overs = HAND_OVERS
         until = perf_counter() + SLICE_S
         ready, batch = self._ready, self._batch
         try:
             while ready:
-                if self._shuffle:
+                if self.shuffles:
                     ready.rotate(-self.random.randrange(len(ready)))
                 cell = self.running = ready.popleft()
                 if cell.step(batch):
                     ready.append(cell)
-                if perf_counter() > until or self._shuffle:
+                if perf_counter() > until or self.shuffles:
                     break
         finally:
             self.running = None
