@@ -24,6 +24,7 @@ from trustfabric.supervision.states import (
     NEW,
     NOBODY,
     RUNNING,
+    STARTING,
     WAITING,
     State,
 )
@@ -62,6 +63,11 @@ class Box(Mailbox, ABC):
     @property
     def path(self) -> str:
         return f"{self.prefix}{self.address.name}"
+
+    @property
+    def may_speak(self) -> bool:
+        """Whether the present incarnation still takes mail of its own."""
+        return self.state is RUNNING or self.state is STARTING
 
     def announce(self, scheduler: Scheduler, prefix: str) -> None:
         """Join a tree; from here on mail is kept for the first incarnation."""

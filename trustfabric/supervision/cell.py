@@ -4,7 +4,6 @@ A cell outlives its incarnations. Whatever an incarnation leaves behind (a timer
 a task, a coroutine) checks that it still is the cell's present one, or is dropped.
 """
 
-import asyncio
 import math
 from collections.abc import Callable, Coroutine
 from datetime import datetime
@@ -35,7 +34,7 @@ class Cell(Holder):
 
     __slots__ = (
         "_brutal_timer", "_free", "_work", "actor", "asking", "current", "doom",
-        "gathers", "grace_s", "over", "restart_count", "restarts", "since",
+        "gathers", "grace_s", "restart_count", "restarts", "since",
         "stop_asked",
     )  # fmt: skip
 
@@ -51,24 +50,12 @@ class Cell(Holder):
         self.asking: dict[Reply, Cell] | None = None
         self.restart_count = 0
         self.restarts: list[tuple[datetime, str]] | None = None
-        self._resources = self._holds = None
-        self.over: asyncio.Future[None] | None = None
+        self._resources = self._holds = self._ended = None
         self._free = False
         """It has ended and let go of everything but what holds it."""
         self.doom: Exit | None = None
         self._work: Work | None = None
         self._brutal_timer: Handle | None = None
-
-    def ended(self) -> asyncio.Future[None]:
-        """Return what is done once the present incarnation is over."""
-        if self.over is None:
-            self.over = self.scheduler.loop.create_future()
-        return self.over
-
-    @property
-    def may_speak(self) -> bool:
-        """Whether the present incarnation still takes mail of its own."""
-        return self.state is RUNNING or self.state is STARTING
 
     # --- running --------------------------------------------------------------
 
@@ -393,9 +380,7 @@ class Cell(Holder):
         self.state = WAITING
         if self.scheduler.observers:
             self.scheduler.emit(self, Event.DOWN, exit_.reason)
-        over, self.over = self.over, None
-        if over is not None and not over.done():
-            over.set_result(None)
+        self._tell_over()
         mail, self.current = self.current, None
         if mail is not None and sealed(mail).may_repeat:
             self.keep_again(sealed(mail))

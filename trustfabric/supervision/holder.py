@@ -3,6 +3,7 @@
 Both in the order in which they came, so that equal histories go on equally.
 """
 
+import asyncio
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 
 class Holder(Box):
-    __slots__ = ("_holds", "_resources")
+    __slots__ = ("_ended", "_holds", "_resources")
+
+    _ended: asyncio.Future[None] | None
 
     _holds: "dict[Beside | Cell, None] | None"
     """Tasks and children."""
@@ -24,6 +27,17 @@ class Holder(Box):
     def is_up(self, epoch: int) -> bool:
         """Whether that incarnation is the present one, and has not fallen."""
         return self.epoch == epoch and self.state in UP
+
+    def ended(self) -> asyncio.Future[None]:
+        """Return what is done once the present incarnation is over."""
+        if self._ended is None:
+            self._ended = self.scheduler.loop.create_future()
+        return self._ended
+
+    def _tell_over(self) -> None:
+        ended, self._ended = self._ended, None
+        if ended is not None and not ended.done():
+            ended.set_result(None)
 
     def own(self, resource: Cancellable) -> None:
         """Cancel it when the present incarnation ends."""

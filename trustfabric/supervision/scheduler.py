@@ -113,7 +113,7 @@ class Scheduler:
         return bool(self.random.getrandbits(1))
 
     def has_turned(self) -> bool:
-        """Whether the loop has turned since the hand-overs ran out; then there are more.
+        """Whether the loop has turned since they ran out; then there are more.
 
         It has when another task asks.
         """
