@@ -55,15 +55,20 @@ def begin_asking(asker: Cell, target: Cell, reply: Reply) -> dict[Reply, Cell]:
 
 
 def _chain(start: Cell, goal: Cell) -> list[Cell]:
-    """Return the way from one cell to another along what each waits for, if any."""
+    """Return the way from one cell to another along what each waits for, if any.
+
+    Each cell is looked at once, so this ends whatever the way. Who has its answer
+    waits no longer, even if it has yet to take its turn.
+    """
     came_from: dict[Cell, Cell | None] = {start: None}
     ahead = [start]
     while ahead:
         cell = ahead.pop()
         if cell is goal:
             return _way(cell, came_from)
-        for target in (cell.asking or {}).values():
-            if target not in came_from:
+        # a copy: collecting garbage may end an ask of a coroutine nobody has any more
+        for reply, target in list((cell.asking or {}).items()):
+            if target not in came_from and not reply.done():
                 came_from[target] = cell
                 ahead.append(target)
     return []
