@@ -176,7 +176,7 @@ class Shifting(LoopReply):
     """Who waits for whom changes whenever somebody looks."""
 
     def __init__(self, cells: list[Cell], chance: Random, looks: list[int]) -> None:
-        super().__init__()
+        super().__init__(asyncio.get_running_loop())
         self.cells = cells
         self.chance = chance
         self.looks = looks

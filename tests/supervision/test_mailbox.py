@@ -341,9 +341,15 @@ async def test_a_newer_notice_takes_the_place_of_the_older_with_its_key() -> Non
     await runtime.stop()
 
 
-async def test_a_faulty_key_is_the_receivers_bug_not_the_senders() -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError, SystemExit])
+async def test_a_faulty_key_is_the_receivers_bug_not_the_senders(
+    error: type[BaseException],
+) -> None:
+    def no_key(_: Any) -> Any:
+        raise error
+
     class Faulty(Counter):
-        mailbox: ClassVar[MailboxSpec] = MailboxSpec(conflate=lambda m: m.nothing)
+        mailbox: ClassVar[MailboxSpec] = MailboxSpec(conflate=no_key)
 
     a = Address[Counter]("a")
     runtime = await started(

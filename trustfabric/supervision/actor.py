@@ -8,7 +8,6 @@ from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
 
 import pykka
-import structlog
 
 from trustfabric.supervision import exits
 from trustfabric.supervision.address import Address
@@ -16,16 +15,18 @@ from trustfabric.supervision.cell import Cell
 from trustfabric.supervision.context import BIRTH, CALLER
 from trustfabric.supervision.exits import Exit, ExitKind
 from trustfabric.supervision.future import ThreadFuture
+from trustfabric.supervision.log import Log
 from trustfabric.supervision.mailbox import DEFAULT_MAILBOX, Envelope, MailboxSpec
 from trustfabric.supervision.messages import Notice, Request
 from trustfabric.supervision.taken import Taken, take
 from trustfabric.supervision.timers import OnDown, Timer, Watch
+from trustfabric.supervision.undelivered import cleanup_failed
 from trustfabric.supervision.work import close, contain, on_stack, outcome
 
 M = TypeVar("M")
 T = TypeVar("T")
 
-log = structlog.get_logger(__name__)
+log = Log(__name__)
 
 Spawn = Callable[[Callable[[], Any], str], "Address[Any]"]
 SPAWN: ContextVar[Spawn | None] = ContextVar("spawn", default=None)
@@ -218,6 +219,8 @@ class Owned(Generic[T]):
         self._epoch = epoch
         self._coro = coro
         self._done = done
+        self._closed = False
+        """Taken away by force: what its task ends with says nothing."""
         self.task: asyncio.Task[T] = scheduler.loop.create_task(
             contain(coro), name=cell.path, context=context
         )
@@ -235,6 +238,7 @@ class Owned(Generic[T]):
         self.task.cancel()
 
     def close(self) -> bool:
+        self._closed = True
         closed = close(self._coro)
         self.task.cancel()
         return closed
@@ -245,6 +249,8 @@ class Owned(Generic[T]):
         cell = self._cell
         if cell.epoch == self._epoch and cell.may_speak:
             self._report(result if error is None else error)
+        elif not self._closed:
+            cleanup_failed(cell.path, error)
         cell.release(self)
 
     def _report(self, result: T | BaseException) -> None:

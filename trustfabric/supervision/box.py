@@ -86,6 +86,7 @@ class Box(Mailbox, ABC):
     def bury(self, exit_: Exit) -> None:
         """Never mind a restart: answer the mail, tell the watchers."""
         self.state = State.DEAD
+        self.system = None  # of its own timers and tasks: nobody sent it
         for mail in self.drain():
             reason, letters = f"ended: {exit_.kind}", self.scheduler.dead_letters
             undelivered.strand(sealed(mail), self.path, reason, letters)
@@ -120,7 +121,7 @@ class Box(Mailbox, ABC):
             return False
         try:
             kept = self.keep(mail) or self._put_into_full(sealed(mail))
-        except Exception as error:  # noqa: BLE001  # in the receiver's conflate: its bug
+        except BaseException as error:  # noqa: BLE001  # of the receiver's conflate
             self.kill(exits.crashed(error, "conflate"))
             self._bounce(sealed(mail))
             return False

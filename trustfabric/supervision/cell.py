@@ -266,6 +266,7 @@ class Cell(Holder):
         if self.doom is None:
             settle(result, error)
         else:
+            undelivered.cleanup_failed(self.path, error)
             self.end(self.doom)
 
     # --- stopping -------------------------------------------------------------
@@ -358,9 +359,10 @@ class Cell(Holder):
 
     def end(self, exit_: Exit, grace_s: float | None = None) -> None:
         """Let go of all it holds, its code being off the stack; then tell."""
-        self.state = State.DYING
+        fallen, self.state = self.state is State.DYING, State.DYING
         self.doom = exit_
-        self._let_go(self.grace_s if grace_s is None else grace_s)
+        if not fallen:  # else it has let go; a second cancel would cut cleanups off
+            self._let_go(self.grace_s if grace_s is None else grace_s)
         if self.actor is not None:
             self.actor.on_death(exit_)
         self._free = True

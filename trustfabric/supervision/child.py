@@ -4,18 +4,17 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import structlog
-
 from trustfabric.supervision import exits
 from trustfabric.supervision.address import Place
 from trustfabric.supervision.cell import Cell
 from trustfabric.supervision.clock import Handle
 from trustfabric.supervision.exits import Exit, ExitKind
 from trustfabric.supervision.intensity import Intensity
+from trustfabric.supervision.log import Log
 from trustfabric.supervision.spec import Terms
 from trustfabric.supervision.states import ALIVE, State
 
-log = structlog.get_logger(__name__)
+log = Log(__name__)
 
 KEPT_RESTARTS = 20
 

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from threading import Lock
 
-import structlog
-
 from trustfabric.supervision.clock import Clock
+from trustfabric.supervision.log import Log
 
-log = structlog.get_logger(__name__)
+log = Log(__name__)
 
 
 @dataclass(frozen=True, slots=True)

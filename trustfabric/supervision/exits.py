@@ -43,6 +43,14 @@ def killed(reason: str) -> Exit:
 
 
 def crashed(error: BaseException, message: str | None = None) -> Exit:
-    text = str(error)
+    return Exit(ExitKind.CRASHED, in_words(error), error, message)
+
+
+def in_words(error: BaseException) -> str:
+    """Return an error's type and text; the type alone, if it cannot say the text."""
     name = type(error).__name__
-    return Exit(ExitKind.CRASHED, f"{name}: {text}" if text else name, error, message)
+    try:
+        text = str(error)
+    except BaseException:  # noqa: BLE001  # a bug in what tells of a bug
+        return name
+    return f"{name}: {text}" if text else name

@@ -13,10 +13,13 @@ from typing import Any, Protocol
 from trustfabric.supervision import exits
 from trustfabric.supervision.clock import Clock
 from trustfabric.supervision.deadletters import DeadLetters
+from trustfabric.supervision.log import Log
 from trustfabric.supervision.mailbox import Mail, is_stop, sealed
 from trustfabric.supervision.tally import Tally
 from trustfabric.supervision.trace import Event, Observer, TraceEvent
 from trustfabric.supervision.undelivered import bounce
+
+log = Log(__name__)
 
 BATCH = 64
 """Messages one actor may handle before the next one's turn."""
@@ -207,4 +210,8 @@ class Scheduler:
             self.clock.monotonic(), cell.path, cell.epoch, event, detail
         )
         for observe in self.observers:
-            observe(happened)
+            try:
+                observe(happened)
+            except Exception:  # looking on, it hurts nobody
+                self.observers = tuple(o for o in self.observers if o != observe)
+                log.exception("observer.removed", path=cell.path)

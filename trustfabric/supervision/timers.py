@@ -78,9 +78,11 @@ class Watch:
 
     def _fire(self, exit_: Exit) -> None:
         self._cell.disown(self)
+        if not self._cell.is_up(self._epoch):  # fell over another word of this end
+            return
         try:
             notice = self._done(Down(self._target.path, exit_))
-        except Exception as error:  # noqa: BLE001  # a bug of the watcher
+        except BaseException as error:  # noqa: BLE001  # a bug of the watcher
             self._cell.kill(exits.crashed(error, "watch"))
         else:
             self._cell.put_system(Envelope(notice, epoch=self._epoch))

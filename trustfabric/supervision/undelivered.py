@@ -1,6 +1,6 @@
 """What becomes of mail that no actor handles: somebody always hears of it."""
 
-import structlog
+from asyncio import CancelledError
 
 from trustfabric.supervision.deadletters import DeadLetters
 from trustfabric.supervision.errors import (
@@ -11,10 +11,11 @@ from trustfabric.supervision.errors import (
     AskTimeoutError,
     MailboxFullError,
 )
-from trustfabric.supervision.exits import Exit, ExitKind
+from trustfabric.supervision.exits import Exit, ExitKind, in_words
+from trustfabric.supervision.log import Log
 from trustfabric.supervision.mailbox import Envelope, is_stop
 
-log = structlog.get_logger(__name__)
+log = Log(__name__)
 
 
 def refuse(envelope: Envelope, path: str, reason: str, letters: DeadLetters) -> None:
@@ -45,7 +46,15 @@ def answer_error(envelope: Envelope, path: str, error: BaseException) -> None:
         envelope.reply.reject(error)
         return
     message = type(envelope.message).__name__
-    log.warning("actor.notice_refused", path=path, message=message, error=repr(error))
+    log.warning(
+        "actor.notice_refused", path=path, message=message, error=in_words(error)
+    )
+
+
+def cleanup_failed(path: str, error: BaseException | None) -> None:
+    """Tell of a bug in code that had been cancelled: nobody waits for its outcome."""
+    if error is not None and not isinstance(error, CancelledError):
+        log.error("actor.cleanup_failed", path=path, error=in_words(error))
 
 
 def out_of_time(envelope: Envelope, path: str) -> None:

@@ -9,12 +9,11 @@ from collections import deque
 from dataclasses import dataclass
 from functools import partial
 
-import structlog
-
+from trustfabric.supervision.log import Log
 from trustfabric.supervision.scheduler import Scheduler
 from trustfabric.supervision.tally import Lag
 
-log = structlog.get_logger(__name__)
+log = Log(__name__)
 
 
 @dataclass(frozen=True, slots=True)
