@@ -19,6 +19,7 @@ from tests.supervision.actors import (
     started,
 )
 from trustfabric.supervision import (
+    ActorCrashedError,
     Address,
     AskCycleError,
     AskError,
@@ -59,6 +60,27 @@ async def test_a_cycle_of_asks_is_found_and_named(length: int) -> None:
     names = [a.path for a in them]
     expected = " -> ".join([names[-1], *names])
     assert str(ring.error) == f"{expected}: each waits for the next"
+    await runtime.stop()
+
+
+async def test_a_cycle_that_nobody_catches_is_undone_from_where_it_was_found() -> None:
+    a, b, c = (Address[Counter](name) for name in "abc")
+    runtime = await started(Runtime(clock=ManualClock()), *children(a, b, c))
+
+    def ask(other: Address[Counter], function: Any) -> Any:
+        return lambda _: other.ask(Do(function), within_s=9.0)
+
+    with pytest.raises(ActorCrashedError) as told:
+        await a.ask(Do(ask(b, ask(c, ask(a, Count)))), within_s=9.0)
+    await runtime.quiet()
+
+    causes, error = list[str](), told.value.__cause__
+    while error is not None:
+        causes.append(type(error).__name__)
+        error = error.__cause__
+    assert causes == ["ActorCrashedError", "ActorCrashedError", "AskCycleError"]
+    assert [await one.ask(Count(), within_s=9.0) for one in (a, b, c)] == [1, 1, 1]
+    assert [r.restart_count for r in runtime.report()] == [0, 1, 1, 1]
     await runtime.stop()
 
 

@@ -312,6 +312,40 @@ def test_a_key_that_many_start_and_stop_has_one_child_at_a_time(seed: int) -> No
     assert simulate(keys_in_turmoil, seed).result > 20
 
 
+async def test_a_child_that_is_back_first_may_start_and_stop_its_siblings() -> None:
+    book, living = DynamicAddress[Counter]("many"), list[str]()
+
+    class First(Counter):
+        async def on_start(self) -> None:  # type: ignore[override]
+            if book.child("b") is not None:
+                back = await book.start_child("b", lambda: Sibling("another"))
+                assert await back.ask(Count(), within_s=1.0) == 1
+                await book.stop_child("c")
+
+    class Sibling(Counter):
+        def __init__(self, label: str) -> None:
+            super().__init__(label=label)
+            living.append(label)
+
+        def on_death(self, exit_: Any) -> None:
+            super().on_death(exit_)
+            living.remove(self.label)
+
+    runtime = await started(Runtime(clock=ManualClock()), DynamicSpec(address=book))
+    await book.start_child("a", First)
+    b = await book.start_child("b", lambda: Sibling("b"))
+    await book.start_child("c", lambda: Sibling("c"))
+
+    await runtime.kill("root/many")
+    await runtime.quiet()
+
+    assert living == ["b"]
+    assert book.child("b") is b
+    assert set(book.children()) == {"a", "b"}
+    await runtime.stop()
+    assert living == []
+
+
 async def test_a_child_cannot_be_started_while_its_supervisor_is_down() -> None:
     runtime, book = await keyed()
     await runtime.stop()

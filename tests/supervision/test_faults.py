@@ -60,6 +60,18 @@ async def test_an_error_that_cannot_be_put_in_words_is_a_crash_like_any_other() 
     await runtime.stop()
 
 
+async def test_of_a_long_text_only_the_beginning_is_kept() -> None:
+    runtime, a = await one()
+
+    a.tell(Crash(ValueError("x" * 1_000_000)))
+    await runtime.quiet()
+
+    (report,) = [r for r in runtime.report() if r.path == "root/a"]
+    assert report.restarts[0].reason.startswith("ValueError: xxx")
+    assert len(report.restarts[0].reason) < 1_100
+    await runtime.stop()
+
+
 async def test_an_answer_to_nobody_that_cannot_be_put_in_words_hurts_nobody() -> None:
     a = Address[Counter]("a")
     runtime = await started(

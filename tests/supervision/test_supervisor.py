@@ -96,6 +96,14 @@ def shut_down(runtime: Runtime, a: Address[Counter]) -> Any:
     a.cell.request_stop(exits.shutdown())
 
 
+def crash_while_shut_down(runtime: Runtime, a: Address[Counter]) -> Any:
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    setattr(a.cell.actor, "on_stop", fail)  # noqa: B010
+    a.cell.request_stop(exits.shutdown())
+
+
 @pytest.mark.parametrize(
     ("restart", "fall", "returns"),
     [
@@ -103,6 +111,9 @@ def shut_down(runtime: Runtime, a: Address[Counter]) -> Any:
         (Restart.PERMANENT, crash, True),
         (Restart.PERMANENT, kill, True),
         (Restart.PERMANENT, shut_down, True),
+        (Restart.PERMANENT, crash_while_shut_down, True),
+        (Restart.TRANSIENT, crash_while_shut_down, True),
+        (Restart.TEMPORARY, crash_while_shut_down, False),
         (Restart.TRANSIENT, quit_, False),
         (Restart.TRANSIENT, crash, True),
         (Restart.TRANSIENT, kill, True),
@@ -518,6 +529,10 @@ def test_faulty_specs_are_named() -> None:
         )
     with pytest.raises(ValueError, match="negative"):
         SupervisorSpec(name="s", max_restarts=-1)
+    with pytest.raises(ValueError, match="negative"):
+        Backoff(min_s=-0.1)
+    with pytest.raises(ValueError, match="shrinks"):
+        Backoff(factor=0.5)
     with pytest.raises(ValueError, match="significant"):
         ChildSpec(name="a", start=Counter, significant=True)
     with pytest.raises(ValueError, match="a name or an address"):

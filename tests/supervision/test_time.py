@@ -53,6 +53,13 @@ def test_the_first_restart_is_at_once_and_the_rest_wait_longer_to_a_bound() -> N
     assert waits == [0.0, 1.0, 2.0, 4.0, 5.0, 5.0]
 
 
+@pytest.mark.parametrize(("min_s", "wait_s"), [(0.0, 0.0), (0.1, 5.0)])
+def test_no_factor_takes_a_wait_over_its_bound(min_s: float, wait_s: float) -> None:
+    backoff = Backoff(min_s=min_s, max_s=5.0, factor=1e9, jitter=0.0)
+
+    assert backoff.delay_s(99_999, Random(1)) == wait_s
+
+
 @given(st.integers(1, 50), st.integers())
 def test_chance_adds_its_share_at_most(attempt: int, seed: int) -> None:
     plain = Backoff(jitter=0.0).delay_s(attempt, Random(seed))

@@ -36,7 +36,8 @@ class DynamicSupervisor(Actor):
     def on_start(self) -> None:
         """Start again what the incarnation before had in its care."""
         for key, child in list(self._children.items()):
-            self._start(key, child.cell, child.construct)
+            if self._children.get(key) is child:  # unless a sibling was quicker
+                self._start(key, child.cell, child.construct)
 
     async def on_stop(self) -> None:
         self._closing = exits.shutdown()
@@ -82,6 +83,10 @@ class DynamicSupervisor(Actor):
     def place(self, key: str, start: Callable[[], Any]) -> Address[Any]:
         if not key or "/" in key:
             raise ValueError(f"{key!r}: a key is not empty and has no slash")
+        known = self._children.get(key)
+        if known is not None:  # about to return with this incarnation: now, then
+            self._start(key, known.cell, known.construct)
+            return known.cell.address  # type: ignore[no-any-return]
         address: Address[Any] = Address(key)
         self._start(key, address.cell, start)
         return address
@@ -152,7 +157,7 @@ class DynamicSupervisor(Actor):
     def _forget(self, child: Child, exit_: Exit) -> None:
         """Strike a child off; one that fell with this supervisor keeps its place."""
         key: str = child.cell.address.name
-        self._in_care -= 1
+        self._in_care -= not child.gone  # else it is an earlier incarnation's
         child.give_up(exit_)
         removal = self._removals.pop(key, None)
         returns = self._closing is not None and removal is None

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, lru_cache
 
+MOST_TEXT = 1_000
+"""Characters of an error's text that a reason keeps."""
+
 
 class ExitKind(StrEnum):
     NORMAL = "normal"
@@ -47,10 +50,15 @@ def crashed(error: BaseException, message: str | None = None) -> Exit:
 
 
 def in_words(error: BaseException) -> str:
-    """Return an error's type and text; the type alone, if it cannot say the text."""
+    """Return an error's type and text; the type alone, if it cannot say the text.
+
+    Of a long text only the beginning: it is kept for as long as the actor is.
+    """
     name = type(error).__name__
     try:
         text = str(error)
     except BaseException:  # noqa: BLE001  # a bug in what tells of a bug
         return name
+    if len(text) > MOST_TEXT:
+        text = f"{text[:MOST_TEXT]}…"
     return f"{name}: {text}" if text else name

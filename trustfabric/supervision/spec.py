@@ -58,12 +58,19 @@ class Backoff:
     reset_after_s: float = 60.0
     """Up for so long: the next fall counts as the first again."""
 
+    def __post_init__(self) -> None:
+        _check_not_negative(min_s=self.min_s, max_s=self.max_s, jitter=self.jitter)
+        if self.factor < 1.0:
+            raise ValueError(f"a wait that shrinks by {self.factor} is no backoff")
+
     def delay_s(self, attempt: int, random: Random) -> float:
         """Return the wait before restart number `attempt`, the first being 0."""
         if attempt == 0:
             return 0.0
-        exponent = min(attempt - 1, 64)
-        wait = min(self.max_s, self.min_s * self.factor**exponent)
+        try:
+            wait = min(self.max_s, self.min_s * self.factor ** (attempt - 1))
+        except OverflowError:  # of a power beyond all bounds
+            wait = self.max_s if self.min_s else 0.0
         return wait * (1.0 + self.jitter * random.random())
 
 
