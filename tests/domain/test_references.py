@@ -207,6 +207,15 @@ def test_a_set_of_another_kind_is_none_of_its() -> None:
         ({"kind": "tpm", "values": {}}, "values"),
         ({"kind": "tpm", "values": {"pcr-0": []}}, "no value"),
         ({"kind": "tpm", "values": {"mrtd": [GOOD.hex()]}}, "no such check"),
+        ({"kind": "tpm", "values": {"pcr-07": [GOOD.hex()]}}, "no such check"),
+        (
+            {"kind": "nvidia-gpu", "values": {"measurement-009": [GOOD.hex()]}},
+            "no such check",
+        ),
+        (
+            {"kind": "composite-azure-vtpm", "values": {"pcr-07": [GOOD.hex()]}},
+            "no such check",
+        ),
         ({"kind": "tpm", "values": {"pcr-16": [GOOD.hex()]}}, "reset by the guest"),
         ({"kind": "tpm", "values": {"pcr-77": [GOOD.hex()]}}, "77"),
         ({"kind": "tpm", "values": {"pcr-0": ["zz" * 32]}}, "hex"),

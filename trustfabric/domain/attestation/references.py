@@ -25,14 +25,16 @@ MOST_VALUES: Final = 1024
 """In one set."""
 
 _PCR = re.compile(r"pcr-(?:(?:sha256|sha384|sha512)-)?(\d+)")
+_NUMBER: Final = "(?:0|[1-9][0-9]{0,2})"
+"""As checks are named: by any other spelling a set's state would not be looked up."""
 _SNP: Final = ("amd-sev-snp", "measurements")
 _TDX: Final = ("intel-tdx", "mrtd")
 _NAMES: Mapping[EvidenceKind, re.Pattern[str]] = {
-    EvidenceKind.TPM: re.compile(r"pcr-\d{1,2}"),
+    EvidenceKind.TPM: re.compile(f"pcr-{_NUMBER}"),
     EvidenceKind.AMD_SEV_SNP: re.compile("measurement"),
     EvidenceKind.INTEL_TDX: re.compile("mrtd"),
-    EvidenceKind.COMPOSITE_AZURE_VTPM: re.compile(r"pcr-\d{1,2}|measurement|mrtd"),
-    EvidenceKind.NVIDIA_GPU: re.compile(r"measurement-\d{1,3}"),
+    EvidenceKind.COMPOSITE_AZURE_VTPM: re.compile(f"pcr-{_NUMBER}|measurement|mrtd"),
+    EvidenceKind.NVIDIA_GPU: re.compile(f"measurement-{_NUMBER}"),
 }
 
 
