@@ -194,6 +194,19 @@ def test_sets_add_to_what_the_policy_allows() -> None:
     )
 
 
+def test_as_many_sets_count_as_there_may_be() -> None:
+    sets = [
+        a_set(
+            *(number.to_bytes(4, "big") * 8 for number in range(first, first + 1024)),
+            number=first,
+        )
+        for first in range(1024, 9 * 1024, 1024)
+    ]
+
+    assert judged(a_set(GOOD), *sets).code is Code.OK
+    assert judged(*sets).code is Code.MEASUREMENT_UNKNOWN
+
+
 def test_a_set_of_another_kind_is_none_of_its() -> None:
     other = replace(a_set(GOOD), kind=EvidenceKind.NVIDIA_GPU)
 

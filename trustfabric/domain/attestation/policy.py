@@ -164,12 +164,17 @@ class AppraisalPolicy(_Section):
         return dumped
 
 
-def parse_policy(document: bytes | Mapping[str, object]) -> AppraisalPolicy:
-    """Read a policy; an unknown key, a doubled one or a wrong value is InvalidError."""
+def parse_policy(
+    document: bytes | Mapping[str, object], most: int = _MAX_DOCUMENT
+) -> AppraisalPolicy:
+    """Read a policy; an unknown key, a doubled one or a wrong value is InvalidError.
+
+    So is one of more than `most` bytes.
+    """
     try:
         if not isinstance(document, bytes):
             document = json.dumps(document).encode()
-        members = read_object(document, "policy", _MAX_DOCUMENT)
+        members = read_object(document, "policy", most)
         return AppraisalPolicy.model_validate_json(json.dumps(members))
     except Reject as reject:
         raise InvalidError(str(reject)) from None

@@ -7,7 +7,8 @@ and an image whose sets are all over is no image without reference values.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated, Any, Final
@@ -23,6 +24,9 @@ from trustfabric.errors import InvalidError
 
 MOST_VALUES: Final = 1024
 """In one set."""
+
+_MOST_JOINED = 64 * 1024 * 1024
+"""Bytes of a policy with the values of every set that concerns an instance."""
 
 _PCR = re.compile(r"pcr-(?:(?:sha256|sha384|sha512)-)?(\d+)")
 _NUMBER: Final = "(?:0|[1-9][0-9]{0,2})"
@@ -122,24 +126,23 @@ def with_references(
     policy: AppraisalPolicy, kind: EvidenceKind, sets: Iterable[ReferenceSet]
 ) -> AppraisalPolicy:
     """Let a policy know every value that ever stood in a set; `settle` sorts them."""
-    known: dict[str, tuple[str, ...]] = {}
+    known: defaultdict[str, list[str]] = defaultdict(list)
     for each in sets:
         if each.kind is kind:
             for name, values in each.values.items():
-                known[name] = (*known.get(name, ()), *values)
+                known[name] += values
     return policy if not known else _joined(policy, kind, known)
 
 
 def _joined(
-    policy: AppraisalPolicy, kind: EvidenceKind, known: Mapping[str, tuple[str, ...]]
+    policy: AppraisalPolicy, kind: EvidenceKind, known: Mapping[str, Sequence[str]]
 ) -> AppraisalPolicy:
     document: Any = json.loads(policy.model_dump_json(by_alias=True))
     section = document["kinds"][kind.value]
     for name, values in known.items():
         place, key = _place(section, kind, name)
-        found = place.get(key, [])
-        place[key] = [*found, *(value for value in values if value not in found)]
-    return parse_policy(document)
+        place[key] = list(dict.fromkeys((*place.get(key, ()), *values)))
+    return parse_policy(document, _MOST_JOINED)
 
 
 def _place(section: Any, kind: EvidenceKind, name: str) -> tuple[dict[str, Any], str]:
