@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trustfabric.domain.attestation.checks import Judged
+from trustfabric.domain.attestation.checks import Judged, alternatives
 from trustfabric.domain.attestation.model import Check, Code
 from trustfabric.domain.attestation.policy import AppraisalPolicy, Digest, parse_policy
 from trustfabric.domain.attestation.versions import State
@@ -224,7 +224,8 @@ class _Lookup:
             *own,
             *(v for s in known if s.in_force(self._now) for v in s.values[name]),
         ]
-        told = replace(check, passed=False, expected=_alternatives(good))
+        allowed = alternatives(good) or "nothing: every set is over"
+        told = replace(check, passed=False, expected=allowed)
         if revoked is not None:
             return replace(
                 told,
@@ -274,7 +275,3 @@ def _name_of(check: Check) -> str:
     """Return what a set calls the value of a check: registers without their bank."""
     register = _PCR.fullmatch(check.name)
     return check.name if register is None else f"pcr-{register[1]}"
-
-
-def _alternatives(values: list[str]) -> str:
-    return " or ".join(dict.fromkeys(values)) or "nothing: every set is over"
