@@ -99,6 +99,14 @@ def test_a_key_on_a_larger_curve_signs_with_its_own_algorithm() -> None:
             },
             Code.POLICY_VIOLATION,
         ),
+        (
+            {"vm": {"ear.status": 0, "ear.trustworthiness-vector": {"hardware": 2}}},
+            Code.NO_REFERENCE_VALUES,
+        ),
+        (
+            {"vm": {"ear.status": 0, "ear.trustworthiness-vector": {"hardware": 96}}},
+            Code.POLICY_VIOLATION,
+        ),
         ({}, Code.MALFORMED),
         ({"vm": {}}, Code.MALFORMED),
         ({"vm": {"ear.status": "splendid"}}, Code.MALFORMED),
