@@ -384,6 +384,32 @@ async def test_a_policy_never_makes_evidence_last_longer_than_the_setting(
     assert row.freshness_deadline == guest.machines.clock.now() + timedelta(seconds=300)
 
 
+async def test_a_deprecated_policy_keeps_its_own_end_of_what_it_accepts(
+    guest: Guest,
+) -> None:
+    machines = guest.machines
+    old = await in_force(guest, Noun.POLICIES, a_policy(max_age_s=20))
+    strict: dict[str, Any] = {"kinds": {"tpm": {"pcrs": {"0": ["66" * 32]}}}}
+    async with machines.database.writing() as conn:
+        until = machines.clock.now() + DAY
+        await policies.save_state(conn, moved(old, State.DEPRECATED, until))
+        draft = Draft(
+            noun=Noun.POLICIES,
+            name=old.name,
+            scope=old.scope,
+            document=strict,
+            note=None,
+            created_by="test",
+        )
+        made = await policies.insert_version(conn, draft, 2)
+        await policies.save_state(conn, moved(made, State.ACTIVE))
+
+    await guest.trusted()
+
+    row = await machines.posture(guest.instance.id)
+    assert row.freshness_deadline == machines.clock.now() + timedelta(seconds=20)
+
+
 async def test_a_change_has_all_that_it_is_about_challenged(guest: Guest) -> None:
     await guest.trusted()
     asked = await count(

@@ -284,6 +284,20 @@ def test_what_only_a_deprecated_policy_accepts_is_trusted_with_a_warning() -> No
     assert appraisal.endorsed_until == LATER
 
 
+@pytest.mark.parametrize(("newest", "older"), [(300, 20), (20, 300)])
+def test_what_a_deprecated_policy_accepts_counts_no_longer_than_either_lets_it(
+    newest: int, older: int
+) -> None:
+    strict = a_rule(2, pcrs={7: (OTHER.hex(),)})
+    old = a_rule(1, until=LATER, pcrs={7: (GOOD.hex(),)})
+    rules = tuple(
+        replace(rule, policy=rule.policy.model_copy(update={"max_age_s": seconds}))
+        for rule, seconds in ((strict, newest), (old, older))
+    )
+
+    assert Basis(rules=rules).max_age_s(judged(rules=rules)) == 20
+
+
 def test_what_no_policy_accepts_failed_under_the_newest() -> None:
     rules = tuple(a_rule(number, pcrs={7: (BAD.hex(),)}) for number in (3, 2, 1))
 
