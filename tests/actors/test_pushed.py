@@ -3,7 +3,7 @@
 import hashlib
 import secrets
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -337,6 +337,25 @@ async def test_after_a_run_what_was_asked_before_is_not_asked_on(
     await guest.idle()
 
     assert (await guest.asked()).issued != early.issued
+
+
+async def test_a_reboot_counts_though_no_verdict_is_reached(guest: Guest) -> None:
+    machines = guest.machines
+    await guest.trusted()
+    boot_id = (await machines.read(guest.instance.id)).boot_id
+    unmeasured = {"kinds": {"tpm": {"allow_software": ["swtpm"]}}}
+    await in_force(guest, Noun.POLICIES, unmeasured)
+    guest.tpm = replace(guest.tpm, resets=guest.tpm.resets + 1)
+
+    guest.tell("manual")
+    await guest.push(await guest.asked())
+    await guest.idle()
+
+    row = await machines.posture(guest.instance.id)
+    assert row.lifecycle is Lifecycle.SUSPECT
+    assert (await machines.read(guest.instance.id)).boot_id != boot_id
+    await guest.push(await guest.asked())
+    assert (await guest.codes())[-1] == "no-reference-values"
 
 
 # --- policies -----------------------------------------------------------------------

@@ -217,7 +217,8 @@ class Appraiser:
         ConflictError: the challenge was answered meanwhile, or its boot is over.
         """
         boot_id = question.challenge.boot_id
-        if appraisal.accepted and subject.memory.saw_reboot(appraisal, boot_id):
+        failed = appraisal.status is AttestationStatus.UNTRUSTED
+        if not failed and subject.memory.saw_reboot(appraisal, boot_id):
             await self._note_reboot(subject.instance, appraisal)
             post_run = question.purpose == "post-run"
             return Concluded(again="post-run" if post_run else "boot")
