@@ -173,6 +173,18 @@ def test_a_result_without_a_near_end_is_judged_all_the_same() -> None:
     assert appraisal.code is Code.OK
 
 
+def test_s31_a_submodule_s_name_can_be_kept_and_shown_anywhere() -> None:
+    submods = {
+        name: {"ear.status": "contraindicated"}
+        for name in ("a\0b", "\ud800", "\x1b]52;c;AAAA\7")
+    }
+
+    appraisal = judge(token(submods=submods))
+
+    assert len(appraisal.notes()) == 3
+    assert all(note.isprintable() for note in appraisal.notes())
+
+
 def test_a_stranger_cannot_sign() -> None:
     stranger = ec.generate_private_key(ec.SECP256R1())
 
