@@ -110,11 +110,14 @@ class TdxPolicy(_Section):
 
 
 class AzurePolicy(_Section):
-    """Azure's composite: a hardware report that vouches for a virtual TPM."""
+    """Azure's composite: a hardware report that vouches for a virtual TPM.
 
-    snp: SnpPolicy = SnpPolicy(measured=False)
-    """Its launch digest covers the paravisor, which Azure rolls at will."""
-    tdx: TdxPolicy = TdxPolicy(measured=False)
+    That the TPM is Azure's, its launch digest alone says: it covers the paravisor.
+    Any other guest, wherever it runs, can vouch for a key of its own making.
+    """
+
+    snp: SnpPolicy = SnpPolicy()
+    tdx: TdxPolicy = TdxPolicy()
     tpm: TpmPolicy = TpmPolicy()
 
 
