@@ -452,6 +452,15 @@ def test_a_document_that_is_no_stored_verdict_is_refused(
         parse_stored(json.dumps(document).encode())
 
 
+def test_s13_a_number_too_large_to_be_one_is_refused() -> None:
+    document = dump(a_stored()).replace(
+        b'"attestation_id": 17', b'"attestation_id": 1e400'
+    )
+
+    with pytest.raises(MalformedError, match="too large a number"):
+        parse_stored(document)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
     lambda inner: (
