@@ -235,6 +235,7 @@ async def test_no_agent_is_unavailable(tmp_path: Path) -> None:
         b"[]\n",
         b'{"evidence": 7}\n',
         b'{"evidence": "x"}\n',
+        b'{"evidence": "\\ud800"}\n',
         b"x" * 300_000 + b"\n",
     ],
 )

@@ -136,4 +136,7 @@ def _evidence(name: str, line: bytes) -> bytes:
     if isinstance(refused := members.get("refused"), str):
         raise UnavailableError(f"agent of {name}: {plain_text(refused[:200])}")
     evidence = members.get("evidence")
-    return evidence.encode() if isinstance(evidence, str) else line
+    try:
+        return evidence.encode() if isinstance(evidence, str) else line
+    except UnicodeEncodeError:  # half a character
+        return line
