@@ -16,12 +16,18 @@ from tests.fix_fabric import count
 from tests.fix_machines import Machines, some_machines
 from trustfabric.actors.attestation import Attest
 from trustfabric.actors.placement import explain
+from trustfabric.actors.policies import stored_of
 from trustfabric.config import LibvirtSettings
+from trustfabric.db import verdicts
 from trustfabric.db.accelerators import list_accelerators, worsen_accelerators
 from trustfabric.db.session import Database
 from trustfabric.db.vms import Instance
 from trustfabric.domain.accelerators import Accelerator, Attester
+from trustfabric.domain.attestation.basis import Basis, Rule
 from trustfabric.domain.attestation.policy import DEMO_POLICY, AppraisalPolicy
+from trustfabric.domain.attestation.stored import judge_again
+from trustfabric.domain.attestation.versions import Scope
+from trustfabric.domain.evidence.model import Code
 from trustfabric.domain.trust import AttestationStatus
 from trustfabric.drivers.swtpm import SoftTpms
 from trustfabric.errors import UnavailableError
@@ -164,6 +170,27 @@ async def test_their_verdicts_are_kept_with_their_evidence(scene: Scene) -> None
         scene.instance.id,
     )
     assert kept == 2
+
+
+async def test_a_dry_run_judges_the_last_evidence_of_each_gpu_too(
+    scene: Scene,
+) -> None:
+    await scene.attest()
+    async with scene.machines.database.reading() as conn:
+        rows = await verdicts.list_last(conn, None, Scope(), after=0, limit=1)
+    last = [(row.accelerator_id, row.kind) for row in rows]
+    known = await scene.known()
+    strict = Basis(rules=(Rule(policy=AppraisalPolicy(id="strict", version=1)),))
+
+    would_be = [
+        judge_again(stored_of(row), BELIEVING.anchors, strict).code for row in rows[1:]
+    ]
+
+    assert last == [(None, "tpm"), (FIRST, "nvidia-gpu"), (SECOND, "nvidia-gpu")]
+    assert [row.id for row in rows[1:]] == [
+        known[name].attestation_id for name in (FIRST, SECOND)
+    ]
+    assert would_be == [Code.NO_REFERENCE_VALUES] * 2
 
 
 async def test_what_a_gpu_shows_changes_no_trust_of_its_vm(scene: Scene) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import secrets
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -339,6 +339,25 @@ async def test_after_a_run_what_was_asked_before_is_not_asked_on(
     assert (await guest.asked()).issued != early.issued
 
 
+async def test_a_reboot_counts_though_no_verdict_is_reached(guest: Guest) -> None:
+    machines = guest.machines
+    await guest.trusted()
+    boot_id = (await machines.read(guest.instance.id)).boot_id
+    unmeasured = {"kinds": {"tpm": {"allow_software": ["swtpm"]}}}
+    await in_force(guest, Noun.POLICIES, unmeasured)
+    guest.tpm = replace(guest.tpm, resets=guest.tpm.resets + 1)
+
+    guest.tell("manual")
+    await guest.push(await guest.asked())
+    await guest.idle()
+
+    row = await machines.posture(guest.instance.id)
+    assert row.lifecycle is Lifecycle.SUSPECT
+    assert (await machines.read(guest.instance.id)).boot_id != boot_id
+    await guest.push(await guest.asked())
+    assert (await guest.codes())[-1] == "no-reference-values"
+
+
 # --- policies -----------------------------------------------------------------------
 
 
@@ -382,6 +401,32 @@ async def test_a_policy_never_makes_evidence_last_longer_than_the_setting(
 
     row = await guest.machines.posture(guest.instance.id)
     assert row.freshness_deadline == guest.machines.clock.now() + timedelta(seconds=300)
+
+
+async def test_a_deprecated_policy_keeps_its_own_end_of_what_it_accepts(
+    guest: Guest,
+) -> None:
+    machines = guest.machines
+    old = await in_force(guest, Noun.POLICIES, a_policy(max_age_s=20))
+    strict: dict[str, Any] = {"kinds": {"tpm": {"pcrs": {"0": ["66" * 32]}}}}
+    async with machines.database.writing() as conn:
+        until = machines.clock.now() + DAY
+        await policies.save_state(conn, moved(old, State.DEPRECATED, until))
+        draft = Draft(
+            noun=Noun.POLICIES,
+            name=old.name,
+            scope=old.scope,
+            document=strict,
+            note=None,
+            created_by="test",
+        )
+        made = await policies.insert_version(conn, draft, 2)
+        await policies.save_state(conn, moved(made, State.ACTIVE))
+
+    await guest.trusted()
+
+    row = await machines.posture(guest.instance.id)
+    assert row.freshness_deadline == machines.clock.now() + timedelta(seconds=20)
 
 
 async def test_a_change_has_all_that_it_is_about_challenged(guest: Guest) -> None:

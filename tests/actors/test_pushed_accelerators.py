@@ -160,3 +160,22 @@ async def test_an_answer_that_comes_too_late_is_unknown_and_asked_for_again(
         FIRST,
     )
     assert recorded == 1
+
+
+async def test_an_older_challenge_clears_no_failure_of_a_newer_one(
+    guest: Guest,  # noqa: F811
+) -> None:
+    guest.tell("manual")
+    await guest.idle()
+    older = (await challenges(guest))[FIRST]
+    guest.tell("post-run")
+    await guest.idle()
+    newer = (await challenges(guest))[FIRST]
+    nonce, quote = await guest.quote(newer)
+    await guest.send(newer, nonce, quote)
+
+    await shown(guest, older, Device())
+
+    scene = Scene(guest.machines, Agent(guest.machines.tpms, {}), guest.instance)
+    assert older.issued.id < newer.issued.id
+    assert (await scene.postures())[FIRST] == "untrusted"

@@ -237,6 +237,16 @@ async def test_an_answer_to_what_was_asked_before_is_passed_over(
     assert presented == b"own"
 
 
+async def test_answers_to_others_without_an_end_are_no_answer(tmp_path: Path) -> None:
+    other = json.dumps({"extra_data": bytes(32).hex(), "evidence": "late"}).encode()
+    own = json.dumps({"extra_data": NONCE.hex(), "evidence": "own"}).encode()
+    lines = (other + b"\n") * 1000 + own + b"\n"
+
+    async with await answering(tmp_path / "alpha.sock", lines):
+        with pytest.raises(UnavailableError, match="others only"):
+            await AgentSockets(tmp_path).collect("alpha", NONCE)
+
+
 async def test_no_agent_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError):
         await AgentSockets(tmp_path).collect("alpha", NONCE)
@@ -249,6 +259,7 @@ async def test_no_agent_is_unavailable(tmp_path: Path) -> None:
         b"[]\n",
         b'{"evidence": 7}\n',
         b'{"evidence": "x"}\n',
+        b'{"evidence": "\\ud800"}\n',
         b"x" * 300_000 + b"\n",
     ],
 )

@@ -109,6 +109,15 @@ def test_executables_are_affirmed_where_they_were_compared(
     assert ("executables" in vector) is affirmed
 
 
+def test_firmware_is_no_executable_though_a_policy_allows_its_digest() -> None:
+    checks = [passed("measurement"), passed("firmware-digest")]
+
+    vector = trust_vector(provenance(checks=checks), simulated=False)
+
+    assert "executables" not in vector
+    assert vector["configuration"] == 2
+
+
 def test_a_provider_s_key_says_nothing_of_the_chip() -> None:
     document = provenance(claims={"signer": "VLEK"})
 

@@ -194,6 +194,22 @@ def test_sets_add_to_what_the_policy_allows() -> None:
     )
 
 
+def test_as_many_sets_count_as_there_may_be() -> None:
+    sets = [
+        a_set(
+            *(number.to_bytes(4, "big") * 8 for number in range(first, first + 1024)),
+            number=first,
+        )
+        for first in range(1024, 9 * 1024, 1024)
+    ]
+
+    assert judged(a_set(GOOD), *sets).code is Code.OK
+    failed = judged(*sets)
+    assert failed.code is Code.MEASUREMENT_UNKNOWN
+    assert failed.failures[0].expected.endswith(f" or {8 * 1024 - 16} more")
+    assert len(failed.notes()[0]) < 2048
+
+
 def test_a_set_of_another_kind_is_none_of_its() -> None:
     other = replace(a_set(GOOD), kind=EvidenceKind.NVIDIA_GPU)
 
@@ -207,6 +223,15 @@ def test_a_set_of_another_kind_is_none_of_its() -> None:
         ({"kind": "tpm", "values": {}}, "values"),
         ({"kind": "tpm", "values": {"pcr-0": []}}, "no value"),
         ({"kind": "tpm", "values": {"mrtd": [GOOD.hex()]}}, "no such check"),
+        ({"kind": "tpm", "values": {"pcr-07": [GOOD.hex()]}}, "no such check"),
+        (
+            {"kind": "nvidia-gpu", "values": {"measurement-009": [GOOD.hex()]}},
+            "no such check",
+        ),
+        (
+            {"kind": "composite-azure-vtpm", "values": {"pcr-07": [GOOD.hex()]}},
+            "no such check",
+        ),
         ({"kind": "tpm", "values": {"pcr-16": [GOOD.hex()]}}, "reset by the guest"),
         ({"kind": "tpm", "values": {"pcr-77": [GOOD.hex()]}}, "77"),
         ({"kind": "tpm", "values": {"pcr-0": ["zz" * 32]}}, "hex"),
@@ -257,6 +282,20 @@ def test_what_only_a_deprecated_policy_accepts_is_trusted_with_a_warning() -> No
     assert appraisal.code is Code.OK_WITH_ADVISORIES
     assert appraisal.policy_version == 1
     assert appraisal.endorsed_until == LATER
+
+
+@pytest.mark.parametrize(("newest", "older"), [(300, 20), (20, 300)])
+def test_what_a_deprecated_policy_accepts_counts_no_longer_than_either_lets_it(
+    newest: int, older: int
+) -> None:
+    strict = a_rule(2, pcrs={7: (OTHER.hex(),)})
+    old = a_rule(1, until=LATER, pcrs={7: (GOOD.hex(),)})
+    rules = tuple(
+        replace(rule, policy=rule.policy.model_copy(update={"max_age_s": seconds}))
+        for rule, seconds in ((strict, newest), (old, older))
+    )
+
+    assert Basis(rules=rules).max_age_s(judged(rules=rules)) == 20
 
 
 def test_what_no_policy_accepts_failed_under_the_newest() -> None:
@@ -411,6 +450,15 @@ def test_a_document_that_is_no_stored_verdict_is_refused(
 
     with pytest.raises(MalformedError):
         parse_stored(json.dumps(document).encode())
+
+
+def test_s13_a_number_too_large_to_be_one_is_refused() -> None:
+    document = dump(a_stored()).replace(
+        b'"attestation_id": 17', b'"attestation_id": 1e400'
+    )
+
+    with pytest.raises(MalformedError, match="too large a number"):
+        parse_stored(document)
 
 
 JSON = st.recursive(

@@ -234,7 +234,8 @@ class Accelerators:
         deadline = None
         if appraisal.accepted:
             deadline = appraisal.fresh_until(
-                question.challenge.issued_at, self._appraiser.max_age(judged_by)
+                question.challenge.issued_at,
+                self._appraiser.max_age(judged_by, appraisal),
             )
         basis = kept_basis(judged_by)
         verdict = verdict_of(

@@ -217,7 +217,8 @@ class Appraiser:
         ConflictError: the challenge was answered meanwhile, or its boot is over.
         """
         boot_id = question.challenge.boot_id
-        if appraisal.accepted and subject.memory.saw_reboot(appraisal, boot_id):
+        failed = appraisal.status is AttestationStatus.UNTRUSTED
+        if not failed and subject.memory.saw_reboot(appraisal, boot_id):
             await self._note_reboot(subject.instance, appraisal)
             post_run = question.purpose == "post-run"
             return Concluded(again="post-run" if post_run else "boot")
@@ -234,7 +235,7 @@ class Appraiser:
         self, basis: Basis, question: Question, appraisal: Appraisal
     ) -> datetime | None:
         """Return half of the way to a deadline that the scheduler would overlook."""
-        max_age = self.max_age(basis)
+        max_age = self.max_age(basis, appraisal)
         if not appraisal.accepted or max_age >= self.settings.max_age:
             return None
         return question.challenge.issued_at + max_age / 2
@@ -270,7 +271,9 @@ class Appraiser:
         issued_at = question.challenge.issued_at
         deadline = None
         if appraisal.accepted:
-            deadline = appraisal.fresh_until(issued_at, self.max_age(subject.basis))
+            deadline = appraisal.fresh_until(
+                issued_at, self.max_age(subject.basis, appraisal)
+            )
         basis = kept_basis(subject.basis)
         document = provenance(
             appraisal,
@@ -313,7 +316,7 @@ class Appraiser:
     def _kept(
         self, subject: Subject, purpose: str, appraisal: Appraisal, jitter: float
     ) -> memory.KeepClock | memory.KeepSilence:
-        max_age = self.max_age(subject.basis)
+        max_age = self.max_age(subject.basis, appraisal)
         return memory.keep(
             subject.memory,
             appraisal,
@@ -347,9 +350,9 @@ class Appraiser:
             within_s=ASK_S,
         )
 
-    def max_age(self, basis: Basis) -> timedelta:
-        """Return for how long evidence that is judged by it holds at most."""
-        return min(self.settings.max_age, timedelta(seconds=basis.policy.max_age_s))
+    def max_age(self, basis: Basis, appraisal: Appraisal) -> timedelta:
+        """Return for how long evidence that was judged so holds at most."""
+        return min(self.settings.max_age, timedelta(seconds=basis.max_age_s(appraisal)))
 
 
 def _kind_of(instance: vms.Instance) -> EvidenceKind:

@@ -181,8 +181,9 @@ class Policies(Actor):
         else:
             would_be = with_proposal(now, proposed, kind)
         anchors: Anchors = self._settings.anchors
-        return lambda: rehearse(
-            row.instance_id, row.server_id, stored, anchors, now, would_be
+        return lambda: replace(
+            rehearse(row.instance_id, row.server_id, stored, anchors, now, would_be),
+            accelerator_id=row.accelerator_id,
         )
 
 

@@ -25,6 +25,7 @@ _VERSIONS = (
 _REHEARSED = (
     ("vm_instance_id", "INSTANCE"),
     ("instance_id", "NAME"),
+    ("accelerator_id", "ACCELERATOR"),
     ("now", "NOW"),
     ("would_be", "WOULD BE"),
     ("failed", "FAILED CHECKS"),
@@ -198,7 +199,8 @@ async def _rehearse(
         return
     changed = [_line(row) for row in rows if row["changes"]]
     render.show_rows(changed, _REHEARSED, as_json=False)
-    render.note(f"{len(changed)} of {len(rows)} instances would be judged otherwise")
+    some, all_ = ({row["vm_instance_id"] for row in part} for part in (changed, rows))
+    render.note(f"{len(some)} of {len(all_)} instances would be judged otherwise")
 
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:

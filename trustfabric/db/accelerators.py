@@ -214,11 +214,17 @@ ON CONFLICT ON CONSTRAINT accelerator_per_instance DO UPDATE
        fresh_until = CASE WHEN %(posture)s::text IS NULL
            THEN p.fresh_until ELSE excluded.fresh_until END,
        device = coalesce(p.device, excluded.device)
+ WHERE p.posture = 'unknown' OR p.attestation_id IS NULL
+    OR p.attestation_id < excluded.attestation_id
+    OR NOT coalesce(%(posture)s::text = ANY(%(passing)s), false)
 """
 
 
 async def put_posture(conn: Connection, place: Place, verdict: Verdict) -> None:
-    """Enter what a recorded verdict says of an accelerator, in its present boot."""
+    """Enter what a recorded verdict says of an accelerator, in its present boot.
+
+    Nothing good where the posture rests on a challenge that was issued later.
+    """
     await conn.execute(
         _PUT_SQL,
         {
@@ -230,6 +236,7 @@ async def put_posture(conn: Connection, place: Place, verdict: Verdict) -> None:
             "fresh_until": verdict.fresh_until,
             "device": verdict.device,
             "now": verdict.now,
+            "passing": sorted(PASSING_POSTURES),
         },
     )
 

@@ -160,6 +160,7 @@ class Stored:
     id: AttestationId
     instance_id: InstanceId
     instance_name: str
+    accelerator_id: str | None
     server_id: ServerId
     owner_id: OwnerId
     image: str | None
@@ -179,7 +180,7 @@ class Stored:
 
 _STORED: LiteralString = """
 SELECT a.id, a.runtime_vm_instance_id AS instance_id, i.instance_id AS instance_name,
-       i.server_id, s.owner_id, i.image, i.isolation_tier AS tier,
+       a.accelerator_id, i.server_id, s.owner_id, i.image, i.isolation_tier AS tier,
        a.attestation_kind AS kind, a.verification_status AS status, a.code,
        a.policy_id, a.policy_version, a.raw_quote AS evidence, a.binding, a.inputs,
        b.document AS basis, c.document AS collateral, a.verified_at
@@ -215,10 +216,15 @@ _LAST_SQL: LiteralString = (
   FROM runtime_vm_instances i
   JOIN servers s ON s.id = i.server_id
   JOIN LATERAL (
-       SELECT * FROM runtime_vm_attestations e
-        WHERE e.runtime_vm_instance_id = i.id AND e.raw_quote IS NOT NULL
-          AND e.binding IS NOT NULL AND e.accelerator_id IS NULL
-        ORDER BY e.id DESC LIMIT 1) a ON true
+       (SELECT * FROM runtime_vm_attestations e
+         WHERE e.runtime_vm_instance_id = i.id AND e.raw_quote IS NOT NULL
+           AND e.binding IS NOT NULL AND e.accelerator_id IS NULL
+         ORDER BY e.id DESC LIMIT 1)
+       UNION ALL
+       SELECT e.* FROM runtime_vm_accelerator_posture p
+         JOIN runtime_vm_attestations e ON e.id = p.attestation_id
+        WHERE p.runtime_vm_instance_id = i.id AND e.raw_quote IS NOT NULL
+          AND e.binding IS NOT NULL) a ON true
 """
     + _KEPT
     + """
@@ -230,7 +236,7 @@ _LAST_SQL: LiteralString = (
     + _OWNED
     + """
  ORDER BY i.id
- LIMIT %(limit)s
+ FETCH FIRST (%(limit)s) ROWS WITH TIES
 """
 )
 
@@ -243,7 +249,10 @@ async def list_last(
     after: int,
     limit: int,
 ) -> list[Stored]:
-    """Return the last evidence of each living instance, by instance, after an id."""
+    """Return the last evidence of each living instance, by instance, after an id.
+
+    With that of its accelerators: of the last instance all, beyond the limit too.
+    """
     async with conn.cursor(row_factory=class_row(Stored)) as cursor:
         await cursor.execute(
             _LAST_SQL,
@@ -256,4 +265,5 @@ async def list_last(
                 "limit": limit,
             },
         )
-        return await cursor.fetchall()
+        rows = await cursor.fetchall()
+    return sorted(rows, key=lambda row: (row.instance_id, row.accelerator_id or ""))

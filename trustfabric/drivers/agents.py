@@ -22,6 +22,8 @@ VSOCK_PORT: Final = 7610
 """As the guest agent listens on it."""
 _MAX_ANSWER = 2 * MAX_EVIDENCE
 """Evidence inside one more JSON document."""
+_PASSED_OVER = 32
+"""Answers to others, who did not wait for them; more would take up everybody's time."""
 
 Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -132,7 +134,10 @@ async def _ask(
         writer.write(json.dumps(question).encode() + b"\n")
         await writer.drain()
         line = await reader.readuntil(b"\n")
+        passed = 0
         while _answers_another(line, question["extra_data"]):
+            if (passed := passed + 1) > _PASSED_OVER:
+                raise UnavailableError(f"agent of {name}: it answers others only")
             line = await reader.readuntil(b"\n")
     except asyncio.LimitOverrunError:
         return b"an answer without an end"
@@ -162,4 +167,7 @@ def _evidence(name: str, line: bytes) -> bytes:
     if isinstance(refused := members.get("refused"), str):
         raise UnavailableError(f"agent of {name}: {plain_text(refused[:200])}")
     evidence = members.get("evidence")
-    return evidence.encode() if isinstance(evidence, str) else line
+    try:
+        return evidence.encode() if isinstance(evidence, str) else line
+    except UnicodeEncodeError:  # half a character
+        return line

@@ -189,7 +189,8 @@ async def dry_run(request: web.Request) -> web.Response:
     )
     views = [_rehearsed_view(row) for row in rows]
     last = rows[-1].instance_id if rows else 0
-    return page(request, views, count=len(rows), limit=limit, last=last)
+    count = min(len(rows), limit)  # all accelerators of the last instance are there
+    return page(request, views, count=count, limit=limit, last=last)
 
 
 async def _paged(request: web.Request) -> tuple[int, int, DryRun]:
@@ -259,6 +260,7 @@ def _rehearsed_view(row: Rehearsed) -> Mapping[str, Any]:
     return {
         "vm_instance_id": row.instance_id,
         "instance_id": row.stored.instance,
+        "accelerator_id": row.accelerator_id,
         "server_id": row.server_id,
         "attestation_id": row.stored.attestation_id,
         "verified_at": row.stored.verified_at,

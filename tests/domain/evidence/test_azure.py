@@ -19,6 +19,8 @@ from trustfabric.domain.attestation.policy import (
     AppraisalPolicy,
     AzurePolicy,
     Kinds,
+    SnpPolicy,
+    TdxPolicy,
     TpmPolicy,
 )
 from trustfabric.domain.evidence.anchors import Anchors
@@ -28,7 +30,11 @@ from trustfabric.domain.evidence.packaged import packaged_anchors
 CHIP = Platform()
 TPM = FakeTpm(key=rsa.generate_private_key(65537, 2048), scheme=RSASSA)
 ZERO = {index: bytes(32) for index in range(9)}
-POLICY = AzurePolicy(tpm=TpmPolicy(pcrs=dict.fromkeys(range(9), ("00" * 32,))))
+PCRS = TpmPolicy(pcrs=dict.fromkeys(range(9), ("00" * 32,)))
+POLICY = AzurePolicy(
+    snp=SnpPolicy(measured=False), tdx=TdxPolicy(measured=False), tpm=PCRS
+)
+PARAVISOR = b"\x4d" * 48
 
 
 def runtime_data(tpm: FakeTpm = TPM, **changes: Any) -> bytes:
@@ -61,6 +67,7 @@ def judge(
     nonce: bytes = NONCE,
     hardware: dict[str, bytes] | None = None,
     anchors: Anchors | None = None,
+    policy: AzurePolicy = POLICY,
 ) -> Appraisal:
     attest = tpm.attest(ZERO, nonce=nonce)
     files = {
@@ -80,7 +87,7 @@ def judge(
         expected=Expected(binding=NONCE),
         anchors=anchors or CHIP.anchors(),
         policy=AppraisalPolicy(
-            id="test", version=1, kinds=Kinds(composite_azure_vtpm=POLICY)
+            id="test", version=1, kinds=Kinds(composite_azure_vtpm=policy)
         ),
         now=NOW,
     )
@@ -128,6 +135,32 @@ def test_the_hardware_is_appraised_too() -> None:
     appraisal = judge(hcl(covering(data, policy=0x3_0000 | 1 << 19), data))
 
     assert appraisal.code is Code.DEBUG_ENABLED
+
+
+@pytest.mark.parametrize(
+    ("policy", "measurement", "code"),
+    [
+        (AzurePolicy(tpm=PCRS), PARAVISOR, Code.NO_REFERENCE_VALUES),
+        (
+            AzurePolicy(snp=SnpPolicy(measurements=(PARAVISOR.hex(),)), tpm=PCRS),
+            PARAVISOR,
+            Code.OK,
+        ),
+        (
+            AzurePolicy(snp=SnpPolicy(measurements=(PARAVISOR.hex(),)), tpm=PCRS),
+            bytes(48),
+            Code.MEASUREMENT_UNKNOWN,
+        ),
+    ],
+)
+def test_a_guest_that_is_not_the_paravisor_vouches_for_no_tpm(
+    policy: AzurePolicy, measurement: bytes, code: Code
+) -> None:
+    data = runtime_data()
+    covered = hashlib.sha256(data).digest().ljust(64, b"\0")
+    report = CHIP.report(changes={0x50: covered, 0x90: measurement})
+
+    assert judge(hcl(report, data), policy=policy).code is code
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import jwt
@@ -99,6 +99,14 @@ def test_a_key_on_a_larger_curve_signs_with_its_own_algorithm() -> None:
             },
             Code.POLICY_VIOLATION,
         ),
+        (
+            {"vm": {"ear.status": 0, "ear.trustworthiness-vector": {"hardware": 2}}},
+            Code.NO_REFERENCE_VALUES,
+        ),
+        (
+            {"vm": {"ear.status": 0, "ear.trustworthiness-vector": {"hardware": 96}}},
+            Code.POLICY_VIOLATION,
+        ),
         ({}, Code.MALFORMED),
         ({"vm": {}}, Code.MALFORMED),
         ({"vm": {"ear.status": "splendid"}}, Code.MALFORMED),
@@ -138,6 +146,43 @@ def test_the_worst_that_is_said_counts(submods: object, code: Code) -> None:
 )
 def test_a_result_must_be_fresh_and_whole(changes: dict[str, Any], code: Code) -> None:
     assert judge(token(**changes)).code is code
+
+
+@pytest.mark.parametrize(
+    ("changes", "policy", "seconds"),
+    [
+        ({"exp": SECONDS + 5}, EarPolicy(), 5),
+        ({"exp": SECONDS + 900}, EarPolicy(), 290),
+        ({"exp": 2**40 - 1}, EarPolicy(max_age_s=60), 50),
+        ({}, EarPolicy(max_age_s=None), None),
+    ],
+)
+def test_a_verdict_never_outlives_the_result_it_rests_on(
+    changes: dict[str, Any], policy: EarPolicy, seconds: int | None
+) -> None:
+    ends = None if seconds is None else NOW + timedelta(seconds=seconds)
+
+    appraisal = judge(token(**changes), policy=policy)
+
+    assert (appraisal.code, appraisal.endorsed_until) == (Code.OK, ends)
+
+
+def test_a_result_without_a_near_end_is_judged_all_the_same() -> None:
+    appraisal = judge(token(exp=2**40 - 1), policy=EarPolicy(max_age_s=None))
+
+    assert appraisal.code is Code.OK
+
+
+def test_s31_a_submodule_s_name_can_be_kept_and_shown_anywhere() -> None:
+    submods = {
+        name: {"ear.status": "contraindicated"}
+        for name in ("a\0b", "\ud800", "\x1b]52;c;AAAA\7")
+    }
+
+    appraisal = judge(token(submods=submods))
+
+    assert len(appraisal.notes()) == 3
+    assert all(note.isprintable() for note in appraisal.notes())
 
 
 def test_a_stranger_cannot_sign() -> None:

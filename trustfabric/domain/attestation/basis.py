@@ -42,6 +42,16 @@ class Basis:
     def policy(self) -> AppraisalPolicy:
         return self.rules[0].policy
 
+    def max_age_s(self, appraisal: Appraisal) -> int:
+        """Return how long it counts: as the newest policy and its own both have it."""
+        own = (appraisal.policy_id, appraisal.policy_version)
+        judges = [
+            rule.policy
+            for rule in self.rules
+            if (rule.policy.id, rule.policy.version) == own
+        ]
+        return min(policy.max_age_s for policy in (self.policy, *judges))
+
     def document(self) -> dict[str, JsonValue]:
         return {
             "policies": [

@@ -9,6 +9,9 @@ from trustfabric.domain.attestation.model import CONSEQUENCES, Check, Code, Json
 from trustfabric.domain.evidence.model import Authenticated
 from trustfabric.domain.trust import AttestationStatus
 
+_MOST_NAMED = 16
+"""Every verdict that fails keeps them, and every list of verdicts shows them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
@@ -43,12 +46,19 @@ def nonce_check(expected: bytes, actual: bytes, least: int) -> Check:
     )
 
 
+def alternatives(values: Iterable[str]) -> str:
+    """Name what is allowed; of very many the first, and how many more."""
+    each = list(dict.fromkeys(values))
+    more = [f"{len(each) - _MOST_NAMED} more"] if len(each) > _MOST_NAMED else []
+    return " or ".join(each[:_MOST_NAMED] + more)
+
+
 def one_of(name: str, code: Code, allowed: Sequence[str], actual: str) -> Check:
     return check(
         name,
         code,
         passed=actual in allowed,
-        expected=" or ".join(allowed) or "nothing",
+        expected=alternatives(allowed) or "nothing",
         actual=actual,
     )
 

@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 
 from trustfabric.domain.attestation.checks import Judged, check, one_of
 from trustfabric.domain.attestation.model import Check, Code
@@ -11,6 +11,8 @@ from trustfabric.domain.evidence.ear import STATUSES, EarClaims
 from trustfabric.domain.evidence.model import Authenticated
 
 _SKEW_S = 60
+_LAST = 253_402_300_799
+"""Of the year 9999."""
 _CODES = {
     "none": Code.NO_REFERENCE_VALUES,
     "contraindicated": Code.POLICY_VIOLATION,
@@ -25,6 +27,7 @@ def judge_ear(
 ) -> Judged:
     claims = result.claims
     worst = max(claims.submodules.values(), key=STATUSES.index)
+    ends = _ends(claims, policy)
     return Judged(
         authenticated=result,
         checks=tuple(_checks(claims, policy, binding, int(now.timestamp()))),
@@ -35,6 +38,7 @@ def judge_ear(
             "submodules": dict(claims.submodules),
         },
         advisories=("warning",) if worst == "warning" else (),
+        until=None if ends is None else datetime.fromtimestamp(ends, UTC),
     )
 
 
@@ -62,12 +66,18 @@ def _checks(
         )
 
 
-def _dates(claims: EarClaims, policy: EarPolicy, now: int) -> Iterator[Check]:
-    first = max(claims.issued_at, claims.not_before or 0)
+def _ends(claims: EarClaims, policy: EarPolicy) -> int | None:
+    """Return the last second in which it holds; None: it has no end."""
     ends = [] if claims.expires_at is None else [claims.expires_at]
     if policy.max_age_s is not None:
         ends.append(claims.issued_at + policy.max_age_s)
-    last = min(ends, default=now)
+    return min([*ends, _LAST]) if ends else None
+
+
+def _dates(claims: EarClaims, policy: EarPolicy, now: int) -> Iterator[Check]:
+    first = max(claims.issued_at, claims.not_before or 0)
+    ends = _ends(claims, policy)
+    last = now if ends is None else ends
     yield check(
         "validity",
         Code.EXPIRED,

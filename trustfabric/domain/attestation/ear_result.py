@@ -16,7 +16,7 @@ from trustfabric.domain.attestation.model import (
     TrustVector,
 )
 from trustfabric.domain.attestation.provenance import VERIFIER, VERIFIER_VERSION
-from trustfabric.domain.attestation.snp import LAUNCH_CHECK
+from trustfabric.domain.attestation.snp import FIRMWARE_CHECK, LAUNCH_CHECK
 from trustfabric.domain.evidence.model import Code, EvidenceKind, JsonValue
 from trustfabric.domain.trust import AttestationStatus, Lifecycle
 from trustfabric.errors import ConflictError
@@ -146,7 +146,10 @@ def trust_vector(
     if simulated:
         return {}
     kind = EvidenceKind(str(provenance["kind"]))
-    booted = any(_is_measured(each) for each in _checks(provenance))
+    checks = _checks(provenance)
+    # The launch digest of such a guest ends with its firmware, whoever allows it.
+    firmware = any(each.get("name") == FIRMWARE_CHECK for each in checks)
+    booted = not firmware and any(_is_measured(each) for each in checks)
     # Without claims nobody knows that it is hardware at all, or whose.
     unproven = not claims or _is_software(claims)
     weak = bool(provenance.get("advisories")) or unproven

@@ -220,7 +220,8 @@ class Check:
     """They tell one piece of hardware from all others: see `Appraisal.pseudonymous`."""
 
     def __post_init__(self) -> None:
-        # Either may be an attester's own words.
+        # Each may be an attester's own words.
+        object.__setattr__(self, "name", plain_text(self.name))
         object.__setattr__(self, "expected", plain_text(self.expected))
         object.__setattr__(self, "actual", plain_text(self.actual))
 

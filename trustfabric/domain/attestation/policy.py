@@ -110,11 +110,14 @@ class TdxPolicy(_Section):
 
 
 class AzurePolicy(_Section):
-    """Azure's composite: a hardware report that vouches for a virtual TPM."""
+    """Azure's composite: a hardware report that vouches for a virtual TPM.
 
-    snp: SnpPolicy = SnpPolicy(measured=False)
-    """Its launch digest covers the paravisor, which Azure rolls at will."""
-    tdx: TdxPolicy = TdxPolicy(measured=False)
+    That the TPM is Azure's, its launch digest alone says: it covers the paravisor.
+    Any other guest, wherever it runs, can vouch for a key of its own making.
+    """
+
+    snp: SnpPolicy = SnpPolicy()
+    tdx: TdxPolicy = TdxPolicy()
     tpm: TpmPolicy = TpmPolicy()
 
 
@@ -164,12 +167,17 @@ class AppraisalPolicy(_Section):
         return dumped
 
 
-def parse_policy(document: bytes | Mapping[str, object]) -> AppraisalPolicy:
-    """Read a policy; an unknown key, a doubled one or a wrong value is InvalidError."""
+def parse_policy(
+    document: bytes | Mapping[str, object], most: int = _MAX_DOCUMENT
+) -> AppraisalPolicy:
+    """Read a policy; an unknown key, a doubled one or a wrong value is InvalidError.
+
+    So is one of more than `most` bytes.
+    """
     try:
         if not isinstance(document, bytes):
             document = json.dumps(document).encode()
-        members = read_object(document, "policy", _MAX_DOCUMENT)
+        members = read_object(document, "policy", most)
         return AppraisalPolicy.model_validate_json(json.dumps(members))
     except Reject as reject:
         raise InvalidError(str(reject)) from None

@@ -11,7 +11,7 @@ from trustfabric.domain.evidence.model import JsonValue
 
 SCHEMA = 1
 VERIFIER = "trustfabric"
-VERIFIER_VERSION = "1.1"
+VERIFIER_VERSION = "1.2"
 """Rises whenever the same evidence could be judged otherwise."""
 MAX_DOCUMENT = 16 * 1024
 """Bytes of a document in canonical form."""

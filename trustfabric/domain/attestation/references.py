@@ -7,14 +7,15 @@ and an image whose sets are all over is no image without reference values.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from trustfabric.domain.attestation.checks import Judged
+from trustfabric.domain.attestation.checks import Judged, alternatives
 from trustfabric.domain.attestation.model import Check, Code
 from trustfabric.domain.attestation.policy import AppraisalPolicy, Digest, parse_policy
 from trustfabric.domain.attestation.versions import State
@@ -24,15 +25,20 @@ from trustfabric.errors import InvalidError
 MOST_VALUES: Final = 1024
 """In one set."""
 
+_MOST_JOINED = 64 * 1024 * 1024
+"""Bytes of a policy with the values of every set that concerns an instance."""
+
 _PCR = re.compile(r"pcr-(?:(?:sha256|sha384|sha512)-)?(\d+)")
+_NUMBER: Final = "(?:0|[1-9][0-9]{0,2})"
+"""As checks are named: by any other spelling a set's state would not be looked up."""
 _SNP: Final = ("amd-sev-snp", "measurements")
 _TDX: Final = ("intel-tdx", "mrtd")
 _NAMES: Mapping[EvidenceKind, re.Pattern[str]] = {
-    EvidenceKind.TPM: re.compile(r"pcr-\d{1,2}"),
+    EvidenceKind.TPM: re.compile(f"pcr-{_NUMBER}"),
     EvidenceKind.AMD_SEV_SNP: re.compile("measurement"),
     EvidenceKind.INTEL_TDX: re.compile("mrtd"),
-    EvidenceKind.COMPOSITE_AZURE_VTPM: re.compile(r"pcr-\d{1,2}|measurement|mrtd"),
-    EvidenceKind.NVIDIA_GPU: re.compile(r"measurement-\d{1,3}"),
+    EvidenceKind.COMPOSITE_AZURE_VTPM: re.compile(f"pcr-{_NUMBER}|measurement|mrtd"),
+    EvidenceKind.NVIDIA_GPU: re.compile(f"measurement-{_NUMBER}"),
 }
 
 
@@ -120,24 +126,23 @@ def with_references(
     policy: AppraisalPolicy, kind: EvidenceKind, sets: Iterable[ReferenceSet]
 ) -> AppraisalPolicy:
     """Let a policy know every value that ever stood in a set; `settle` sorts them."""
-    known: dict[str, tuple[str, ...]] = {}
+    known: defaultdict[str, list[str]] = defaultdict(list)
     for each in sets:
         if each.kind is kind:
             for name, values in each.values.items():
-                known[name] = (*known.get(name, ()), *values)
+                known[name] += values
     return policy if not known else _joined(policy, kind, known)
 
 
 def _joined(
-    policy: AppraisalPolicy, kind: EvidenceKind, known: Mapping[str, tuple[str, ...]]
+    policy: AppraisalPolicy, kind: EvidenceKind, known: Mapping[str, Sequence[str]]
 ) -> AppraisalPolicy:
     document: Any = json.loads(policy.model_dump_json(by_alias=True))
     section = document["kinds"][kind.value]
     for name, values in known.items():
         place, key = _place(section, kind, name)
-        found = place.get(key, [])
-        place[key] = [*found, *(value for value in values if value not in found)]
-    return parse_policy(document)
+        place[key] = list(dict.fromkeys((*place.get(key, ()), *values)))
+    return parse_policy(document, _MOST_JOINED)
 
 
 def _place(section: Any, kind: EvidenceKind, name: str) -> tuple[dict[str, Any], str]:
@@ -219,7 +224,8 @@ class _Lookup:
             *own,
             *(v for s in known if s.in_force(self._now) for v in s.values[name]),
         ]
-        told = replace(check, passed=False, expected=_alternatives(good))
+        allowed = alternatives(good) or "nothing: every set is over"
+        told = replace(check, passed=False, expected=allowed)
         if revoked is not None:
             return replace(
                 told,
@@ -269,7 +275,3 @@ def _name_of(check: Check) -> str:
     """Return what a set calls the value of a check: registers without their bank."""
     register = _PCR.fullmatch(check.name)
     return check.name if register is None else f"pcr-{register[1]}"
-
-
-def _alternatives(values: list[str]) -> str:
-    return " or ".join(dict.fromkeys(values)) or "nothing: every set is over"

@@ -21,6 +21,8 @@ class Rehearsed:
     stored: StoredVerdict
     now: Appraisal
     would_be: Appraisal
+    accelerator_id: str | None = None
+    """Which of its accelerators' evidence it is; None: its own."""
 
     @property
     def changes(self) -> bool:

@@ -4,6 +4,7 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
+from math import isfinite
 from typing import NoReturn
 
 from trustfabric.domain.evidence.model import Code, JsonValue, Reject
@@ -23,6 +24,13 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return members
 
 
+def _finite(word: str) -> float:
+    number = float(word)
+    if not isfinite(number):
+        raise _Unfit(f"{word} is too large a number")
+    return number
+
+
 def _no_constant(name: str) -> NoReturn:
     raise _Unfit(f"{name} is no JSON number")
 
@@ -38,6 +46,7 @@ def read_json(raw: bytes, check: str, limit: int = MAX_EVIDENCE) -> object:
             raw.decode("utf-8"),
             object_pairs_hook=_unique,
             parse_constant=_no_constant,
+            parse_float=_finite,
         )
     except (ValueError, RecursionError) as error:
         raise Reject(Code.MALFORMED, check, f"not strict JSON: {error}") from None

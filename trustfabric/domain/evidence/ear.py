@@ -166,7 +166,9 @@ def _worst(submodule: Mapping[str, object]) -> str:
         raise Reject(Code.MALFORMED, "claims", "no such ear.status")
     vector = as_object(submodule.get("ear.trustworthiness-vector", {}), "claims vector")
     said = [str(status), *(_tier(value) for value in vector.values())]
-    return max(said, key=STATUSES.index)
+    worst = max(said, key=STATUSES.index)
+    # Who comes to no verdict on the whole affirms nothing by a part of it.
+    return "none" if (status, worst) == ("none", "affirming") else worst
 
 
 def _tier(value: object) -> str:
