@@ -122,6 +122,26 @@ async def test_silence_is_neither_trust_nor_failure(machines: Machines) -> None:
     assert event.remediation_state is Tag.MONITOR
 
 
+class Faulty:
+    async def collect(self, name: str, extra_data: bytes) -> bytes:
+        raise ValueError("what no source should say")
+
+
+async def test_a_source_at_fault_is_silence_and_stops_nobody(
+    machines: Machines,
+) -> None:
+    instance = await machines.restored()
+    machines.sources["swtpm"] = Faulty()
+    await idle(machines)
+    await machines.kill("fabric/attestation")
+
+    event = await attested(machines, instance)
+
+    assert event.reason == "attestation:unreachable"
+    assert event.lifecycle is Lifecycle.RESTORED
+    assert (await attested(machines, instance)).reason == event.reason
+
+
 async def test_a_tpm_with_another_s_key_is_untrusted(machines: Machines) -> None:
     instance = await machines.restored()
 

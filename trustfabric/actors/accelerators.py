@@ -166,7 +166,14 @@ class Accelerators:
             )
             if isinstance(error, TimeoutError):
                 raise
-            return None
+        except Exception:
+            # As with the VM's own: a fault of its source is its silence.
+            log.exception(
+                "accelerator.source-fault",
+                instance_id=instance.id,
+                accelerator_id=attester.id,
+            )
+        return None
 
     async def _issue(
         self, instance: vms.Instance, attester: Attester, purpose: str

@@ -173,7 +173,10 @@ class Inquiries:
                 instance_id=subject.instance.id,
                 error=str(error),
             )
-            return None
+        except Exception:
+            # What one guest says must not end the appraisals of all others.
+            log.exception("attestation.source-fault", instance_id=subject.instance.id)
+        return None
 
     async def _judged(
         self, subject: Subject, question: Question, raw: bytes | None
