@@ -89,22 +89,27 @@ def test_a_simulated_vm_affirms_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("check", "affirmed"),
+    ("kind", "check", "affirmed"),
     [
-        (passed("measurement"), True),
-        (passed("launch-digest"), True),
-        (passed("firmware-digest"), False),
-        (passed("measurement", expected=""), False),
-        (passed("pcr-sha384-7"), True),
-        (passed("pcr-bank"), False),
-        (passed("vmpl"), False),
-        (passed("measurement") | {"result": "fail"}, False),
+        ("amd-sev-snp", passed("measurement"), True),
+        ("amd-sev-snp", passed("launch-digest"), True),
+        ("amd-sev-snp", passed("firmware-digest"), False),
+        ("amd-sev-snp", passed("measurement", expected=""), False),
+        ("amd-sev-snp", passed("vmpl"), False),
+        ("amd-sev-snp", passed("measurement") | {"result": "fail"}, False),
+        ("tpm", passed("pcr-sha384-7"), True),
+        ("tpm", passed("pcr-bank"), False),
+        ("intel-tdx", passed("mrtd"), False),
+        ("intel-tdx", passed("rtmr-1"), True),
+        ("composite-azure-vtpm", passed("measurement"), False),
+        ("composite-azure-vtpm", passed("mrtd"), False),
+        ("composite-azure-vtpm", passed("pcr-sha256-4"), True),
     ],
 )
 def test_executables_are_affirmed_where_they_were_compared(
-    check: dict[str, Any], *, affirmed: bool
+    kind: str, check: dict[str, Any], *, affirmed: bool
 ) -> None:
-    vector = trust_vector(provenance(checks=[check]), simulated=False)
+    vector = trust_vector(provenance(kind, checks=[check]), simulated=False)
 
     assert ("executables" in vector) is affirmed
 

@@ -255,10 +255,12 @@ def test_a_set_that_can_t_be_used_is_refused_by_its_place(
     [
         ("amd-sev-snp", "measurement", "ab" * 48),
         ("intel-tdx", "mrtd", "ab" * 48),
+        ("intel-tdx", "rtmr-3", "ab" * 48),
         ("tpm", "pcr-7", "ab" * 32),
         ("nvidia-gpu", "measurement-9", "ab" * 48),
         ("composite-azure-vtpm", "measurement", "ab" * 48),
         ("composite-azure-vtpm", "mrtd", "ab" * 48),
+        ("composite-azure-vtpm", "rtmr-0", "ab" * 48),
         ("composite-azure-vtpm", "pcr-4", "ab" * 32),
     ],
 )

@@ -4,15 +4,22 @@ import base64
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dcap_qvl
 import pytest
 
 from tests.domain.test_attestation_vectors import CASES, read
 from trustfabric.domain.attestation.appraisal import Expected, verify
+from trustfabric.domain.attestation.checks import Judged
 from trustfabric.domain.attestation.model import Appraisal
 from trustfabric.domain.attestation.policy import AppraisalPolicy, Kinds, TdxPolicy
+from trustfabric.domain.attestation.references import (
+    ReferenceSet,
+    settle,
+    with_references,
+)
+from trustfabric.domain.attestation.versions import State
 from trustfabric.domain.evidence.anchors import Anchors
 from trustfabric.domain.evidence.model import Code, EvidenceKind
 from trustfabric.domain.evidence.packaged import packaged_anchors
@@ -54,6 +61,53 @@ def test_a_quote_is_verified_until_its_collateral_runs_out() -> None:
     assert appraisal.code is Code.OK
     assert appraisal.endorsed_until == datetime(2025, 7, 19, 10, 0, 35, tzinfo=UTC)
     assert appraisal.claims["mrtd"] == UP_TO_DATE["policy"]["mrtd"][0]
+
+
+def test_what_the_guest_measured_is_compared_where_the_policy_names_it() -> None:
+    rtmrs = cast("list[str]", judge(UP_TO_DATE).claims["rtmrs"])
+    assert len(rtmrs) == 4
+
+    good = judge(UP_TO_DATE, rtmrs={1: ("ab" * 48, rtmrs[1]), 2: (rtmrs[2],)})
+    bad = judge(UP_TO_DATE, rtmrs={1: (rtmrs[1],), 2: ("ab" * 48,)})
+
+    assert good.code is Code.OK
+    assert bad.code is Code.MEASUREMENT_UNKNOWN
+    assert [check.name for check in bad.failures] == ["rtmr-2"]
+
+
+def test_no_value_for_a_register_of_the_guest_is_no_verdict() -> None:
+    assert judge(UP_TO_DATE, rtmrs={1: ()}).code is Code.NO_REFERENCE_VALUES
+
+
+@pytest.mark.parametrize("state", [State.ACTIVE, State.REVOKED])
+def test_a_set_s_register_is_looked_up_by_its_state(state: State) -> None:
+    appraisal = judge(UP_TO_DATE)
+    value = cast("list[str]", appraisal.claims["rtmrs"])[1]
+    one = ReferenceSet(
+        id=1,
+        name="kernels",
+        number=1,
+        state=state,
+        until=None,
+        kind=EvidenceKind.INTEL_TDX,
+        values={"rtmr-1": (value,)},
+    )
+    before = AppraisalPolicy(id="test", version=1)
+
+    joined = with_references(before, EvidenceKind.INTEL_TDX, [one])
+    judged = judge(UP_TO_DATE, rtmrs=joined.kinds.intel_tdx.rtmrs)
+    (told,) = [check for check in judged.checks if check.name == "rtmr-1"]
+    settled = settle(
+        Judged(authenticated=cast("Any", None), checks=judged.checks, claims={}),
+        before,
+        EvidenceKind.INTEL_TDX,
+        [one],
+        datetime(2025, 7, 1, tzinfo=UTC),
+    )
+
+    assert told.passed
+    (after,) = [check for check in settled.judged.checks if check.name == "rtmr-1"]
+    assert after.passed is (state is State.ACTIVE)
 
 
 def test_an_older_platform_is_accepted_with_a_warning_where_allowed() -> None:

@@ -26,9 +26,15 @@ LONGEST: Final = timedelta(minutes=5)
 """That a result holds, whatever the verdict behind it does."""
 
 _GENUINE, _BOOTED, _APPROVED, _OPAQUE, _VULNERABLE = 2, 3, 2, 2, 32
-_MEASURED: Final = ("measurement", LAUNCH_CHECK, "mrtd")
-_FAMILIES: Final = ("pcr-sha", "measurement-")
-"""What checks of executables against reference values are called, or begin with."""
+_EXECUTABLES: Final[Mapping[EvidenceKind, tuple[str, ...]]] = {
+    EvidenceKind.TPM: ("pcr-sha",),
+    EvidenceKind.AMD_SEV_SNP: ("measurement", LAUNCH_CHECK),
+    EvidenceKind.INTEL_TDX: ("rtmr-",),
+    EvidenceKind.COMPOSITE_AZURE_VTPM: ("pcr-sha",),
+    EvidenceKind.NVIDIA_GPU: ("measurement-",),
+}
+"""What checks of executables against reference values begin with. The launch digests
+of TDX, and of Azure, cover firmware and paravisor only."""
 _CONFIDENTIAL: Final = frozenset(
     {
         EvidenceKind.AMD_SEV_SNP,
@@ -149,7 +155,7 @@ def trust_vector(
     checks = _checks(provenance)
     # The launch digest of such a guest ends with its firmware, whoever allows it.
     firmware = any(each.get("name") == FIRMWARE_CHECK for each in checks)
-    booted = not firmware and any(_is_measured(each) for each in checks)
+    booted = not firmware and any(_is_measured(each, kind) for each in checks)
     # Without claims nobody knows that it is hardware at all, or whose.
     unproven = not claims or _is_software(claims)
     weak = bool(provenance.get("advisories")) or unproven
@@ -198,11 +204,11 @@ def _checks(provenance: Mapping[str, JsonValue]) -> list[Mapping[str, JsonValue]
     return [each for each in checks if isinstance(each, Mapping)]
 
 
-def _is_measured(check: Mapping[str, JsonValue]) -> bool:
+def _is_measured(check: Mapping[str, JsonValue], kind: EvidenceKind) -> bool:
     """Tell whether something was compared; firmware alone is no executable's check."""
     name = str(check.get("name"))
     return (
         check.get("result") == "pass"
         and bool(check.get("expected"))
-        and (name in _MEASURED or name.startswith(_FAMILIES))
+        and name.startswith(_EXECUTABLES.get(kind, ()))
     )

@@ -40,6 +40,7 @@ def _relied_on(index: int) -> int:
 Digest: TypeAlias = Annotated[
     str, Field(min_length=40, max_length=128), AfterValidator(_hexadecimal)
 ]
+Rtmr: TypeAlias = Annotated[int, Field(ge=0, le=3)]
 Pcr: TypeAlias = Annotated[int, Field(ge=0, le=23), AfterValidator(_relied_on)]
 Component: TypeAlias = Annotated[int, Field(ge=0, le=255)]
 
@@ -106,6 +107,10 @@ class TdxPolicy(_Section):
     """Until then, and no verdict longer, a status outside `allow_status` and advisories
     outside `accept_advisories` are accepted with a warning."""
     mrtd: tuple[Digest, ...] = ()
+    """Launch digests: of the firmware, as a rule."""
+    rtmrs: Mapping[Rtmr, tuple[Digest, ...]] = {}
+    """Reference values of what the guest measured since: register to what it may hold.
+    By convention 1 and 2 hold boot loader, kernel and command line."""
     measured: bool = True
 
 

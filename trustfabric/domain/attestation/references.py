@@ -36,8 +36,10 @@ _TDX: Final = ("intel-tdx", "mrtd")
 _NAMES: Mapping[EvidenceKind, re.Pattern[str]] = {
     EvidenceKind.TPM: re.compile(f"pcr-{_NUMBER}"),
     EvidenceKind.AMD_SEV_SNP: re.compile("measurement"),
-    EvidenceKind.INTEL_TDX: re.compile("mrtd"),
-    EvidenceKind.COMPOSITE_AZURE_VTPM: re.compile(f"pcr-{_NUMBER}|measurement|mrtd"),
+    EvidenceKind.INTEL_TDX: re.compile("mrtd|rtmr-[0-3]"),
+    EvidenceKind.COMPOSITE_AZURE_VTPM: re.compile(
+        f"pcr-{_NUMBER}|measurement|mrtd|rtmr-[0-3]"
+    ),
     EvidenceKind.NVIDIA_GPU: re.compile(f"measurement-{_NUMBER}"),
 }
 
@@ -153,6 +155,8 @@ def _place(section: Any, kind: EvidenceKind, name: str) -> tuple[dict[str, Any],
     if name == "mrtd":
         return (section["tdx"] if azure else section), _TDX[1]
     word, _, index = name.partition("-")
+    if word == "rtmr":
+        return (section["tdx"] if azure else section)["rtmrs"], index
     if word == "pcr":
         return (section["tpm"] if azure else section)["pcrs"], index
     return section["measurements"], index

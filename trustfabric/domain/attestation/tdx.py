@@ -102,3 +102,5 @@ def tdx_platform_checks(
         actual=str(claims.evaluation),
     )
     yield measured("mrtd", policy.mrtd, claims.mrtd, needed=policy.measured)
+    for index, allowed in policy.rtmrs.items():
+        yield measured(f"rtmr-{index}", allowed, claims.rtmrs[index], needed=True)
