@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.builders import insert_run
 from tests.fix_fabric import ASK_S, count, until
@@ -140,6 +141,28 @@ async def test_a_source_at_fault_is_silence_and_stops_nobody(
     assert event.reason == "attestation:unreachable"
     assert event.lifecycle is Lifecycle.RESTORED
     assert (await attested(machines, instance)).reason == event.reason
+
+
+async def test_a_bug_that_one_vm_brings_out_ends_nobody_s_attestation(
+    machines: Machines,
+) -> None:
+    """Its row says what no code of ours would have written there."""
+    broken, well = await machines.restored(), await machines.restored()
+    async with machines.database.writing() as conn:
+        await conn.execute(
+            "UPDATE runtime_vm_instances SET config = config || %s WHERE id = %s",
+            [Jsonb({"attestation": {"kind": "abacus"}}), broken.id],
+        )
+    before = len(await machines.history(broken.id))
+
+    for _ in range(3):
+        machines.attestation.tell(Attest(broken.id, "manual"))
+    event = await attested(machines, well)
+
+    assert event.status is AttestationStatus.TRUSTED
+    assert len(await machines.history(broken.id)) == before
+    (report,) = [r for r in machines.runtime.report() if r.path == "fabric/attestation"]
+    assert report.restart_count == 0
 
 
 async def test_a_tpm_with_another_s_key_is_untrusted(machines: Machines) -> None:

@@ -323,6 +323,11 @@ class Attestation(Actor):
                     "attestation.failed", instance_id=instance_id, error=str(outcome)
                 )
                 self._settings.bells.ring(instance_id)
+            case Exception():
+                # A bug that one instance's evidence brings out ends no other's: were it
+                # raised here, each restart would ask again, until nobody is asked.
+                log.error("attestation.bug", instance_id=instance_id, exc_info=outcome)
+                self._settings.bells.ring(instance_id)
             case _:
                 raise outcome
 
