@@ -17,7 +17,7 @@ from trustfabric.supervision.exits import Exit, ExitKind
 from trustfabric.supervision.future import ThreadFuture
 from trustfabric.supervision.log import Log
 from trustfabric.supervision.mailbox import DEFAULT_MAILBOX, Envelope, MailboxSpec
-from trustfabric.supervision.messages import Notice, Request
+from trustfabric.supervision.messages import Notice
 from trustfabric.supervision.taken import Taken, take
 from trustfabric.supervision.timers import OnDown, Timer, Watch
 from trustfabric.supervision.undelivered import cleanup_failed
@@ -31,7 +31,6 @@ log = Log(__name__)
 Spawn = Callable[[Callable[[], Any], str], "Address[Any]"]
 SPAWN: ContextVar[Spawn | None] = ContextVar("spawn", default=None)
 """Starts an unsupervised actor in the runtime of this context."""
-TYPED = (Notice, Request)
 """What goes to `handle`; all else goes pykka's way."""
 
 if TYPE_CHECKING:
@@ -157,8 +156,6 @@ class Actor(_PykkaActor):
         return spawn(lambda: cls(*args, **kwargs), cls.__name__)
 
     def receive(self, message: Any) -> Any:
-        if isinstance(message, TYPED):
-            return self.handle(message)
         return self._handle_receive(message)
 
     def _stop(self) -> None:

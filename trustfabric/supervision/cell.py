@@ -22,6 +22,7 @@ from trustfabric.supervision.mailbox import (
     is_stop,
     sealed,
 )
+from trustfabric.supervision.messages import TYPED
 from trustfabric.supervision.roles import Behaviour
 from trustfabric.supervision.scheduler import DEPTH
 from trustfabric.supervision.states import ALIVE, RUNNING, STARTING, WAITING, State
@@ -188,7 +189,11 @@ class Cell(Holder):
             self.scheduler.emit(self, Event.HANDLING, type(message).__name__)
         self.busy = True
         try:
-            result = self.actor.receive(message)  # type: ignore[union-attr]
+            actor: Behaviour = self.actor  # type: ignore[assignment]
+            if isinstance(message, TYPED):
+                result = actor.handle(message)
+            else:
+                result = actor.receive(message)
         except BaseException as error:  # noqa: BLE001  # a bug of one actor ends that one
             self._settled(self._handled, None, error)
             return

@@ -21,3 +21,6 @@ class Notice(Generic[A_contra]):
 
     idempotent: ClassVar[bool] = False
     """Whether the next incarnation gets it once more, if this one falls over it."""
+
+
+TYPED = (Notice, Request)
