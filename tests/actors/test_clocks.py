@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from tests.actors.fix_remediation import SETTINGS, Fabric, a_fabric
-from tests.db.fix_runs import add_playbook
+from tests.db.fix_runs import ALICE, KEY, add_instance, add_playbook
+from trustfabric.actors.dispatch import EnqueueRun
 from trustfabric.db import run_events, servers
 from trustfabric.db.placement import read_situation
 from trustfabric.db.session import Database
@@ -101,10 +102,13 @@ async def test_waiting_for_a_vm_that_is_gone_ends(
     """Else its server could never launch again: an active run stands in the way."""
     await add_playbook(fabric.database, approval_required=True)
     run, other = await staged(fabric), await staged(fabric)
+    never_bad = await add_instance(fabric.database)
+    order = EnqueueRun(owner=ALICE, by=ALICE, instance_id=never_bad, playbook=KEY)
+    by_hand = await fabric.ask(order)
     async with fabric.database.writing() as conn:
         await conn.execute(
-            "UPDATE runtime_vm_instances SET terminated_at = %s WHERE id = %s",
-            [clock.now(), run.instance_id],
+            "UPDATE runtime_vm_instances SET terminated_at = %s WHERE id = ANY (%s)",
+            [clock.now(), [run.instance_id, never_bad]],
         )
 
     clock.advance(HOUR.tick_s)
@@ -118,6 +122,7 @@ async def test_waiting_for_a_vm_that_is_gone_ends(
     assert "its VM is gone" in (after.cancellation_reason or "")
     assert (await fabric.posture(run.instance_id)).lifecycle is Lifecycle.QUARANTINED
     assert (await fabric.read(other.id)).status is RunStatus.PENDING
+    assert (await fabric.read(by_hand.id)).status is RunStatus.CANCELLED
     async with fabric.database.writing() as conn:
         situation = await read_situation(conn, run.server_id, clock.now())
         assert not decide(situation, clock.now()).allowed

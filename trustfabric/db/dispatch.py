@@ -327,7 +327,7 @@ _FORSAKEN_SQL: LiteralString = (
     + RUN_TABLES
     + """
   JOIN runtime_vm_trust_registry g ON g.runtime_vm_instance_id = i.id
- WHERE r.status = 'pending' AND g.ended AND g.lifecycle_state = 'remediating'
+ WHERE r.status = 'pending' AND g.ended
  ORDER BY r.id
  LIMIT %(limit)s
 """
