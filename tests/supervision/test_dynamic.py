@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import math
 from collections import Counter as Tally
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from tests.supervision.actors import (
 )
 from trustfabric.supervision import (
     Actor,
+    ActorCrashedError,
     ActorDeadError,
     ActorKilledError,
     Address,
@@ -344,6 +346,44 @@ async def test_a_child_that_is_back_first_may_start_and_stop_its_siblings() -> N
     assert set(book.children()) == {"a", "b"}
     await runtime.stop()
     assert living == []
+
+
+async def test_a_child_that_would_wait_for_its_own_end_is_refused() -> None:
+    runtime, book = await keyed(shutdown_s=math.inf)
+    await book.start_child("1", Counter)
+
+    async def stop_itself(_: Counter) -> None:
+        await book.stop_child("1")
+
+    one = await book.start_child("1", Counter)
+    with pytest.raises(ActorCrashedError, match="root/many/1 -> root/many/1"):
+        await one.ask(Do(stop_itself), within_s=9.0)
+
+    assert await one.ask(Count(), within_s=1.0) == 1
+    await runtime.stop()
+
+
+async def test_two_that_would_wait_for_each_others_end_are_not_left_so() -> None:
+    runtime, book = await keyed(shutdown_s=math.inf)
+    one, two = [await book.start_child(key, Counter) for key in "12"]
+    begun = asyncio.Event()
+
+    async def stop_two(_: Counter) -> None:
+        begun.set()
+        await book.stop_child("2")
+
+    async def ask_one(_: Counter) -> int:
+        await begun.wait()
+        return await one.ask(Count(), within_s=9.0)
+
+    asked = asyncio.ensure_future(two.ask(Do(ask_one), within_s=9.0))
+    await runtime.quiet()
+    await one.ask(Do(stop_two), within_s=9.0)
+
+    with pytest.raises(ActorCrashedError, match="each waits for the next"):
+        await asked
+    assert set(book.children()) == {"1"}
+    await runtime.stop()
 
 
 async def test_a_child_cannot_be_started_while_its_supervisor_is_down() -> None:

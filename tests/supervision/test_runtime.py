@@ -25,6 +25,7 @@ from trustfabric.supervision import (
     ActorKilledError,
     Address,
     AskTimeoutError,
+    ChildSpec,
     Clock,
     DynamicAddress,
     DynamicSpec,
@@ -357,3 +358,39 @@ async def test_nothing_is_left_of_a_hundred_thousand_actors() -> None:
 def cells() -> int:
     gc.collect()
     return sum(isinstance(thing, Cell) for thing in gc.get_objects())
+
+
+async def test_a_runtime_runs_one_tree_once() -> None:
+    address = Address[Counter]("a")
+    runtime = await started(Runtime(), ChildSpec(address=address, start=Counter))
+
+    with pytest.raises(RuntimeError, match="started already"):
+        await runtime.start(SupervisorSpec(name="other", children=()))
+
+    assert await address.ask(Count(), within_s=1.0) == 1
+    await runtime.stop()
+    with pytest.raises(RuntimeError, match="started already"):
+        await runtime.start(SupervisorSpec(name="other", children=()))
+
+
+async def test_actors_spawned_by_threads_while_the_runtime_stops_end_with_it() -> None:
+    runtime = await started(Runtime(), max_restarts=1)
+    go, spawned = threading.Event(), list[Address[Any]]()
+
+    def spawn_on() -> None:
+        go.wait()
+        for _ in range(300):
+            spawned.append(runtime.spawn(Counter))
+
+    threads = [threading.Thread(target=spawn_on) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(200):
+        runtime.spawn(Counter)
+    go.set()
+    await runtime.stop()
+    for thread in threads:
+        await asyncio.to_thread(thread.join)
+    await asyncio.sleep(0)
+
+    assert not any(address.is_alive() for address in spawned)

@@ -284,14 +284,31 @@ class DynamicAddress(Generic[A]):
         while place is not None and place.cell.address.is_alive():
             if not place.leaving:
                 return cast("Address[A]", place.cell.address)
-            await self._keeper().remove(key)
+            await self._removal(key, place.cell)
             place = self.places.get(key)
         return self._keeper().place(key, start)
 
     async def stop_child(self, key: str) -> None:
-        """Stop a child and wait for its end; nothing happens if there is none."""
-        if key in self.places:
-            await self._keeper().remove(key)
+        """Stop a child and wait for its end; nothing happens if there is none.
+
+        AskCycleError where the child would wait for its own end, or for who waits
+        for it. Nobody is stopped then.
+        """
+        place = self.places.get(key)
+        if place is not None:
+            await self._removal(key, place.cell)
+
+    async def _removal(self, key: str, leaving: Cell) -> None:
+        keeper, asker = self._keeper(), CALLER.get()
+        if asker is None:
+            await keeper.remove(key)
+            return
+        waits = LoopReply(leaving.scheduler.loop)
+        asking = begin_asking(asker, leaving, waits)
+        try:
+            await keeper.remove(key)
+        finally:
+            asking.pop(waits, None)
 
     def child(self, key: str) -> Address[A] | None:
         place = self.places.get(key)

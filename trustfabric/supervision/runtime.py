@@ -58,7 +58,12 @@ class Runtime:
         self._guardian: Guardian | None = None
 
     async def start(self, root: SupervisorSpec) -> None:
-        """Return once the whole tree is up; ActorCrashedError if its root gave up."""
+        """Return once the whole tree is up; ActorCrashedError if its root gave up.
+
+        RuntimeError the second time: a runtime runs one tree, once.
+        """
+        if self._guardian is not None:
+            raise RuntimeError("the runtime was started already: make another one")
         scheduler = Scheduler(
             self._clock, self._random, self._answers, shuffle=self._shuffle
         )
@@ -207,7 +212,8 @@ class Guardian:
     async def stop(self, within_s: float) -> None:
         clock = self._scheduler.clock
         timer = clock.call_at(clock.monotonic() + within_s, self._overrun)
-        loners = [loner for loner in self._loners.values() if loner.alive]
+        # a copy in one go: threads may spawn meanwhile
+        loners = [loner for loner in list(self._loners.values()) if loner.alive]
         ends = [loner.cell.ended() for loner in loners]
         for loner in loners:
             loner.stop()
