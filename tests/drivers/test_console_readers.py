@@ -1,15 +1,17 @@
 """What keeps a console from being read is said, with what to do about it."""
 
 import os
+import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from trustfabric.domain.vms import ConsoleKind, ConsoleSource
-from trustfabric.drivers.console_readers import open_reader, why_unreadable
+from trustfabric.drivers.console_readers import Reader, open_reader, why_unreadable
 
 FILE = ConsoleSource(kind=ConsoleKind.FILE, path="/var/log/x.log")
 UNIX = ConsoleSource(kind=ConsoleKind.UNIX, path="/run/x.sock")
@@ -79,3 +81,52 @@ def test_a_log_that_only_its_writer_may_read_says_so() -> None:
             open_reader(None, source, Deaf(), from_start=True)
 
     assert f"may not read {log}" in why_unreadable(source, refused.value)
+
+
+class Turn:
+    """libvirt's event loop, of which the test takes a turn when it likes."""
+
+    take: Callable[[], None]
+
+    def virEventAddHandle(  # noqa: N802
+        self, descriptor: int, events: int, ready: Any, opaque: Any
+    ) -> int:
+        self.take = lambda: ready(1, descriptor, 1, opaque)
+        return 1
+
+    def virEventRemoveHandle(self, watch: int) -> None:  # noqa: N802
+        assert watch == 1
+
+
+class Closing:
+    """Closes what it hears, as another thread may at any time."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes] = []
+        self.reader: Reader | None = None
+
+    def feed(self, data: bytes) -> None:
+        self.heard.append(data)
+        assert self.reader is not None
+        self.reader.close()
+
+    def skip(self, why: str) -> None:
+        raise AssertionError(why)
+
+    def end(self) -> None:
+        raise AssertionError("it was closed: that is no end of the console")
+
+
+def test_what_is_closed_while_it_is_read_says_no_more(tmp_path: Path) -> None:
+    ears, turn = Closing(), Turn()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
+        source = ConsoleSource(kind=ConsoleKind.UNIX, path=str(tmp_path / "s"))
+        ears.reader = open_reader(turn, source, ears, from_start=True)
+        guest, _ = listening.accept()
+        with guest:
+            guest.sendall(b"x" * 100_000)
+            turn.take()
+
+    assert len(ears.heard) == 1

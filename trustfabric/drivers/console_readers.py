@@ -114,23 +114,29 @@ class _SocketReader:
         )
 
     def close(self) -> None:
+        self._shut()
+
+    def _shut(self) -> bool:
+        """Close it; False if it was closed already, maybe by another thread."""
         with self._closing:
             if self._closed:
-                return
+                return False
             self._closed = True
         self._binding.virEventRemoveHandle(self._watch)
         self._link.close()
+        return True
 
     def _ready(self, _watch: int, _fd: int, events: int, _opaque: Any) -> None:
         if self._closed:
             return
-        if not events & _READABLE or not self._drain():
-            self.close()
+        if (not events & _READABLE or not self._drain()) and self._shut():
             self._ears.end()
 
     def _drain(self) -> bool:
         """Read what there is, up to a bound; False at its end."""
         for _ in range(_CHUNKS_A_TURN):
+            if self._closed:
+                return True
             try:
                 data = self._link.recv(_CHUNK)
             except BlockingIOError:
