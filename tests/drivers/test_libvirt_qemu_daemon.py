@@ -139,6 +139,44 @@ async def test_what_died_while_nobody_looked_is_seen_afterwards(
             await asyncio.sleep(0.05)
 
 
+async def test_what_was_started_anew_under_an_old_number_has_no_mark(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd, heard: Heard
+) -> None:
+    spec = await a_running_vm(qemu_driver, host)
+    marked = (await qemu_driver.observe())[spec.name]
+    qemu, number = host.qemu_of(spec.name), running_as(host, spec.name)
+
+    # As its host's own restart looks: a daemon counts what runs from one again.
+    host.kill()
+    os.kill(qemu, signal.SIGKILL)
+    host.start()
+    await until_off(host, spec.name)
+    host.kill()
+    host.start()
+    domain = libvirt.open(host.uri).lookupByName(spec.name)
+    domain.create()
+    while domain.ID() < number:
+        domain.destroy()
+        domain.create()
+    await qemu_driver.open(heard.on_event, heard.on_lost)
+
+    assert domain.ID() == number
+    assert marked == Seen(PowerState.RUNNING, BOOT)
+    assert (await qemu_driver.observe())[spec.name] == Seen(PowerState.RUNNING)
+
+
+def running_as(host: PrivateLibvirtd, name: str) -> int:
+    number: int = libvirt.open(host.uri).lookupByName(name).ID()
+    return number
+
+
+async def until_off(host: PrivateLibvirtd, name: str) -> None:
+    operator = libvirt.open(host.uri)
+    async with asyncio.timeout(30):
+        while operator.lookupByName(name).isActive():
+            await asyncio.sleep(0.05)
+
+
 async def test_a_frozen_daemon_is_a_lost_link(
     qemu_driver: LibvirtProvisioner,
     host: PrivateLibvirtd,

@@ -143,6 +143,7 @@ class LibvirtProvisioner:
         await self.close()
         self._generation += 1  # what comes of an earlier one is late
         self._on_event, self._on_lost = on_event, on_lost
+        self._ours = ours.runs_unknown(self._ours)
         self._link = await self._connect(self._generation)
 
     async def renew(self) -> None:
@@ -260,9 +261,8 @@ class LibvirtProvisioner:
         await self._act("pausing", name, partial(domains.pause, self._host, name=name))
 
     async def resume(self, name: str) -> None:
-        await self._act(
-            "resuming", name, lambda conn: domains.resume(self._host, conn, name)
-        )
+        resume = partial(domains.resume, self._host, name=name)
+        await self._act("resuming", name, resume)
 
     async def undefine(self, name: str, spec: VmSpec | None = None) -> None:
         def remove(conn: Any) -> None:
