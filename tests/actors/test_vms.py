@@ -200,6 +200,29 @@ async def test_a_stop_is_a_stop(machines: Machines, operator: Any) -> None:
     assert await machines.power_log(instance.id) == ["started", "stopped"]
 
 
+async def test_a_stop_that_is_refused_is_tried_again(
+    machines: Machines, operator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance = await machines.restored()
+    stop, refusals = machines.provisioner.stop, [ConflictError("not now")] * 2
+
+    async def refuse_at_first(name: str, *, grace_s: float) -> None:
+        if refusals:
+            raise refusals.pop()
+        await stop(name, grace_s=grace_s)
+
+    monkeypatch.setattr(machines.provisioner, "stop", refuse_at_first)
+    await machines.ask(StopServer(instance.server_id, CALLER))
+
+    async def look() -> bool | None:
+        machines.clock.advance(0.5)
+        row = await machines.read(instance.id)
+        return row.power_state is PowerState.STOPPED or None
+
+    await until(look, "it to be off")
+    assert not is_active(operator, instance)
+
+
 async def test_one_that_is_deleted_leaves_nothing_at_the_hypervisor(
     machines: Machines, operator: Any, tpm_dir: Path
 ) -> None:
