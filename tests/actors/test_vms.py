@@ -15,7 +15,11 @@ from tests.fix_machines import (
     Machines,
     some_machines,
 )
-from trustfabric.actors.servers import DeleteServer, StartServer, StopServer
+from trustfabric.actors.servers import (
+    DeleteServer,
+    StartServer,
+    StopServer,
+)
 from trustfabric.actors.vms import Look
 from trustfabric.db import vms
 from trustfabric.db.session import Database
@@ -23,8 +27,8 @@ from trustfabric.db.vms import Instance
 from trustfabric.domain.power import Hold
 from trustfabric.domain.servers import ServerStatus
 from trustfabric.domain.trust import Lifecycle, Signal
-from trustfabric.domain.vms import PowerState
-from trustfabric.errors import ConflictError
+from trustfabric.domain.vms import PowerState, VmSpec
+from trustfabric.errors import ConflictError, FabricError
 
 libvirt = pytest.importorskip("libvirt")
 
@@ -117,6 +121,50 @@ async def until_asking(machines: Machines) -> None:
         return machines.trust.cell.current is not None or None
 
     await until(look, "a change to be in hand")
+
+
+@pytest.fixture
+def defining(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> "Defining":
+    """Holds up the first definition until it is told how that ends."""
+    held_up = Defining(machines.provisioner.define)
+    monkeypatch.setattr(machines.provisioner, "define", held_up)
+    return held_up
+
+
+class Defining:
+    def __init__(self, define: Any) -> None:
+        self._define = define
+        self._held: str | None = None
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+        self.refusal: FabricError | None = None
+
+    async def __call__(self, spec: VmSpec) -> Any:
+        if self._held in {None, spec.name}:
+            self._held = spec.name
+            self.begun.set()
+            await self.go_on.wait()
+            if self.refusal is not None:
+                raise self.refusal
+        return await self._define(spec)
+
+
+async def test_one_that_is_stopped_before_its_boot_is_committed_is_not_started(
+    machines: Machines, starts: list[str], defining: Defining
+) -> None:
+    server = await machines.server()
+    await machines.ask(StartServer(server.id, CALLER))
+    await defining.begun.wait()
+
+    await machines.ask(StopServer(server.id, CALLER))
+    defining.go_on.set()
+    await machines.until_server(server.id, status=ServerStatus.STOPPED)
+    await machines.runtime.quiet()
+
+    instance = await machines.newest(server.id)
+    assert (starts, instance.boot_id) == ([], None)
+    assert not instance.power_state.active
+    await machines.ask(StartServer(server.id, CALLER))
+    await machines.until_running(server.id)
 
 
 async def test_a_new_boot_takes_trust_away(machines: Machines) -> None:
@@ -220,6 +268,25 @@ async def test_a_stop_that_is_refused_is_tried_again(
         return row.power_state is PowerState.STOPPED or None
 
     await until(look, "it to be off")
+    assert not is_active(operator, instance)
+
+
+async def test_one_that_is_stopped_while_it_waits_to_boot_again_is_stopped(
+    machines: Machines, operator: Any
+) -> None:
+    instance = await machines.started()
+    operator.lookupByName(instance.name).destroy()
+    await booted_again(machines, instance)
+    operator.lookupByName(instance.name).destroy()
+    await machines.until_instance(instance.id, power_state=PowerState.CRASHED)
+
+    await machines.ask(StopServer(instance.server_id, CALLER))
+    await machines.runtime.quiet()
+
+    server = await machines.read_server(instance.server_id)
+    assert server.status is ServerStatus.STOPPED
+    machines.clock.advance(10.0)
+    await machines.runtime.quiet()
     assert not is_active(operator, instance)
 
 

@@ -26,6 +26,7 @@ from trustfabric.errors import (
     FabricError,
     InvalidError,
     NotFoundError,
+    NotWantedError,
     PlacementBlockedError,
 )
 
@@ -68,19 +69,23 @@ class Boots:
             )
 
     async def boot(self, instance: Instance, *gate: PassGate) -> None:
-        async with self._blocking(instance):
-            instance = await self._define(instance)
-            boot = await self._record.begin_boot("new boot", *gate)
-            await self._boot_tpm(instance)
-            if await self._start(instance, boot):
-                await self.note_running(instance)
+        try:
+            async with self._blocking(instance):
+                instance = await self._define(instance)
+                wanted = boots.StillWanted()
+                boot = await self._record.begin_boot("new boot", wanted, *gate)
+                await self._boot_tpm(instance)
+                if await self._start(instance, boot):
+                    await self.note_running(instance)
+        except NotWantedError as error:
+            log.info("vm.not-started", instance_id=self._id, reason=str(error))
 
     @asynccontextmanager
     async def _blocking(self, instance: Instance) -> AsyncIterator[None]:
         """Where its hypervisor can't have it as asked, leave it off for a person."""
         try:
             yield
-        except PlacementBlockedError:
+        except (PlacementBlockedError, NotWantedError):
             raise
         except FabricError as error:
             if is_structural(error):
