@@ -17,6 +17,7 @@ from tests.fix_machines import (
 )
 from trustfabric.actors.servers import (
     DeleteServer,
+    RedeployServer,
     StartServer,
     StopServer,
 )
@@ -28,7 +29,7 @@ from trustfabric.domain.power import Hold
 from trustfabric.domain.servers import ServerStatus
 from trustfabric.domain.trust import Lifecycle, Signal
 from trustfabric.domain.vms import PowerState, VmSpec
-from trustfabric.errors import ConflictError, FabricError
+from trustfabric.errors import ConflictError, FabricError, InvalidError
 
 libvirt = pytest.importorskip("libvirt")
 
@@ -165,6 +166,26 @@ async def test_one_that_is_stopped_before_its_boot_is_committed_is_not_started(
     assert not instance.power_state.active
     await machines.ask(StartServer(server.id, CALLER))
     await machines.until_running(server.id)
+
+
+async def test_one_that_was_replaced_blocks_its_server_no_more(
+    machines: Machines, defining: Defining
+) -> None:
+    server = await machines.server()
+    await machines.ask(StartServer(server.id, CALLER))
+    await defining.begun.wait()
+    old = await machines.newest(server.id)
+
+    await machines.ask(RedeployServer(server.id, CALLER))
+    await machines.until_running(server.id)
+    defining.refusal = InvalidError("there is no such filter")
+    defining.go_on.set()
+
+    async def look() -> bool | None:
+        return (await machines.read(old.id)).terminated_at is not None or None
+
+    await until(look, "the old one to be removed")
+    assert (await machines.read_server(server.id)).status is ServerStatus.RUNNING
 
 
 async def test_a_new_boot_takes_trust_away(machines: Machines) -> None:
