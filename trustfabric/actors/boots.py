@@ -5,7 +5,7 @@ falls, before the domain is started.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
@@ -89,8 +89,19 @@ class Boots:
             raise
         except FabricError as error:
             if is_structural(error):
+                await self._switch_off(instance)
                 await self._record.note_blocked(instance, error)
             raise
+
+    async def _switch_off(self, instance: Instance) -> None:
+        """Cut the power of what may run: somebody else's start, or a cut one of ours.
+
+        Of what couldn't be defined, too; but never of what a newer start looks after.
+        """
+        await self._record.require_ours()
+        if instance.defined_at is not None:
+            with suppress(NotFoundError):
+                await self._use.provisioner.stop(instance.name, grace_s=0)
 
     async def _define(self, instance: Instance) -> Instance:
         """Make it known to its hypervisor; return it under the name it has there."""
