@@ -275,15 +275,14 @@ class LibvirtProvisioner:
         self._specs.pop(name, None)
 
     async def forget(self, spec: VmSpec) -> None:
+        seed = () if spec.seed is None else (spec.seed_volume,)
+
+        def clear(conn: Any) -> None:
+            domains.remove_volumes(self._host, conn, spec, seed)
+            self._consoles.remove(spec.name)
+
         self._specs.pop(spec.name, None)
-        if spec.seed is None:
-            return
-        seed = (spec.seed_volume,)
-        await self._act(
-            "removing the seed of",
-            spec.name,
-            lambda conn: domains.remove_volumes(self._host, conn, spec, seed),
-        )
+        await self._act("forgetting", spec.name, clear)
 
     async def observe(self) -> Mapping[str, Seen]:
         known, strangers = dict(self._ours), self._strangers
