@@ -155,6 +155,19 @@ async def test_a_status_is_one_kind_of_error(
     assert type(refused.value) is error
 
 
+async def test_one_that_sends_visitors_elsewhere_answers(
+    reference: ReferenceHypervisor, heard: Heard
+) -> None:
+    driver = HttpProvisioner(reference.url)
+    reference.fail_next = [302, 307]
+
+    await driver.open(heard.on_event, heard.on_lost)
+
+    assert await driver.observe() == {}
+    assert heard.lost == []
+    await driver.close()
+
+
 async def test_the_right_token_opens(
     reference: ReferenceHypervisor, heard: Heard
 ) -> None:

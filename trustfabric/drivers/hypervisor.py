@@ -6,12 +6,7 @@ as events; `observe` only checks that somebody answers and echoes it.
 
 import asyncio
 import re
-from collections.abc import (
-    AsyncGenerator,
-    Callable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -244,6 +239,9 @@ class HttpProvisioner:
             await self._send("GET", "/", again=True)
         except (NotFoundError, InvalidError, ConflictError):
             return
+        except UnavailableError as error:
+            if not error.facts.get("redirects"):  # such as to its documentation
+                raise
 
     async def _discard(self, name: object) -> None:
         if isinstance(name, str) and _NAME.fullmatch(name) is not None:

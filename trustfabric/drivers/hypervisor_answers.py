@@ -67,4 +67,5 @@ def raise_for(status: int, body: bytes, doing: str) -> None:
         raise ConflictError(text)
     if _CLIENT_ERROR <= status < SERVER_ERROR and status not in _TRANSIENT:
         raise InvalidError(text)
-    raise UnavailableError(text, cause="answer")
+    redirects = status < _CLIENT_ERROR
+    raise UnavailableError(text, cause="answer", redirects=redirects)
