@@ -217,18 +217,21 @@ class LibvirtProvisioner:
         )
 
     async def start(self, name: str, boot: UUID) -> None:
-        link, wanted = self._up(), self._wanted(name)
+        link, wanted, waits = self._up(), self._wanted(name), True
 
         def attach(domain: Any) -> None:
+            if not waits:  # it stays paused: meanwhile it may have been ordered to stop
+                raise UnavailableError(f"{name}: nobody waits for its start any more")
             uuid = domain.UUIDString()
             link.with_watch(lambda conn: self._consoles.boot(conn, uuid, name))
 
-        await self._act(
-            "starting",
-            name,
-            lambda conn: domains.start(self._host, conn, name, wanted, boot, attach),
-            within_s=_START_S,
-        )
+        def begin(conn: Any) -> None:
+            domains.start(self._host, conn, name, wanted, boot, attach)
+
+        try:
+            await self._act("starting", name, begin, within_s=_START_S)
+        finally:
+            waits = False
 
     async def adopt(self, name: str, boot: UUID) -> None:
         wanted = self._wanted(name)
@@ -300,11 +303,8 @@ class LibvirtProvisioner:
         return {one.name: one.seen for one in seen.ours.values()}
 
     async def look(self, name: str) -> Seen | None:
-        one = await self._up().observe(
-            f"looking at {name}",
-            lambda conn: ours.look(self._host, conn, name),
-            about=About(name),
-        )
+        look = partial(ours.look, self._host, name=name)
+        one = await self._up().observe(f"looking at {name}", look, about=About(name))
         if one is None:
             return None
         self._ours[one.uuid] = one
