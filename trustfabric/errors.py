@@ -81,6 +81,10 @@ class ConflictError(FabricError):
     code = "conflict"
 
 
+class NotWantedError(ConflictError):
+    """Somebody has ordered otherwise meanwhile: there is nothing to do any more."""
+
+
 class VersionConflictError(ConflictError):
     """A write was based on a version that is no longer the newest."""
 

@@ -15,7 +15,10 @@ from trustfabric.actors import hypervisor
 from trustfabric.actors.vms import Look
 from trustfabric.db.session import Database
 from trustfabric.db.vms import Instance
+from trustfabric.domain.servers import ServerStatus
 from trustfabric.domain.vms import PowerState
+from trustfabric.drivers.libvirt import LibvirtProvisioner
+from trustfabric.errors import InvalidError
 
 libvirt = pytest.importorskip("libvirt")
 
@@ -178,6 +181,28 @@ async def until_log(machines: Machines, instance: Instance, event: str) -> None:
         return event in await machines.log(instance.id) or None
 
     await until(look, event)
+
+
+async def test_what_others_started_and_cannot_be_as_asked_is_off_when_it_is_said_to_be(
+    starts: Starts, operator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with starts(1) as machines:
+        instance = await machines.restored()
+    domain = operator.lookupByName(instance.name)
+    domain.destroy()
+    domain.create()
+
+    async def refuse(*_: object) -> None:
+        raise InvalidError("there is no such filter")
+
+    monkeypatch.setattr(LibvirtProvisioner, "define", refuse)
+    async with starts(2) as machines:
+        await machines.until_server(instance.server_id, status=ServerStatus.BLOCKED)
+        await machines.runtime.quiet()
+        row = await machines.read(instance.id)
+        assert row.power_state is PowerState.STOPPED
+        assert row.last_error == "there is no such filter"
+        assert not domain.isActive()
 
 
 async def test_a_mark_that_got_into_the_definition_marks_no_later_boot(

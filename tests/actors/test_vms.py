@@ -15,7 +15,12 @@ from tests.fix_machines import (
     Machines,
     some_machines,
 )
-from trustfabric.actors.servers import DeleteServer, StartServer, StopServer
+from trustfabric.actors.servers import (
+    DeleteServer,
+    RedeployServer,
+    StartServer,
+    StopServer,
+)
 from trustfabric.actors.vms import Look
 from trustfabric.db import vms
 from trustfabric.db.session import Database
@@ -23,8 +28,8 @@ from trustfabric.db.vms import Instance
 from trustfabric.domain.power import Hold
 from trustfabric.domain.servers import ServerStatus
 from trustfabric.domain.trust import Lifecycle, Signal
-from trustfabric.domain.vms import PowerState
-from trustfabric.errors import ConflictError
+from trustfabric.domain.vms import PowerState, VmSpec
+from trustfabric.errors import ConflictError, FabricError, InvalidError
 
 libvirt = pytest.importorskip("libvirt")
 
@@ -119,6 +124,70 @@ async def until_asking(machines: Machines) -> None:
     await until(look, "a change to be in hand")
 
 
+@pytest.fixture
+def defining(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> "Defining":
+    """Holds up the first definition until it is told how that ends."""
+    held_up = Defining(machines.provisioner.define)
+    monkeypatch.setattr(machines.provisioner, "define", held_up)
+    return held_up
+
+
+class Defining:
+    def __init__(self, define: Any) -> None:
+        self._define = define
+        self._held: str | None = None
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+        self.refusal: FabricError | None = None
+
+    async def __call__(self, spec: VmSpec) -> Any:
+        if self._held in {None, spec.name}:
+            self._held = spec.name
+            self.begun.set()
+            await self.go_on.wait()
+            if self.refusal is not None:
+                raise self.refusal
+        return await self._define(spec)
+
+
+async def test_one_that_is_stopped_before_its_boot_is_committed_is_not_started(
+    machines: Machines, starts: list[str], defining: Defining
+) -> None:
+    server = await machines.server()
+    await machines.ask(StartServer(server.id, CALLER))
+    await defining.begun.wait()
+
+    await machines.ask(StopServer(server.id, CALLER))
+    defining.go_on.set()
+    await machines.until_server(server.id, status=ServerStatus.STOPPED)
+    await machines.runtime.quiet()
+
+    instance = await machines.newest(server.id)
+    assert (starts, instance.boot_id) == ([], None)
+    assert not instance.power_state.active
+    await machines.ask(StartServer(server.id, CALLER))
+    await machines.until_running(server.id)
+
+
+async def test_one_that_was_replaced_blocks_its_server_no_more(
+    machines: Machines, defining: Defining
+) -> None:
+    server = await machines.server()
+    await machines.ask(StartServer(server.id, CALLER))
+    await defining.begun.wait()
+    old = await machines.newest(server.id)
+
+    await machines.ask(RedeployServer(server.id, CALLER))
+    await machines.until_running(server.id)
+    defining.refusal = InvalidError("there is no such filter")
+    defining.go_on.set()
+
+    async def look() -> bool | None:
+        return (await machines.read(old.id)).terminated_at is not None or None
+
+    await until(look, "the old one to be removed")
+    assert (await machines.read_server(server.id)).status is ServerStatus.RUNNING
+
+
 async def test_a_new_boot_takes_trust_away(machines: Machines) -> None:
     instance = await machines.restored()
 
@@ -198,6 +267,48 @@ async def test_a_stop_is_a_stop(machines: Machines, operator: Any) -> None:
     await machines.until_server(instance.server_id, status=ServerStatus.STOPPED)
     assert not is_active(operator, instance)
     assert await machines.power_log(instance.id) == ["started", "stopped"]
+
+
+async def test_a_stop_that_is_refused_is_tried_again(
+    machines: Machines, operator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance = await machines.restored()
+    stop, refusals = machines.provisioner.stop, [ConflictError("not now")] * 2
+
+    async def refuse_at_first(name: str, *, grace_s: float) -> None:
+        if refusals:
+            raise refusals.pop()
+        await stop(name, grace_s=grace_s)
+
+    monkeypatch.setattr(machines.provisioner, "stop", refuse_at_first)
+    await machines.ask(StopServer(instance.server_id, CALLER))
+
+    async def look() -> bool | None:
+        machines.clock.advance(0.5)
+        row = await machines.read(instance.id)
+        return row.power_state is PowerState.STOPPED or None
+
+    await until(look, "it to be off")
+    assert not is_active(operator, instance)
+
+
+async def test_one_that_is_stopped_while_it_waits_to_boot_again_is_stopped(
+    machines: Machines, operator: Any
+) -> None:
+    instance = await machines.started()
+    operator.lookupByName(instance.name).destroy()
+    await booted_again(machines, instance)
+    operator.lookupByName(instance.name).destroy()
+    await machines.until_instance(instance.id, power_state=PowerState.CRASHED)
+
+    await machines.ask(StopServer(instance.server_id, CALLER))
+    await machines.runtime.quiet()
+
+    server = await machines.read_server(instance.server_id)
+    assert server.status is ServerStatus.STOPPED
+    machines.clock.advance(10.0)
+    await machines.runtime.quiet()
+    assert not is_active(operator, instance)
 
 
 async def test_one_that_is_deleted_leaves_nothing_at_the_hypervisor(

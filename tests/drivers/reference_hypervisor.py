@@ -30,6 +30,8 @@ class ReferenceHypervisor:
         """What it says it made, in place of what was asked."""
         self.fail_next: list[int] = []
         """Statuses to answer with before anything is done."""
+        self.quotes = False
+        """Those answers quote what was asked, as many frameworks do."""
         self.delay_s = 0.0
         self.requests: list[tuple[str, str]] = []
         self.more_lines = asyncio.Event()
@@ -78,7 +80,9 @@ class ReferenceHypervisor:
         self.requests.append((request.method, request.path_qs))
         await asyncio.sleep(self.delay_s)
         if self.fail_next:
-            return web.Response(status=self.fail_next.pop(0), text="as told")
+            text = f"{request.headers} {await request.text()}" if self.quotes else ""
+            status = self.fail_next.pop(0)
+            return web.Response(status=status, text=text or "as told")
         wanted = None if self.token is None else f"Bearer {self.token}"
         if wanted is not None and request.headers.get("Authorization") != wanted:
             return web.Response(status=401)

@@ -68,6 +68,31 @@ async def test_an_order_carries_what_cloud_init_is_given(
     assert spec.name in given["meta_data"]
 
 
+async def test_a_refusal_that_quotes_secrets_is_not_repeated(
+    reference: ReferenceHypervisor, heard: Heard
+) -> None:
+    reference.token = "s3cret-token"
+    driver = HttpProvisioner(reference.url, token=lambda: SecretStr("s3cret-token"))
+    await driver.open(heard.on_event, heard.on_lost)
+    reference.quotes = True
+    seeded = replace(a_spec(), seed=Seed("#cloud-config\npassword: hunter2\n"))
+    told = []
+
+    for spec in (a_spec(), seeded):
+        reference.fail_next = [422]
+        with pytest.raises(InvalidError) as refused:
+            await driver.define(spec)
+        told.append(str(refused.value))
+    reference.fail_next = [422]
+    with pytest.raises(InvalidError) as refused:
+        await driver.console_tail("hv-1", 10)
+
+    told.append(str(refused.value))
+    await driver.close()
+    assert not any("s3cret" in each or "hunter2" in each for each in told)
+    assert "Bearer ***" in told[0]
+
+
 async def test_less_isolation_than_ordered_is_refused_and_cleared_away(
     driver: HttpProvisioner, reference: ReferenceHypervisor
 ) -> None:
@@ -153,6 +178,19 @@ async def test_a_status_is_one_kind_of_error(
         await driver.define(a_spec())
 
     assert type(refused.value) is error
+
+
+async def test_one_that_sends_visitors_elsewhere_answers(
+    reference: ReferenceHypervisor, heard: Heard
+) -> None:
+    driver = HttpProvisioner(reference.url)
+    reference.fail_next = [302, 307]
+
+    await driver.open(heard.on_event, heard.on_lost)
+
+    assert await driver.observe() == {}
+    assert heard.lost == []
+    await driver.close()
 
 
 async def test_the_right_token_opens(

@@ -23,7 +23,7 @@ from trustfabric.domain.vms import (
     PowerChange,
     PowerState,
 )
-from trustfabric.drivers import libvirt_link
+from trustfabric.drivers import libvirt_domains, libvirt_link
 from trustfabric.drivers.libvirt import LibvirtProvisioner
 from trustfabric.drivers.libvirt_connect import Credentials
 from trustfabric.errors import (
@@ -100,6 +100,37 @@ async def test_one_that_ends_while_it_is_started_may_be_started_again(
     assert await qemu_driver.look(spec.name) == Seen(PowerState.RUNNING, BOOT)
 
 
+async def test_a_start_that_nobody_waits_for_ends_before_the_first_instruction(
+    qemu_driver: LibvirtProvisioner,
+    host: PrivateLibvirtd,
+    heard: Heard,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = host.spec()
+    await qemu_driver.define(spec)
+    verify, compared = libvirt_domains._verify, threading.Event()
+
+    def be_slow(*parts: object) -> None:
+        assert compared.wait(30)
+        verify(*parts)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as slowly:
+        slowly.setattr(libvirt_domains, "_verify", be_slow)
+        starting = asyncio.ensure_future(qemu_driver.start(spec.name, BOOT))
+        await heard.until_heard(spec.name, PowerChange.PAUSED)
+        starting.cancel()
+        await asyncio.wait([starting])
+        compared.set()
+        async with asyncio.timeout(30):
+            while await qemu_driver.look(spec.name) != Seen(PowerState.PAUSED, BOOT):
+                await asyncio.sleep(0.02)
+
+    await asyncio.sleep(0.5)  # in which it might have gone on
+    assert await qemu_driver.look(spec.name) == Seen(PowerState.PAUSED, BOOT)
+    await qemu_driver.start(spec.name, OTHER_BOOT)
+    assert await qemu_driver.look(spec.name) == Seen(PowerState.RUNNING, OTHER_BOOT)
+
+
 async def test_a_killed_daemon_is_a_lost_link_and_its_guests_are_found_again(
     qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd, heard: Heard
 ) -> None:
@@ -136,6 +167,44 @@ async def test_what_died_while_nobody_looked_is_seen_afterwards(
 
     async with asyncio.timeout(30):
         while (await powers(qemu_driver))[spec.name].active:
+            await asyncio.sleep(0.05)
+
+
+async def test_what_was_started_anew_under_an_old_number_has_no_mark(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd, heard: Heard
+) -> None:
+    spec = await a_running_vm(qemu_driver, host)
+    marked = (await qemu_driver.observe())[spec.name]
+    qemu, number = host.qemu_of(spec.name), running_as(host, spec.name)
+
+    # As its host's own restart looks: a daemon counts what runs from one again.
+    host.kill()
+    os.kill(qemu, signal.SIGKILL)
+    host.start()
+    await until_off(host, spec.name)
+    host.kill()
+    host.start()
+    domain = libvirt.open(host.uri).lookupByName(spec.name)
+    domain.create()
+    while domain.ID() < number:
+        domain.destroy()
+        domain.create()
+    await qemu_driver.open(heard.on_event, heard.on_lost)
+
+    assert domain.ID() == number
+    assert marked == Seen(PowerState.RUNNING, BOOT)
+    assert (await qemu_driver.observe())[spec.name] == Seen(PowerState.RUNNING)
+
+
+def running_as(host: PrivateLibvirtd, name: str) -> int:
+    number: int = libvirt.open(host.uri).lookupByName(name).ID()
+    return number
+
+
+async def until_off(host: PrivateLibvirtd, name: str) -> None:
+    operator = libvirt.open(host.uri)
+    async with asyncio.timeout(30):
+        while operator.lookupByName(name).isActive():
             await asyncio.sleep(0.05)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.drivers.links import BOOT
-from tests.drivers.private_libvirtd import PrivateLibvirtd, missing
+from tests.drivers.private_libvirtd import PrivateLibvirtd, a_running_vm, missing
 from trustfabric.domain.seeds import Seed
 from trustfabric.domain.vms import VmSpec, VolumeTemplate
 from trustfabric.drivers.libvirt import LibvirtProvisioner
@@ -144,6 +144,23 @@ async def test_of_one_that_others_removed_the_seed_goes_and_the_disk_stays(
 
     assert disk_of(spec).exists()
     assert not seed_of(spec).exists()
+
+
+async def test_of_one_that_others_removed_no_lines_are_kept(
+    qemu_driver: LibvirtProvisioner, host: PrivateLibvirtd, operator: Any
+) -> None:
+    spec = await a_running_vm(qemu_driver, host)
+    console = qemu_driver._consoles.get(spec.name)
+    domain = operator.lookupByName(spec.name)
+    domain.destroy()
+    domain.undefine()
+
+    await qemu_driver.forget(spec)
+
+    assert console is not None
+    assert not console.attached
+    assert qemu_driver._consoles.get(spec.name) is None
+    assert list(host.root.rglob(f"consoles/{spec.name}*")) == []
 
 
 async def test_what_somebody_renamed_is_not_removed(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from xml.etree.ElementTree import Element, SubElement
+from xml.etree.ElementTree import Element, SubElement, fromstring
 
 import pytest
 from hypothesis import given
@@ -401,3 +401,38 @@ def test_isolation_that_nobody_asked_for_is_noticed() -> None:
     SubElement(made, "launchSecurity", type="sev")
 
     assert differences(wanted, made) == ("launchSecurity was added",)
+
+
+@pytest.mark.parametrize(
+    ("where", "added", "phrase"),
+    [
+        ("os", "<kernel>/evil</kernel>", "kernel was added"),
+        ("os", "<initrd>/evil</initrd>", "initrd was added"),
+        ("os", "<cmdline>init=/bin/sh</cmdline>", "cmdline was added"),
+        ("os", "<loader type='rom'>/evil</loader>", "loader was added"),
+        (".", "<sysinfo type='fwcfg'/>", "sysinfo was added"),
+        (
+            "devices/disk/backingStore",
+            "<source file='/etc/shadow'/>",
+            "disk is not as asked",
+        ),
+    ],
+)
+def test_what_would_run_or_be_read_beside_the_disk_is_noticed(
+    where: str, added: str, phrase: str
+) -> None:
+    wanted = domain_xml(a_spec(), virt=VirtType.KVM, runtime="here")
+    made = deepcopy(wanted)
+    place = made if where == "." else made.find(where)
+    assert place is not None
+    place.append(fromstring(added))
+
+    assert differences(wanted, made) == (phrase,)
+
+
+def test_another_firmware_is_noticed() -> None:
+    wanted = domain_xml(a_spec(), virt=VirtType.KVM, runtime="here")
+    made = deepcopy(wanted)
+    made.findall("os")[0].set("firmware", "efi")
+
+    assert differences(wanted, made) == ("firmware was added",)

@@ -5,7 +5,7 @@ falls, before the domain is started.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
@@ -26,6 +26,7 @@ from trustfabric.errors import (
     FabricError,
     InvalidError,
     NotFoundError,
+    NotWantedError,
     PlacementBlockedError,
 )
 
@@ -68,24 +69,39 @@ class Boots:
             )
 
     async def boot(self, instance: Instance, *gate: PassGate) -> None:
-        async with self._blocking(instance):
-            instance = await self._define(instance)
-            boot = await self._record.begin_boot("new boot", *gate)
-            await self._boot_tpm(instance)
-            if await self._start(instance, boot):
-                await self.note_running(instance)
+        try:
+            async with self._blocking(instance):
+                instance = await self._define(instance)
+                wanted = boots.StillWanted()
+                boot = await self._record.begin_boot("new boot", wanted, *gate)
+                await self._boot_tpm(instance)
+                if await self._start(instance, boot):
+                    await self.note_running(instance)
+        except NotWantedError as error:
+            log.info("vm.not-started", instance_id=self._id, reason=str(error))
 
     @asynccontextmanager
     async def _blocking(self, instance: Instance) -> AsyncIterator[None]:
         """Where its hypervisor can't have it as asked, leave it off for a person."""
         try:
             yield
-        except PlacementBlockedError:
+        except (PlacementBlockedError, NotWantedError):
             raise
         except FabricError as error:
             if is_structural(error):
+                await self._switch_off(instance)
                 await self._record.note_blocked(instance, error)
             raise
+
+    async def _switch_off(self, instance: Instance) -> None:
+        """Cut the power of what may run: somebody else's start, or a cut one of ours.
+
+        Of what couldn't be defined, too; but never of what a newer start looks after.
+        """
+        await self._record.require_ours()
+        if instance.defined_at is not None:
+            with suppress(NotFoundError):
+                await self._use.provisioner.stop(instance.name, grace_s=0)
 
     async def _define(self, instance: Instance) -> Instance:
         """Make it known to its hypervisor; return it under the name it has there."""

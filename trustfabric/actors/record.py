@@ -53,8 +53,7 @@ class Record:
                 await boots.add_crash(conn, self._id, self._now())
             await vms.log_event(conn, self._id, event)
             status = status_for(power)
-            newest = await vms.list_newest(conn, instance.server_id, limit=1)
-            if status is not None and newest and newest[0].id == self._id:
+            if status is not None and await self._is_newest(conn, instance):
                 await servers.note_status(conn, instance.server_id, status)
         log.info("vm.noted", event_type=event, instance_id=self._id, name=instance.name)
 
@@ -64,7 +63,19 @@ class Record:
             await vms.set_power(
                 conn, self._id, PowerState.STOPPED, self._now(), error=str(error)
             )
-            await servers.set_status(conn, instance.server_id, ServerStatus.BLOCKED)
+            if await self._is_newest(conn, instance):
+                blocked = ServerStatus.BLOCKED
+                await servers.set_status(conn, instance.server_id, blocked)
+
+    async def require_ours(self) -> None:
+        """Raise ConflictError where a newer start of the runtime looks after it."""
+        async with self.writing():
+            pass
+
+    async def _is_newest(self, conn: Connection, instance: Instance) -> bool:
+        """Tell whether its server's status is about this one."""
+        newest = await vms.list_newest(conn, instance.server_id, limit=1)
+        return bool(newest) and newest[0].id == self._id
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[Connection]:

@@ -40,14 +40,14 @@ async def order_stop(
         await placement.take_turn(conn)
         server, instance = await find(conn, server_id, owner_id)
         stays = Desired.STOPPED
-        is_off = instance is None or (
-            not instance.power_state.active and instance.desired_state == stays
-        )
         if instance is not None:
             await vms.set_desired(conn, instance.id, stays)
+        # One that waits for its boot is off: no boot is committed after this.
+        is_off = instance is None or instance.power_state.off
         status = ServerStatus.STOPPED if is_off else ServerStatus.STOPPING
         await servers.set_status(conn, server.id, status)
-    return None if is_off else instance
+    was_to_be_off = instance is None or instance.desired_state == stays
+    return None if is_off and was_to_be_off else instance
 
 
 async def order_end(

@@ -247,11 +247,13 @@ class Vm(Actor):
         delay = min(high, low * 2.0**self._failures) * (1 + 0.2 * self.random.random())
         self._failures = min(self._failures + 1, 16)
         log.warning("vm.retries", instance_id=self._id, error=str(error), after_s=delay)
-        if isinstance(error, AskError) or not is_structural(error):
-            self.after(delay, Look())
-        elif self._look_again:
+        waits = isinstance(error, AskError) or not is_structural(error)
+        if self._look_again and not waits:
             self._look_again = False
             self.address.tell(Look())
+        else:
+            # What a person must mend is off by now; what is to stop, stops in the end.
+            self.after(delay, Look())
 
 
 def _done(step: Step, result: object) -> _Done:

@@ -11,8 +11,9 @@ from psycopg.errors import UniqueViolation
 from trustfabric.db.session import Connection
 from trustfabric.domain.ids import InstanceId
 from trustfabric.domain.ports import Defined
+from trustfabric.domain.power import Desired
 from trustfabric.domain.trust import Snapshot
-from trustfabric.errors import ConflictError
+from trustfabric.errors import ConflictError, NotWantedError
 
 _SET_BOOT_SQL: LiteralString = """
 UPDATE runtime_vm_instances
@@ -45,6 +46,23 @@ class SetBoot:
             raise ConflictError(
                 f"instance {before.instance_id} is terminated, or another's"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class StillWanted:
+    """Companion: it boots only where it shall run, as orders before this one say.
+
+    They take their turn with the registry's transaction. NotWantedError.
+    """
+
+    async def write(self, conn: Connection, before: Snapshot) -> None:
+        cursor = await conn.execute(
+            "SELECT desired_state FROM runtime_vm_instances WHERE id = %s",
+            [before.instance_id],
+        )
+        row = await cursor.fetchone()
+        if row is None or row[0] != Desired.RUNNING:
+            raise NotWantedError(f"instance {before.instance_id} shall not run")
 
 
 _SET_DEFINED_SQL: LiteralString = """

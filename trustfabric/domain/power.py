@@ -160,7 +160,7 @@ def next_step(
         case Desired.STOPPED:
             if active:
                 return Step.STOP
-            return Step.NOTE_STOPPED if recorded.active else Step.NOTHING
+            return Step.NOTHING if recorded.off else Step.NOTE_STOPPED
         case Desired.RUNNING:
             if observed is None or not active:
                 lost = observed is None and not volatile

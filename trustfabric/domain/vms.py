@@ -61,6 +61,11 @@ class PowerState(StrEnum):
         """Guest code may be running, or goes on when resumed."""
         return self in ACTIVE
 
+    @property
+    def off(self) -> bool:
+        """No guest code runs: which is more than that nothing is known of it."""
+        return not self.active and self is not PowerState.UNKNOWN
+
 
 ACTIVE: Final = frozenset(
     {

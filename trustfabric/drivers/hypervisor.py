@@ -6,12 +6,7 @@ as events; `observe` only checks that somebody answers and echoes it.
 
 import asyncio
 import re
-from collections.abc import (
-    AsyncGenerator,
-    Callable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -144,6 +139,7 @@ class HttpProvisioner:
             "/instances",
             json=_order(spec),
             headers={"Idempotency-Key": str(spec.uuid)},
+            secret=spec.seed is not None,
         )
         defined = _defined(parse_object(answer.body), spec)
         if defined is None:
@@ -181,11 +177,8 @@ class HttpProvisioner:
         self._happened(name, PowerChange.DESTROYED)
         self._happened(name, PowerChange.UNDEFINED)
         self._power.pop(name, None)
-        self._defined = {
-            uuid: defined
-            for uuid, defined in self._defined.items()
-            if defined.hypervisor_name != name
-        }
+        others = [it for it in self._defined.items() if it[1].hypervisor_name != name]
+        self._defined = dict(others)
 
     async def adopt(self, name: str, boot: UUID) -> None:
         del name, boot
@@ -244,6 +237,9 @@ class HttpProvisioner:
             await self._send("GET", "/", again=True)
         except (NotFoundError, InvalidError, ConflictError):
             return
+        except UnavailableError as error:
+            if not error.facts.get("redirects"):  # such as to its documentation
+                raise
 
     async def _discard(self, name: object) -> None:
         if isinstance(name, str) and _NAME.fullmatch(name) is not None:
@@ -267,7 +263,7 @@ class HttpProvisioner:
             return {}
         return {"Authorization": f"Bearer {secret.get_secret_value()}"}
 
-    async def _send(
+    async def _send(  # noqa: PLR0913 (what a request has)
         self,
         method: str,
         path: str,
@@ -276,8 +272,9 @@ class HttpProvisioner:
         headers: Mapping[str, str] | None = None,
         again: bool = False,
         within_s: float | None = None,
+        secret: bool = False,
     ) -> Answer:
-        """Ask once, or up to three times where asking twice does no harm."""
+        """Ask, up to three times where no harm is done; quote no words on a secret."""
         options: dict[str, Any] = {"json": json, "headers": headers}
         if within_s is not None:
             options["timeout"] = aiohttp.ClientTimeout(total=within_s)
@@ -291,7 +288,8 @@ class HttpProvisioner:
                     raise
             else:
                 if last or answer.status < SERVER_ERROR:
-                    raise_for(answer.status, answer.body, f"{method} {path}")
+                    said = b"(it may quote cloud-init's)" if secret else answer.body
+                    raise_for(answer.status, said, f"{method} {path}")
                     return answer
             await asyncio.sleep(_BACKOFF_S * 2**attempt)
         raise AssertionError("the last attempt returns or raises")

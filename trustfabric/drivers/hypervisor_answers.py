@@ -51,7 +51,15 @@ async def read_body(response: aiohttp.ClientResponse) -> bytes:
         body += chunk
         if len(body) > _BODY_CAP:
             raise InvalidError("the hypervisor's answer is too long")
-    return bytes(body)
+    whole = bytes(body)
+    return whole if response.status < REDIRECT else _without_token(response, whole)
+
+
+def _without_token(response: aiohttp.ClientResponse, body: bytes) -> bytes:
+    """Hide what some print of a request that they refuse."""
+    sent = response.request_info.headers.get("Authorization", "")
+    token = sent.removeprefix("Bearer ").encode()
+    return body.replace(token, b"***") if token else body
 
 
 def raise_for(status: int, body: bytes, doing: str) -> None:
@@ -67,4 +75,5 @@ def raise_for(status: int, body: bytes, doing: str) -> None:
         raise ConflictError(text)
     if _CLIENT_ERROR <= status < SERVER_ERROR and status not in _TRANSIENT:
         raise InvalidError(text)
-    raise UnavailableError(text, cause="answer")
+    redirects = status < _CLIENT_ERROR
+    raise UnavailableError(text, cause="answer", redirects=redirects)

@@ -143,6 +143,7 @@ class LibvirtProvisioner:
         await self.close()
         self._generation += 1  # what comes of an earlier one is late
         self._on_event, self._on_lost = on_event, on_lost
+        self._ours = ours.runs_unknown(self._ours)
         self._link = await self._connect(self._generation)
 
     async def renew(self) -> None:
@@ -216,18 +217,21 @@ class LibvirtProvisioner:
         )
 
     async def start(self, name: str, boot: UUID) -> None:
-        link, wanted = self._up(), self._wanted(name)
+        link, wanted, waits = self._up(), self._wanted(name), True
 
         def attach(domain: Any) -> None:
+            if not waits:  # it stays paused: meanwhile it may have been ordered to stop
+                raise UnavailableError(f"{name}: nobody waits for its start any more")
             uuid = domain.UUIDString()
             link.with_watch(lambda conn: self._consoles.boot(conn, uuid, name))
 
-        await self._act(
-            "starting",
-            name,
-            lambda conn: domains.start(self._host, conn, name, wanted, boot, attach),
-            within_s=_START_S,
-        )
+        def begin(conn: Any) -> None:
+            domains.start(self._host, conn, name, wanted, boot, attach)
+
+        try:
+            await self._act("starting", name, begin, within_s=_START_S)
+        finally:
+            waits = False
 
     async def adopt(self, name: str, boot: UUID) -> None:
         wanted = self._wanted(name)
@@ -260,9 +264,8 @@ class LibvirtProvisioner:
         await self._act("pausing", name, partial(domains.pause, self._host, name=name))
 
     async def resume(self, name: str) -> None:
-        await self._act(
-            "resuming", name, lambda conn: domains.resume(self._host, conn, name)
-        )
+        resume = partial(domains.resume, self._host, name=name)
+        await self._act("resuming", name, resume)
 
     async def undefine(self, name: str, spec: VmSpec | None = None) -> None:
         def remove(conn: Any) -> None:
@@ -275,15 +278,14 @@ class LibvirtProvisioner:
         self._specs.pop(name, None)
 
     async def forget(self, spec: VmSpec) -> None:
+        seed = () if spec.seed is None else (spec.seed_volume,)
+
+        def clear(conn: Any) -> None:
+            domains.remove_volumes(self._host, conn, spec, seed)
+            self._consoles.remove(spec.name)
+
         self._specs.pop(spec.name, None)
-        if spec.seed is None:
-            return
-        seed = (spec.seed_volume,)
-        await self._act(
-            "removing the seed of",
-            spec.name,
-            lambda conn: domains.remove_volumes(self._host, conn, spec, seed),
-        )
+        await self._act("forgetting", spec.name, clear)
 
     async def observe(self) -> Mapping[str, Seen]:
         known, strangers = dict(self._ours), self._strangers
@@ -301,11 +303,8 @@ class LibvirtProvisioner:
         return {one.name: one.seen for one in seen.ours.values()}
 
     async def look(self, name: str) -> Seen | None:
-        one = await self._up().observe(
-            f"looking at {name}",
-            lambda conn: ours.look(self._host, conn, name),
-            about=About(name),
-        )
+        look = partial(ours.look, self._host, name=name)
+        one = await self._up().observe(f"looking at {name}", look, about=About(name))
         if one is None:
             return None
         self._ours[one.uuid] = one

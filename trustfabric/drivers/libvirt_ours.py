@@ -71,6 +71,14 @@ def look(host: Host, conn: Any, name: str) -> Ours | None:
     return one
 
 
+def runs_unknown(known: Mapping[str, Ours]) -> dict[str, Ours]:
+    """Return what is left to know when a link was down: no run tells its boot.
+
+    A daemon that came up meanwhile may number what runs from one again.
+    """
+    return {uuid: replace(one, run=None) for uuid, one in known.items()}
+
+
 def snapshot(
     host: Host, conn: Any, known: Mapping[str, Ours], strangers: AbstractSet[str]
 ) -> Snapshot:

@@ -17,6 +17,8 @@ _OF_EVERY_MACHINE: Final = frozenset(
     ("emulator", "controller", "input", "console", "audio", "watchdog", "memballoon")
 )
 """Devices that libvirt adds by itself."""
+_BOOTED: Final = ("kernel", "initrd", "cmdline", "dtb", "init", "initarg", "initenv")
+"""In place of what is on the disk."""
 _UNITS: Final = {"KiB": 1, "MiB": 1 << 10, "GiB": 1 << 20}
 _UNSTABLE: Final = {"machine"}
 """`q35` comes back as the version that it stands for."""
@@ -60,11 +62,29 @@ def _whole(wanted: Element, made: Element) -> Iterable[str]:
             yield f"{tag} was added"
         elif asked is not None and (got is None or not _covers(got, asked)):
             yield f"{tag} is not as asked"
+    yield from _booted(wanted, made)
+
+
+def _booted(wanted: Element, made: Element) -> Iterable[str]:
+    """Yield what would run before the disk, and wasn't asked for."""
+    asked, got = wanted.find("os"), made.find("os")
+    if asked is None or got is None:
+        return
+    open_to_choice = asked.get("firmware") is not None
+    named = asked.find("loader") is not None
+    added = _BOOTED if open_to_choice or named else ("loader", *_BOOTED)
+    if not open_to_choice and not named and got.get("firmware") is not None:
+        yield "firmware was added"
+    for tag in added:
+        if asked.find(tag) is None and got.find(tag) is not None:
+            yield f"{tag} was added"
 
 
 def _beside(wanted: Element, made: Element) -> Iterable[str]:
     if _kibibytes(wanted) != _kibibytes(made):
         yield "memory is not as asked"
+    if wanted.find("sysinfo") is None and made.find("sysinfo") is not None:
+        yield "sysinfo was added"  # a guest takes credentials from there
     # Such as arguments for QEMU itself: they can be anything.
     yield from (f"{each.tag} was added" for each in made if each.tag.startswith("{"))
 
@@ -93,6 +113,7 @@ def _covers(got: Element, asked: Element) -> bool:
     """Tell whether `got` says all that `asked` does, and maybe more."""
     return (
         got.tag == asked.tag
+        and not (_ends_chain(asked) and len(got))
         and (_left_open(asked) or _same(got.text, asked.text))
         and all(
             _same(got.get(key), value)
@@ -106,6 +127,11 @@ def _covers(got: Element, asked: Element) -> bool:
 def _left_open(asked: Element) -> bool:
     """Tell whether the hypervisor is to choose the image itself."""
     return asked.tag == "loader" and not asked.text
+
+
+def _ends_chain(asked: Element) -> bool:
+    """Tell whether it says that an image lies on no other."""
+    return asked.tag == "backingStore" and not len(asked)
 
 
 def _all_covered(asked: Sequence[Element], got: Sequence[Element]) -> bool:
