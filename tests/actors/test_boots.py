@@ -286,7 +286,8 @@ async def test_one_of_another_hypervisor_is_left_alone_until_that_is_back(
         assert (await machines.newest(instance.server_id)).id == instance.id
         assert (await machines.log(instance.id)).count("elsewhere") == 1
         assert operator.lookupByName(instance.name).isActive()
-        assert await machines.provisioner.observe() == {}
+        # (one `test:///default` is the whole process's: others' may be there)
+        assert instance.name not in await machines.provisioner.observe()
 
     async with starts(3) as machines:
         row = await machines.until_instance(instance.id, power_state="running")

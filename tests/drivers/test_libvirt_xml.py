@@ -382,6 +382,9 @@ def weaken(root: Element) -> None:
         (put("memory", "unit", "KiB"), "memory"),
         (drop("", "memory"), "memory"),
         (say("vcpu", "64"), "vcpu"),
+        (put(".", "type", "xen"), "xen instead of qemu"),
+        (add("devices/disk", "shareable"), "disk"),
+        (add("devices/serial", "log"), "serial"),
     ],
 )
 def test_a_silent_downgrade_is_noticed(

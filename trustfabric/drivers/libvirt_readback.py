@@ -3,7 +3,9 @@
 libvirt drops what it doesn't know without a word, and people change definitions, so
 what was made is compared with what was asked before anything of it runs. libvirt may
 add details (addresses, aliases) and what every machine has; nobody may take anything
-away, or add a disk, a share of the host, any other device or another isolation.
+away, or add a disk, a share of the host, any other device or another isolation. What
+libvirt fills in for every machine (emulator, CPU model) is left to it: it is the
+host's, and no specification names it.
 """
 
 from collections import Counter
@@ -19,6 +21,8 @@ _OF_EVERY_MACHINE: Final = frozenset(
 """Devices that libvirt adds by itself."""
 _BOOTED: Final = ("kernel", "initrd", "cmdline", "dtb", "init", "initarg", "initenv")
 """In place of what is on the disk."""
+_OPENED: Final = ("shareable", "log")
+"""Details of a device that let others have what is the guest's alone."""
 _UNITS: Final = {"KiB": 1, "MiB": 1 << 10, "GiB": 1 << 20}
 _UNSTABLE: Final = {"machine"}
 """`q35` comes back as the version that it stands for."""
@@ -56,6 +60,8 @@ def _with_choice(live: Element, defined: Element) -> Element:
 
 
 def _whole(wanted: Element, made: Element) -> Iterable[str]:
+    if wanted.get("type") != made.get("type"):
+        yield f"{made.get('type')} instead of {wanted.get('type')}"
     for tag in _WHOLE:
         asked, got = wanted.find(tag), made.find(tag)
         if asked is None and got is not None and tag == "launchSecurity":
@@ -114,6 +120,7 @@ def _covers(got: Element, asked: Element) -> bool:
     return (
         got.tag == asked.tag
         and not (_ends_chain(asked) and len(got))
+        and all(asked.find(tag) is not None or got.find(tag) is None for tag in _OPENED)
         and (_left_open(asked) or _same(got.text, asked.text))
         and all(
             _same(got.get(key), value)
