@@ -1,6 +1,6 @@
 """An address: a name to send to, which outlives restarts."""
 
-import asyncio
+from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from threading import get_ident
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
@@ -10,7 +10,7 @@ from pykka.messages import _ActorStop
 
 from trustfabric.supervision import exits
 from trustfabric.supervision.asking import Answer, begin_asking
-from trustfabric.supervision.cell import Cell
+from trustfabric.supervision.cell import NOT_FREE, Cell
 from trustfabric.supervision.context import CALLER
 from trustfabric.supervision.errors import (
     ActorDeadError,
@@ -136,20 +136,24 @@ class Address(pykka.ActorRef[Any], Generic[A]):
         cell, asker = self.cell, CALLER.get()
         if cell.state is not RUNNING and cell.state in NOBODY:
             raise ActorDeadError(f"{self}: not running")
-        if asyncio.get_running_loop() is not cell.scheduler.loop:
+        if get_running_loop() is not cell.scheduler.loop:
             raise RuntimeError(f"{self}: ask with `block` from outside its loop")
-        reply = LoopReply(cell.scheduler.loop)
-        asking = None if asker is None else begin_asking(asker, cell, reply)
+        answer = cell.hand_over(request, asker) if within_s > 0 else NOT_FREE
+        if answer is NOT_FREE:
+            reply = LoopReply(cell.scheduler.loop)
+            if asker is not None:
+                begin_asking(asker, cell, reply)
+        elif answer.__class__ is LoopReply:
+            reply = answer
+        else:
+            return answer
         try:
-            handed_over = within_s > 0 and cell.may_be_handed()
-            if handed_over:
-                cell.handle_now(Envelope(request, reply))
-                if reply.is_done:
-                    return reply.value if reply.error is None else reply.result()
-            return await self._answer(request, reply, within_s, sent=handed_over)
+            if reply.is_done:
+                return reply.result()
+            return await self._answer(request, reply, within_s, sent=answer is reply)
         finally:
-            if asking is not None:
-                del asking[reply]
+            if asker is not None:
+                asker.waits_no_more(reply)
 
     async def _answer(
         self, request: Any, reply: LoopReply, within_s: float, *, sent: bool
@@ -304,11 +308,11 @@ class DynamicAddress(Generic[A]):
             await keeper.remove(key)
             return
         waits = LoopReply(leaving.scheduler.loop)
-        asking = begin_asking(asker, leaving, waits)
+        begin_asking(asker, leaving, waits)
         try:
             await keeper.remove(key)
         finally:
-            asking.pop(waits, None)
+            asker.waits_no_more(waits)
 
     def child(self, key: str) -> Address[A] | None:
         place = self.places.get(key)

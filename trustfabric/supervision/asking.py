@@ -22,11 +22,11 @@ class Answer(ThreadFuture[Any]):
         asker, asked = CALLER.get(), self._asked
         if asked is None or asker is None or self.done() or not asker.scheduler.here:
             return (yield from super().__await__())
-        asking = begin_asking(asker, asked, self)
+        begin_asking(asker, asked, self)
         try:
             return (yield from super().__await__())
         finally:
-            asking.pop(self, None)
+            asker.waits_no_more(self)
 
     __iter__ = __await__
 
@@ -40,7 +40,7 @@ def waits_for_stop_of(target: Cell, asker: Cell) -> bool:
     )
 
 
-def begin_asking(asker: Cell, target: Cell, reply: Reply) -> dict[Reply, Cell]:
+def begin_asking(asker: Cell, target: Cell, reply: Reply) -> None:
     """Note down who waits for whom, unless it would be for ever."""
     if waits_for_stop_of(target, asker):
         raise ActorDeadError(f"{target.path}: starts again when its asker has stopped")
@@ -48,10 +48,7 @@ def begin_asking(asker: Cell, target: Cell, reply: Reply) -> dict[Reply, Cell]:
     if chain:
         names = " -> ".join(cell.path for cell in (asker, *chain))
         raise AskCycleError(f"{names}: each waits for the next")
-    if asker.asking is None:
-        asker.asking = {}
-    asker.asking[reply] = target
-    return asker.asking
+    asker.waits_for(target, reply)
 
 
 def _chain(start: Cell, goal: Cell) -> list[Cell]:

@@ -4,59 +4,45 @@ A cell outlives its incarnations. Whatever an incarnation leaves behind (a timer
 a task, a coroutine) checks that it still is the cell's present one, or is dropped.
 """
 
-import math
 from collections.abc import Callable, Coroutine
 from datetime import datetime
 from types import CoroutineType
-from typing import Any
+from typing import Any, Final
 
 from trustfabric.supervision import exits, undelivered
-from trustfabric.supervision.clock import Handle
 from trustfabric.supervision.context import BIRTH, CALLER
 from trustfabric.supervision.exits import Exit
-from trustfabric.supervision.holder import Holder
+from trustfabric.supervision.future import LoopReply
 from trustfabric.supervision.mailbox import (
     Envelope,
     Mail,
-    Reply,
     is_stop,
     sealed,
 )
 from trustfabric.supervision.messages import TYPED
+from trustfabric.supervision.mortal import Mortal
 from trustfabric.supervision.roles import Behaviour
 from trustfabric.supervision.scheduler import DEPTH
-from trustfabric.supervision.states import ALIVE, RUNNING, STARTING, WAITING, State
+from trustfabric.supervision.states import RUNNING, STARTING, WAITING, State
 from trustfabric.supervision.trace import Event
 from trustfabric.supervision.work import Settle, Work
 
+NOT_FREE: Final = object()
+"""In place of an answer: the request goes by the mailbox."""
 
-class Cell(Holder):
+
+class Cell(Mortal):
     """Belongs to the loop's thread; other threads only `Scheduler.post` to it."""
 
-    __slots__ = (
-        "_brutal_timer", "_free", "_work", "actor", "asking", "current", "doom",
-        "gathers", "grace_s", "restart_count", "restarts", "since",
-        "stop_asked",
-    )  # fmt: skip
+    __slots__ = ("gathers", "restart_count", "restarts", "since")
 
     def __init__(self, address: Any) -> None:
-        Holder.__init__(self, address)  # super() takes its time, and there are many
-        self.actor: Behaviour | None = None
+        Mortal.__init__(self, address)  # super() takes its time, and there are many
         self.gathers = False
         """It takes requests along, so that they shall not come one by one."""
-        self.grace_s = 5.0
-        self.current: Mail | None = None
         self.since = 0.0
-        self.stop_asked: Exit | None = None
-        self.asking: dict[Reply, Cell] | None = None
         self.restart_count = 0
         self.restarts: list[tuple[datetime, str]] | None = None
-        self._resources = self._holds = self._ended = None
-        self._free = False
-        """It has ended and let go of everything but what holds it."""
-        self.doom: Exit | None = None
-        self._work: Work | None = None
-        self._brutal_timer: Handle | None = None
 
     # --- running --------------------------------------------------------------
 
@@ -110,33 +96,34 @@ class Cell(Holder):
             and self.empty
         )
 
-    def may_be_handed(self) -> bool:
-        """Whether an ask may be handled on its asker's stack."""
-        scheduler = self.scheduler
-        return (  # whether it `is_free`, the short way, and the scheduler agrees
-            self.state is RUNNING
-            and not self.busy
-            and not self.in_ready
-            and self._in is None
-            and self._out is None
-            and self.system is None
-            and self.stop_asked is None
-            and not self.suspended
-            and not self.gathers
-            and scheduler.depth < DEPTH
-            and (scheduler.hand_overs > 0 or scheduler.has_turned())
-            and (not scheduler.shuffles or scheduler.tosses())
-        )
+    def hand_over(self, request: Any, asker: "Cell | None") -> Any:
+        """Handle a request on its asker's stack; NOT_FREE if it has other things to do.
 
-    def handle_now(self, envelope: Envelope) -> None:
-        """Handle a request on its asker's stack; only while free."""
+        Return the answer, or the LoopReply that has it or will. Most answers are there
+        at once: an envelope and a reply for each would cost more than all the rest.
+        """
         scheduler = self.scheduler
+        if (  # unless it `is_free`, the short way, and the scheduler agrees
+            self.in_ready
+            or self.busy
+            or self.state is not RUNNING
+            or self._in
+            or self._out
+            or self.system
+            or self.stop_asked
+            or self.suspended
+            or self.gathers
+            or scheduler.depth >= DEPTH
+            or (scheduler.hand_overs <= 0 and not scheduler.has_turned())
+            or (scheduler.shuffles and not scheduler.tosses())
+        ):
+            return NOT_FREE
         before, scheduler.running = scheduler.running, self
         self.in_ready = True
         scheduler.depth += 1
         scheduler.hand_overs -= 1
         try:
-            scheduler.context.copy().run(self._deliver, envelope, envelope.message)
+            return scheduler.context.copy().run(self._answer, request, asker)
         finally:
             scheduler.depth -= 1
             self.in_ready = False
@@ -148,6 +135,45 @@ class Cell(Holder):
                 or self.stop_asked is not None
             ):
                 self.wake()
+
+    def _answer(self, request: Any, asker: "Cell | None") -> Any:
+        """As `_deliver`, with its asker below on the stack."""
+        self.current = request
+        observers = self.scheduler.observers
+        if observers:
+            self.scheduler.emit(self, Event.HANDLING, type(request).__name__)
+        self.busy = True
+        try:
+            actor: Behaviour = self.actor  # type: ignore[assignment]
+            if isinstance(request, TYPED):
+                result = actor.handle(request)
+            else:
+                result = actor.receive(request)
+        except BaseException as error:  # noqa: BLE001  # a bug of one actor ends that one
+            reply = self._late_reply(request, asker)
+            self._settled(self._handled, None, error)
+            return reply
+        if result.__class__ is CoroutineType:
+            reply = self._late_reply(request, asker)
+            self._begin_work(result, self._handled)
+            return reply
+        if observers or self.doom is not None:
+            reply = self._late_reply(request, asker)
+            self._settled(self._handled, result, None)
+            return reply
+        self.busy = False
+        self.current = None
+        return result
+
+    def _late_reply(self, request: Any, asker: "Cell | None") -> LoopReply:
+        """Put the request in hand into an envelope; its answer doesn't come at once."""
+        reply = LoopReply(self.scheduler.loop)
+        self.current = envelope = Envelope(request, reply)
+        if asker is not None:
+            asker.waits_for(self, reply)
+        if self.doom is not None and not envelope.may_repeat:  # it killed itself
+            undelivered.cut_short(envelope, self.path, self.doom)
+        return reply
 
     def _handle_some(self, budget: int) -> bool:
         while self.state is RUNNING and not self.busy:
@@ -296,103 +322,3 @@ class Cell(Holder):
 
     def _stopped(self, exit_: Exit, error: BaseException | None) -> None:
         self.end(exit_ if error is None else exits.crashed(error, "on_stop"))
-
-    def kill(self, exit_: Exit, grace_s: float | None = None) -> bool:
-        """End now: cancel, and after the grace close by force.
-
-        A sync handler is let finish. False if there was nothing to kill.
-        """
-        if self.state not in ALIVE:
-            return False
-        grace_s = self.grace_s if grace_s is None else grace_s
-        if self.state is State.DYING:
-            if grace_s <= 0:
-                self._brutal()
-            return False
-        if not self.busy:
-            self.end(exit_, grace_s)
-            return True
-        self.state = State.DYING
-        self.doom = exit_
-        self._let_go(grace_s)
-        if self._work is not None:
-            self._work.cancel()
-        self._brutal_after(grace_s)
-        return True
-
-    def _let_go(self, grace_s: float) -> None:
-        """Tell the asker at once; cancel all that was begun beside the handler."""
-        in_hand = None if self.current is None else sealed(self.current)
-        if in_hand is not None and not in_hand.may_repeat:
-            undelivered.cut_short(in_hand, self.path, self.doom)
-        self._cancel_resources()
-        for task in self._held_tasks():
-            task.cancel()
-            self._brutal_after(grace_s)
-
-    def _brutal_after(self, grace_s: float) -> None:
-        if self._brutal_timer is None and grace_s < math.inf:
-            clock = self.scheduler.clock
-            when = clock.monotonic() + grace_s
-            self._brutal_timer = clock.call_at(when, self._brutal)
-
-    def _cancel_brutal_timer(self) -> None:
-        if self._brutal_timer is not None:
-            self._brutal_timer.cancel()
-            self._brutal_timer = None
-
-    def _brutal(self) -> None:
-        """Take the incarnation's coroutine and tasks away from it."""
-        if self.state is not State.DYING or self.doom is None:
-            return
-        work, tasks = self._work, self._held_tasks()
-        on_stack = work.on_stack if work is not None else self.busy
-        if on_stack or any(task.on_stack for task in tasks):  # once they are off it
-            self._cancel_brutal_timer()
-            self._brutal_after(0.0)
-            return
-        if work is not None:
-            self._work = None
-            self.busy = False
-            self.scheduler.tally.zombies += not work.close()
-            self.end(self.doom)
-        for task in tasks:
-            self.scheduler.tally.zombies += not task.close()
-            self.release(task)
-
-    # --- ending ---------------------------------------------------------------
-
-    def end(self, exit_: Exit, grace_s: float | None = None) -> None:
-        """Let go of all it holds, its code being off the stack; then tell."""
-        fallen, self.state = self.state is State.DYING, State.DYING
-        self.doom = exit_
-        if not fallen:  # else it has let go; a second cancel would cut cleanups off
-            self._let_go(self.grace_s if grace_s is None else grace_s)
-        if self.actor is not None:
-            self.actor.on_death(exit_)
-        self._free = True
-        if self._holds is None:
-            self._over(exit_)
-
-    def _all_released(self) -> None:
-        if self._free and self.doom is not None:
-            self._over(self.doom)
-
-    def _over(self, exit_: Exit) -> None:
-        self._cancel_brutal_timer()
-        if self.actor is not None:
-            self.scheduler.tally.went(self.actor.__class__)
-        self.actor = self.asking = self.doom = self.stop_asked = None
-        self.busy = self._free = False
-        self.state = WAITING
-        if self.scheduler.observers:
-            self.scheduler.emit(self, Event.DOWN, exit_.reason)
-        self._tell_over()
-        mail, self.current = self.current, None
-        if mail is not None and sealed(mail).may_repeat:
-            self.keep_again(sealed(mail))
-        self.parent.child_down(self, exit_)
-        if mail is not None and is_stop(sealed(mail)):
-            undelivered.strand(
-                sealed(mail), self.path, "stopped", self.scheduler.dead_letters
-            )
