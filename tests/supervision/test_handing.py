@@ -1,8 +1,10 @@
 """Asks handled on the asker's stack, and async handlers begun there."""
 
 import asyncio
+from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pytest
 
@@ -10,13 +12,17 @@ from tests.supervision.actors import Bump, Count, Counter, Do, Gate, children, s
 from trustfabric.supervision import (
     Actor,
     ActorCrashedError,
+    ActorKilledError,
     Address,
+    Backoff,
     ChildSpec,
     Request,
     Runtime,
 )
+from trustfabric.supervision.report import ActorReport, describe
 
 HANDED: ContextVar[str] = ContextVar("handed", default="")
+AT_ONCE = Backoff(min_s=0.0)
 
 
 async def one() -> tuple[Runtime, Address[Counter]]:
@@ -104,6 +110,104 @@ async def test_a_crash_on_the_askers_stack_is_the_actors() -> None:
         assert isinstance(raised.value.__cause__, SystemExit)
     assert await a.ask(Count(), within_s=5.0) == 1
     await runtime.stop()
+
+
+def end_itself(actor: Counter) -> str:
+    actor.address.kill()
+    return "an answer that is not given"
+
+
+def end_itself_crashing(actor: Counter) -> None:
+    actor.address.kill()
+    raise ZeroDivisionError
+
+
+def end_itself_working(actor: Counter) -> Any:
+    actor.address.kill()
+    return asyncio.sleep(3600.0)
+
+
+ENDS = [end_itself, end_itself_crashing, end_itself_working]
+
+
+@pytest.mark.parametrize("ends", ENDS)
+async def test_one_that_ends_itself_on_its_askers_stack_tells_it(ends: Any) -> None:
+    runtime, a = await one()
+    await a.ask(Count(), within_s=1.0)
+
+    for _ in range(2):
+        with pytest.raises(ActorKilledError):
+            await a.ask(Do(ends), within_s=1.0)
+
+    assert await a.ask(Count(), within_s=1.0) == 1
+    await runtime.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class Again(Request[Counter, Any]):
+    idempotent: ClassVar[bool] = True
+    ends: Any
+    seen: list[Counter]
+
+    def __call__(self, actor: Counter) -> Any:
+        self.seen.append(actor)
+        return self.ends(actor) if len(self.seen) == 1 else "again"
+
+
+@pytest.mark.parametrize("ends", ENDS)
+async def test_the_next_incarnation_answers_what_may_be_repeated(ends: Any) -> None:
+    address = Address[Repeater]("repeater")
+    runtime = await started(
+        Runtime(), ChildSpec(address=address, start=Repeater, backoff=AT_ONCE)
+    )
+    again = Again(ends, [])
+
+    assert await address.ask(again, within_s=5.0) == "again"
+
+    assert len(set(again.seen)) == 2
+    await runtime.stop()
+
+
+class Repeater(Counter):
+    def handle(self, message: Any) -> Any:
+        return message(self)
+
+
+@pytest.mark.parametrize("ends", [*ENDS, Counter.handle])
+async def test_an_actor_waits_for_nobody_once_it_has_its_answer(ends: Any) -> None:
+    asker, a = Address[Counter]("asker"), Address[Counter]("a")
+    runtime = await started(Runtime(), *children(asker, a))
+
+    async def ask(actor: Counter) -> tuple[str, ...]:
+        with suppress(ActorKilledError):
+            await a.ask(Do(ends) if ends in ENDS else Count(), within_s=1.0)
+        return describe(actor.address.cell).waiting_on
+
+    assert await asker.ask(Do(ask), within_s=1.0) == ()
+    await runtime.stop()
+
+
+async def test_a_report_on_its_askers_stack_shows_the_request_in_hand() -> None:
+    runtime, a = await one()
+
+    def report(actor: Counter) -> ActorReport:
+        return describe(actor.address.cell)
+
+    assert (await a.ask(Do(report), within_s=1.0)).current == "Do"
+    assert describe(a.cell).current is None
+    await runtime.stop()
+
+
+def test_nobody_is_asked_while_the_loop_stands_still() -> None:
+    with asyncio.Runner() as runner, asyncio.Runner() as another:
+        runtime, a = runner.run(one())
+        asked = a.ask(Count(), within_s=1.0)
+        with pytest.raises(RuntimeError, match="root/a: ask with `block`"):
+            asked.send(None)
+        with pytest.raises(RuntimeError, match="root/a: ask with `block`"):
+            another.run(a.ask(Count(), within_s=1.0))
+        assert runner.run(a.ask(Count(), within_s=1.0)) == 1
+        runner.run(runtime.stop())
 
 
 async def test_one_that_works_is_not_handed_a_second_ask() -> None:

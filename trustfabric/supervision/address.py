@@ -1,6 +1,5 @@
 """An address: a name to send to, which outlives restarts."""
 
-from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from threading import get_ident
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
@@ -136,11 +135,12 @@ class Address(pykka.ActorRef[Any], Generic[A]):
         cell, asker = self.cell, CALLER.get()
         if cell.state is not RUNNING and cell.state in NOBODY:
             raise ActorDeadError(f"{self}: not running")
-        if get_running_loop() is not cell.scheduler.loop:
+        scheduler = cell.scheduler
+        if get_ident() != scheduler.thread or not scheduler.loop.is_running():
             raise RuntimeError(f"{self}: ask with `block` from outside its loop")
         answer = cell.hand_over(request, asker) if within_s > 0 else NOT_FREE
         if answer is NOT_FREE:
-            reply = LoopReply(cell.scheduler.loop)
+            reply = LoopReply(scheduler.loop)
             if asker is not None:
                 begin_asking(asker, cell, reply)
         elif answer.__class__ is LoopReply:
