@@ -4,11 +4,21 @@ import asyncio
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any, ClassVar
 
 import pytest
 
-from tests.supervision.actors import Bump, Count, Counter, Do, Gate, children, started
+from tests.supervision.actors import (
+    Bump,
+    Count,
+    Counter,
+    Do,
+    Gate,
+    TellDo,
+    children,
+    started,
+)
 from trustfabric.supervision import (
     Actor,
     ActorCrashedError,
@@ -20,6 +30,7 @@ from trustfabric.supervision import (
     Runtime,
 )
 from trustfabric.supervision.report import ActorReport, describe
+from trustfabric.supervision.scheduler import BATCH, LOOKS, SLICE_S
 
 HANDED: ContextVar[str] = ContextVar("handed", default="")
 AT_ONCE = Backoff(min_s=0.0)
@@ -46,6 +57,28 @@ async def test_whoever_asks_and_asks_lets_others_run() -> None:
     task.cancel()
 
     assert turns >= 10
+    await runtime.stop()
+
+
+async def test_slow_handlers_of_one_actor_let_the_loop_turn() -> None:
+    runtime, a = await one()
+    handled = 0
+    at_turn: list[int] = []
+
+    def slowly(_: Counter) -> None:
+        nonlocal handled
+        handled += 1
+        until = perf_counter() + SLICE_S
+        while perf_counter() < until:
+            pass
+
+    for _ in range(BATCH):
+        a.tell(TellDo(slowly))
+    while handled < BATCH:
+        await asyncio.sleep(0)
+        at_turn.append(handled)
+
+    assert len(set(at_turn)) >= BATCH // LOOKS
     await runtime.stop()
 
 

@@ -22,7 +22,7 @@ from trustfabric.supervision.mailbox import (
 from trustfabric.supervision.messages import TYPED
 from trustfabric.supervision.mortal import Mortal
 from trustfabric.supervision.roles import Behaviour
-from trustfabric.supervision.scheduler import DEPTH
+from trustfabric.supervision.scheduler import DEPTH, LOOKS
 from trustfabric.supervision.states import RUNNING, STARTING, WAITING, State
 from trustfabric.supervision.trace import Event
 from trustfabric.supervision.work import Settle, Work
@@ -180,7 +180,7 @@ class Cell(Mortal):
             if self.stop_asked is not None:
                 self._begin_stop(self.stop_asked)
                 continue
-            if budget == 0:
+            if budget % LOOKS == 0 and (budget == 0 or self.scheduler.is_over()):
                 return True
             budget -= 1
             if self.system is not None:

@@ -23,6 +23,8 @@ log = Log(__name__)
 
 BATCH = 64
 """Messages one actor may handle before the next one's turn."""
+LOOKS = 8
+"""After so many of them it looks at the time, in case they are slow ones."""
 HAND_OVERS = 257
 """Asks that may be handled on their askers' stacks before the event loop must turn.
 
@@ -87,6 +89,7 @@ class Scheduler:
         self.depth = 0
         """How many askers' stacks the handler that runs stands on."""
         self._posted: deque[tuple[Runnable, Mail]] = deque()
+        self._until = 0.0
         self._woken = False
         self.closed = False
         self._abandoning = threading.RLock()
@@ -126,9 +129,13 @@ class Scheduler:
         self._handed_to, self.hand_overs = task, HAND_OVERS
         return True
 
+    def is_over(self) -> bool:
+        """Whether it is the event loop's turn."""
+        return perf_counter() > self._until
+
     def _pump(self) -> None:
         self.hand_overs = HAND_OVERS
-        until = perf_counter() + SLICE_S
+        self._until = perf_counter() + SLICE_S
         ready, batch = self._ready, self._batch
         try:
             while ready:
@@ -137,7 +144,7 @@ class Scheduler:
                 cell = self.running = ready.popleft()
                 if cell.step(batch):
                     ready.append(cell)
-                if perf_counter() > until or self.shuffles:
+                if self.is_over() or self.shuffles:
                     break
         finally:
             self.running = None
