@@ -42,6 +42,7 @@ from trustfabric.supervision import (
     simulate,
 )
 from trustfabric.supervision.exits import Exit
+from trustfabric.supervision.scheduler import BATCH
 
 
 async def keyed(
@@ -108,6 +109,91 @@ async def test_children_come_back_with_a_killed_supervisor_at_the_same_address()
 
     assert book.child("1") is one
     assert await one.ask(Count(), within_s=1.0) == 1
+    await runtime.stop()
+
+
+MANY = 20 * BATCH
+
+
+async def many(
+    clock: ManualClock | None = None,
+) -> tuple[Runtime, DynamicAddress[Counter]]:
+    runtime, book = await keyed(clock)
+    for number in range(MANY):
+        await book.start_child(str(number), Counter)
+    return runtime, book
+
+
+async def turns_until(book: DynamicAddress[Counter], state: State) -> int:
+    """Return how often the loop turned until the last child was in that state."""
+    last = book.child(str(MANY - 1))
+    assert last is not None
+    for turns in range(10 * MANY):
+        if last.state is state:
+            return turns
+        await asyncio.sleep(0)
+    raise AssertionError(f"{last} is {last.state}, not {state}")
+
+
+async def test_the_loop_turns_while_very_many_fall_and_return() -> None:
+    runtime, book = await many()
+
+    book.address.kill()
+
+    assert await turns_until(book, State.WAITING) >= MANY // BATCH - 1
+    assert await turns_until(book, State.RUNNING) >= MANY // BATCH - 1
+    assert {child.state for child in book.children().values()} == {State.RUNNING}
+    assert {child.cell.epoch for child in book.children().values()} == {2}
+    await runtime.stop()
+
+
+async def test_mail_waits_for_those_whose_turn_to_return_has_yet_to_come() -> None:
+    runtime, book = await many()
+    book.address.kill()
+    await turns_until(book, State.WAITING)
+    last = book.child(str(MANY - 1))
+    assert last is not None
+
+    last.tell(Bump())
+
+    assert await last.ask(Count(), within_s=1.0) == 2
+    await runtime.stop()
+
+
+async def test_a_stop_as_they_return_stops_those_that_are_up() -> None:
+    runtime, book = await many()
+    book.address.kill()
+    await turns_until(book, State.WAITING)
+
+    await runtime.stop()
+
+    assert {child.state for child in book.children().values()} <= {State.DEAD}
+    assert {cell.epoch for cell in book.cells()} == {1, 2}
+
+
+async def test_a_kill_as_they_return_takes_along_those_that_are_up() -> None:
+    clock = ManualClock()
+    runtime, book = await many(clock)
+    book.address.kill()
+    await turns_until(book, State.WAITING)
+
+    book.address.kill()
+
+    await turns_until(book, State.DEAD)
+    clock.advance(60.0)
+    await turns_until(book, State.RUNNING)
+    assert {child.state for child in book.children().values()} == {State.RUNNING}
+    assert {child.cell.epoch for child in book.children().values()} == {2, 3}
+    await runtime.stop()
+
+
+async def test_a_fall_of_many_is_one_line_of_the_log(events: list[Any]) -> None:
+    runtime, book = await many()
+
+    book.address.kill()
+    await turns_until(book, State.WAITING)
+
+    assert [event["path"] for event in events] == ["root/many"]
     await runtime.stop()
 
 

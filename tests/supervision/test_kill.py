@@ -20,6 +20,7 @@ from tests.supervision.actors import (
     state,
 )
 from trustfabric.supervision import (
+    ActorCrashedError,
     ActorKilledError,
     Address,
     ChildSpec,
@@ -248,6 +249,43 @@ async def test_a_second_kill_and_a_kill_in_backoff_do_nothing() -> None:
 
     assert await a.ask(Count(), within_s=1.0) == 1
     assert epoch(runtime) == 3
+    await runtime.stop()
+
+
+async def test_a_handler_that_is_done_is_not_killed_any_more() -> None:
+    runtime, a = await one()
+    gate = Gate()
+    answer = ask_later(a, gate)
+    await gate.begun.wait()
+
+    gate.go.set()
+    await asyncio.sleep(0)  # it takes its last step; the loop has yet to tell
+
+    assert a.kill()
+    assert await answer == "passed"
+    assert await a.ask(Count(), within_s=1.0) == 1
+    assert epoch(runtime) == 2
+    await runtime.stop()
+
+
+async def test_one_that_has_crashed_is_not_killed_any_more() -> None:
+    runtime, a = await one()
+    gate = Gate()
+
+    async def crash(actor: Counter) -> None:
+        await gate(actor)
+        raise ZeroDivisionError
+
+    answer = ask_later(a, crash)
+    await gate.begun.wait()
+
+    gate.go.set()
+    await asyncio.sleep(0)
+
+    assert not a.kill()
+    assert isinstance(await outcome(answer), ActorCrashedError)
+    assert await a.ask(Count(), within_s=1.0) == 1
+    assert epoch(runtime) == 2
     await runtime.stop()
 
 

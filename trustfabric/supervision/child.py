@@ -127,6 +127,8 @@ class Child(Place):
 
 def log_down(child: Child, exit_: Exit, then: str, restart_in_s: float | None) -> None:
     """Log a fall once, with what happens next; an orderly end is no news."""
+    if exit_ is exits.taken_along():
+        return
     if exit_.kind is ExitKind.CRASHED:
         log.error(
             "actor.crashed",

@@ -15,6 +15,7 @@ from trustfabric.supervision.exits import Exit
 from trustfabric.supervision.intensity import Intensity
 from trustfabric.supervision.scheduler import BATCH
 from trustfabric.supervision.spec import DynamicSpec, Restart
+from trustfabric.supervision.states import WAITING
 
 
 class DynamicSupervisor(Actor):
@@ -33,11 +34,20 @@ class DynamicSupervisor(Actor):
         self._emptied: asyncio.Future[None] | None = None
         self._closing: Exit | None = None
 
-    def on_start(self) -> None:
+    async def on_start(self) -> None:
         """Start again what the incarnation before had in its care."""
-        for key, child in list(self._children.items()):
-            if self._children.get(key) is child:  # unless a sibling was quicker
-                self._start(key, child.cell, child.construct)
+        book = list(self._children.items())
+        returning = [self._adopt(key, old.cell, old.construct) for key, old in book]
+        for number, child in enumerate(returning, 1):
+            if self._cell.stop_asked is not None:
+                return
+            if child.cell.state is WAITING and not child.waiting:
+                child.start()
+            if number % BATCH == 0:
+                await asyncio.sleep(0)
+
+    def interrupt_start(self, exit_: Exit) -> None:
+        """Go on to stop, in order, who is up by now: `on_start` looks for it."""
 
     async def on_stop(self) -> None:
         self._closing = exits.shutdown()
@@ -71,24 +81,31 @@ class DynamicSupervisor(Actor):
     def on_death(self, exit_: Exit) -> None:
         super().on_death(exit_)
         self._closing = exit_
+        fallen: list[Cell] = []
         for child in list(self._children.values()):
             if child.alive:
                 self._cell.hold(child.cell)
-                child.cell.kill(exits.killed("its supervisor fell"))
+                fallen.append(child.cell)
             elif not child.gone:
                 self._forget(child, exit_)
+        self._take_along(fallen, 0)
+
+    def _take_along(self, fallen: list[Cell], begin: int) -> None:
+        """Kill some; the others once the loop has turned: there may be very many."""
+        end, scheduler = begin + BATCH, self._cell.scheduler
+        for cell in fallen[begin:end]:
+            cell.kill(exits.taken_along())
+        if end < len(fallen):
+            go_on, context = self._take_along, scheduler.context
+            scheduler.loop.call_soon(go_on, fallen, end, context=context)
 
     # --- what its address asks ------------------------------------------------
 
     def place(self, key: str, start: Callable[[], Any]) -> Address[Any]:
         if not key or "/" in key:
             raise ValueError(f"{key!r}: a key is not empty and has no slash")
-        known = self._children.get(key)
-        if known is not None:  # about to return with this incarnation: now, then
-            self._start(key, known.cell, known.construct)
-            return known.cell.address  # type: ignore[no-any-return]
         address: Address[Any] = Address(key)
-        self._start(key, address.cell, start)
+        self._adopt(key, address.cell, start).start()
         return address
 
     def remove(self, key: str) -> Awaitable[None]:
@@ -104,12 +121,13 @@ class DynamicSupervisor(Actor):
                 self._forget(child, exits.shutdown())
         return asyncio.shield(removal)
 
-    def _start(self, key: str, cell: Cell, construct: Callable[[], Any]) -> None:
+    def _adopt(self, key: str, cell: Cell, construct: Callable[[], Any]) -> Child:
+        """Take a cell into care: from now on mail for it is kept."""
         child = Child(cell, construct, self._terms)
         cell.attach(self._cell.scheduler, self, self._prefix)
         self._children[key] = child
         self._in_care += 1
-        cell.start(construct)
+        return child
 
     # --- what children report -------------------------------------------------
 

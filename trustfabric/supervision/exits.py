@@ -45,6 +45,12 @@ def killed(reason: str) -> Exit:
     return Exit(ExitKind.KILLED, reason)
 
 
+@cache
+def taken_along() -> Exit:
+    """Of a child whose supervisor fell: the news is that one's own fall."""
+    return Exit(ExitKind.KILLED, "its supervisor fell")
+
+
 def crashed(error: BaseException, message: str | None = None) -> Exit:
     return Exit(ExitKind.CRASHED, in_words(error), error, message)
 

@@ -54,7 +54,10 @@ class Mortal(Holder):
 
         A sync handler is let finish. False if there was nothing to kill.
         """
-        if self.state not in ALIVE:
+        epoch = self.epoch
+        if self._work is not None:
+            self._work.finish()  # what was done before counts
+        if self.state not in ALIVE or self.epoch != epoch:
             return False
         grace_s = self.grace_s if grace_s is None else grace_s
         if self.state is State.DYING:

@@ -68,7 +68,7 @@ class Supervisor(Actor):
         for child in self._children:
             if child.alive:
                 self._cell.hold(child.cell)
-                child.cell.kill(exits.killed("its supervisor fell"))
+                child.cell.kill(exits.taken_along())
             else:
                 child.give_up(exit_)
 

@@ -32,6 +32,12 @@ class Work:
         else:
             self._task.add_done_callback(self._ended)
 
+    def finish(self) -> None:
+        """Settle, if it has ended and the loop has yet to tell."""
+        if self._task.done():
+            self._task.remove_done_callback(self._ended)
+            self._ended(self._task)
+
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._coroutine.close()  # a no-op, unless cancelled before its first step
         result, error = outcome(task)
