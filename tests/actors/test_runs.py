@@ -183,12 +183,12 @@ async def test_the_log_of_all_attempts_is_recorded_with_the_last(
 async def test_an_executor_that_is_not_there_is_never_another_one(
     fabric: Fabric,
 ) -> None:
-    instance = await fabric.quarantined()
     await add_playbook(
         fabric.database,
         executor_type=ExecutorType.ANSIBLE,
         metadata={"playbook": "site.yml", "retry_limit": 0},
     )
+    instance = await fabric.quarantined()
 
     run = await fabric.run_of(instance, lambda r: not r.status.active)
 
