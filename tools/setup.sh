@@ -124,9 +124,11 @@ install_locked() {
     fi
     [ "$kind" = runtime ] || files+=(requirements/dev.txt)
     say "installing the locked Python packages"
-    pip_install --require-hashes -r requirements/build.txt
+    # Without looking for dependencies: the lock has them all, and pip would look at newer
+    # versions of what somebody wants with an extra, and fail on those as not locked.
+    pip_install --no-deps --require-hashes -r requirements/build.txt
     for file in "${files[@]}"; do arguments+=(-r "$file"); done
-    pip_install --require-hashes "${arguments[@]}"
+    pip_install --no-deps --require-hashes "${arguments[@]}"
     stamp packages "$(digest "${files[@]}")"
 }
 
@@ -136,6 +138,7 @@ install_product() {
     stamped product "$product" && return
     say "installing trustfabric"
     pip_install --no-deps --editable .
+    "$venv/bin/python" -m pip check >&2 || die "setup: the lock lacks what this says"
     stamp product "$product"
 }
 
