@@ -29,7 +29,7 @@ from trustfabric.db.session import Database
 from trustfabric.domain.events import Position, TrustEvent
 from trustfabric.domain.ids import InstanceId
 from trustfabric.domain.trust import Signal
-from trustfabric.supervision import Address
+from trustfabric.supervision import Address, exits
 
 BROADCASTER = "fabric/streams/broadcaster"
 LISTENER = "fabric/streams/listener"
@@ -541,6 +541,29 @@ async def test_killed_listeners_leave_no_connection_behind(fabric: Fabric) -> No
         await settled(fabric)
         await fabric.kill(LISTENER)
 
+    await only_one_listens(fabric)
+
+
+async def test_nor_do_those_killed_before_the_first_step_of_their_wait(
+    fabric: Fabric,
+) -> None:
+    await settled(fabric)
+    cell = fabric.runtime.find(LISTENER).cell
+
+    for epoch in range(1, 6):
+        cell.kill(exits.killed("test"))
+        while cell.epoch == epoch or not isinstance(cell.actor, listener.Listener):
+            fabric.clock.advance(0.05)
+            await asyncio.sleep(0)
+        while cell.actor._hearing is None:
+            await asyncio.sleep(0)
+
+    cell.kill(exits.killed("test"))
+    await fabric.kill(LISTENER)
+    await only_one_listens(fabric)
+
+
+async def only_one_listens(fabric: Fabric) -> None:
     async def look() -> bool | None:
         async with fabric.database.reading() as conn:
             cursor = await conn.execute(

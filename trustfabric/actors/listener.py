@@ -159,7 +159,8 @@ class Listener(Actor):
         if self._wakeups is None:
             self.address.tell(_Connect())
             return
-        self._hearing = self.run(_hear(self._wakeups, timeout_s), _woken)
+        self._hearing = self.run(self._wakeups.wait(timeout_s), _woken)
+        self._hearing.add_done_callback(partial(_drop_if_ended, self._wakeups))
 
     async def _drop(self) -> None:
         if self._wakeups is not None:
@@ -171,13 +172,10 @@ async def _read(feed: Feed, head: Position, conn: Connection) -> Sequence[Event]
     return await feed.read(conn, head, limit=BATCH)
 
 
-async def _hear(wakeups: Wakeups, timeout_s: float) -> frozenset[str]:
-    """Wait; who is ended in it closes the connection, nobody else may meanwhile."""
-    try:
-        return await wakeups.wait(timeout_s)
-    except asyncio.CancelledError:
-        await wakeups.close()
-        raise
+def _drop_if_ended(wakeups: Wakeups, hearing: asyncio.Task[frozenset[str]]) -> None:
+    """Close what its incarnation left in a wait, even in one that had yet to begin."""
+    if hearing.cancelled():
+        wakeups.drop()
 
 
 def _woken(result: frozenset[str] | BaseException) -> _Woken | _Lost:
