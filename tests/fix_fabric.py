@@ -35,7 +35,9 @@ from trustfabric.supervision import (
     State,
     Strategy,
     SupervisorSpec,
+    exits,
 )
+from trustfabric.supervision.cell import Cell
 
 T = TypeVar("T")
 
@@ -279,3 +281,29 @@ async def queued(fabric: Fabric, number: int) -> None:
         return fabric.trust.cell.depth == number or None
 
     await until(look, f"{number} changes to queue")
+
+
+async def kill_as_it_begins_to_hear(fabric: Fabric, cell: Cell) -> None:
+    """End an actor before the first step of the task in which it waits for news."""
+    cell.kill(exits.killed("test"))
+    while getattr(cell.actor, "_hearing", None) is None:
+        fabric.clock.advance(0.05)
+        await asyncio.sleep(0)
+    cell.kill(exits.killed("test"))
+
+
+async def only_one_listens(database: Database, name: str) -> None:
+    """Wait until one connection of that name is left."""
+
+    async def look() -> bool | None:
+        listening = await count(
+            database,
+            """
+            SELECT count(*) FROM pg_stat_activity
+             WHERE application_name = %s AND datname = current_database()
+            """,
+            f"trustfabric {name}",
+        )
+        return listening == 1 or None
+
+    await until(look, "the other connections to be gone")

@@ -11,7 +11,14 @@ import pytest
 import pytest_asyncio
 
 from tests.builders import OWNER
-from tests.fix_fabric import RUNTIME, Fabric, add_server, until
+from tests.fix_fabric import (
+    RUNTIME,
+    Fabric,
+    add_server,
+    kill_as_it_begins_to_hear,
+    only_one_listens,
+    until,
+)
 from trustfabric.actors.intelligence import Scorer
 from trustfabric.db import intelligence
 from trustfabric.db.intelligence import CapabilityScore, Changes
@@ -291,3 +298,15 @@ async def test_a_batch_is_no_end(
 
     for server in servers:
         await fabric.until_score(server.id)
+
+
+async def test_scorers_killed_as_they_begin_to_hear_leave_no_connection_behind(
+    fabric: Scoring,
+) -> None:
+    cell = fabric.runtime.find(PATH).cell
+
+    for _ in range(5):
+        await kill_as_it_begins_to_hear(fabric, cell)
+
+    await fabric.kill(PATH)
+    await only_one_listens(fabric.database, "scorer")

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from tests.builders import insert_instance, insert_trust
-from tests.fix_fabric import ASK_S, Fabric, a_fabric, count, until
+from tests.fix_fabric import (
+    ASK_S,
+    Fabric,
+    a_fabric,
+    count,
+    kill_as_it_begins_to_hear,
+    only_one_listens,
+    until,
+)
 from trustfabric.actors import listener
 from trustfabric.actors.streams import (
     ActorFollower,
@@ -29,7 +37,7 @@ from trustfabric.db.session import Database
 from trustfabric.domain.events import Position, TrustEvent
 from trustfabric.domain.ids import InstanceId
 from trustfabric.domain.trust import Signal
-from trustfabric.supervision import Address, exits
+from trustfabric.supervision import Address
 
 BROADCASTER = "fabric/streams/broadcaster"
 LISTENER = "fabric/streams/listener"
@@ -541,7 +549,7 @@ async def test_killed_listeners_leave_no_connection_behind(fabric: Fabric) -> No
         await settled(fabric)
         await fabric.kill(LISTENER)
 
-    await only_one_listens(fabric)
+    await only_one_listens(fabric.database, "listener")
 
 
 async def test_nor_do_those_killed_before_the_first_step_of_their_wait(
@@ -550,33 +558,10 @@ async def test_nor_do_those_killed_before_the_first_step_of_their_wait(
     await settled(fabric)
     cell = fabric.runtime.find(LISTENER).cell
 
-    for epoch in range(1, 6):
-        cell.kill(exits.killed("test"))
-        while cell.epoch == epoch or not isinstance(cell.actor, listener.Listener):
-            fabric.clock.advance(0.05)
-            await asyncio.sleep(0)
-        while cell.actor._hearing is None:
-            await asyncio.sleep(0)
-
-    cell.kill(exits.killed("test"))
+    for _ in range(5):
+        await kill_as_it_begins_to_hear(fabric, cell)
     await fabric.kill(LISTENER)
-    await only_one_listens(fabric)
-
-
-async def only_one_listens(fabric: Fabric) -> None:
-    async def look() -> bool | None:
-        async with fabric.database.reading() as conn:
-            cursor = await conn.execute(
-                """
-                SELECT count(*) FROM pg_stat_activity
-                 WHERE application_name = 'trustfabric listener'
-                   AND datname = current_database()
-                """
-            )
-            row = await cursor.fetchone()
-        return row == (1,) or None
-
-    await until(look, "the old connections to be gone")
+    await only_one_listens(fabric.database, "listener")
 
 
 # --- actors that follow ------------------------------------------------------------

@@ -103,7 +103,7 @@ class Scorer(Actor):
         if self._changes is not None and (
             self._hearing is None or self._hearing.done()
         ):
-            self._changes.drop()  # otherwise whoever hears is cancelled and closes it
+            self._changes.drop()  # otherwise it goes with the wait
 
     async def handle(self, message: Message) -> None:
         match message:
@@ -139,7 +139,8 @@ class Scorer(Actor):
 
     def _listen(self, changes: Changes) -> None:
         self._is_listening = True
-        self._hearing = self.run(_hear(changes), _heard)
+        self._hearing = self.run(changes.wait(SILENCE_S), _heard)
+        changes.drop_with(self._hearing)
 
     def _listen_on(self) -> None:
         """Go on listening, unless that goes on, or the connection is being made."""
@@ -267,15 +268,6 @@ class _Agenda:
     def _is_old(self, entry: tuple[datetime, ServerId]) -> bool:
         when, server_id = entry
         return self._when.get(server_id) != when
-
-
-async def _hear(changes: Changes) -> Heard:
-    """Wait; who is ended in it closes the connection, nobody else may meanwhile."""
-    try:
-        return await changes.wait(SILENCE_S)
-    except BaseException:
-        await changes.close()
-        raise
 
 
 def _heard(result: Heard | BaseException) -> _Heard | _Lost:

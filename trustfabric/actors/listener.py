@@ -160,7 +160,7 @@ class Listener(Actor):
             self.address.tell(_Connect())
             return
         self._hearing = self.run(self._wakeups.wait(timeout_s), _woken)
-        self._hearing.add_done_callback(partial(_drop_if_ended, self._wakeups))
+        self._wakeups.drop_with(self._hearing)
 
     async def _drop(self) -> None:
         if self._wakeups is not None:
@@ -170,12 +170,6 @@ class Listener(Actor):
 
 async def _read(feed: Feed, head: Position, conn: Connection) -> Sequence[Event]:
     return await feed.read(conn, head, limit=BATCH)
-
-
-def _drop_if_ended(wakeups: Wakeups, hearing: asyncio.Task[frozenset[str]]) -> None:
-    """Close what its incarnation left in a wait, even in one that had yet to begin."""
-    if hearing.cancelled():
-        wakeups.drop()
 
 
 def _woken(result: frozenset[str] | BaseException) -> _Woken | _Lost:

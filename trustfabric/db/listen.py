@@ -7,7 +7,7 @@ position, and reads on again at every wake-up and at every time-out of `wait`.
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Iterator
-from typing import Self
+from typing import Any, Self
 
 import psycopg
 from psycopg import sql
@@ -82,6 +82,10 @@ class Listening:
     def drop(self) -> None:
         """Close it at once, where nobody waits on it and nothing can be awaited."""
         self._conn.pgconn.finish()
+
+    def drop_with(self, wait: asyncio.Task[Any]) -> None:
+        """Drop it when this wait is cancelled, be it before its first step."""
+        wait.add_done_callback(lambda ended: self.drop() if ended.cancelled() else None)
 
     async def _within(self, statement: Awaitable[object]) -> None:
         watch = asyncio.get_running_loop().call_later(ANSWER_S, cut, self._conn)
